@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The records that cross from the kernel to user space, through the two rings. decode/ reads them
+ * by the types that bpf2go makes of these structs (BTF), never by a mirror written by hand. A record is
+ * its struct followed by its strings, in the order and of the lengths that the struct gives, without NULs between.
+ */
+#ifndef PAVISE_EVENT_H
+#define PAVISE_EVENT_H
+
+/* The numbers of operations, actions and rungs are those of package pavise. */
+enum op {
+	OP_NONE,
+	OP_EXEC,
+	OP_OPEN,
+	OP_CONNECT,
+	OP_BIND,
+	OP_LISTEN,
+	OP_ACCEPT,
+	OP_SEND,
+	OP_FORK,
+	OP_EXIT,
+	NUM_OPS = 16,
+};
+
+enum action {
+	ACT_NONE,
+	ACT_ALLOW,
+	ACT_AUDIT,
+	ACT_DENY,
+	ACT_KILL,
+};
+
+enum rung {
+	RUNG_NONE,
+	RUNG_LSM,
+	RUNG_FMOD_RET,
+	RUNG_CGROUP,
+	RUNG_KILL,
+};
+
+/* Which struct a record is. */
+enum rec_kind {
+	REC_PROC = 1, /* struct rec_proc: exec, fork, found running */
+	REC_EXIT = 2, /* struct rec_exit */
+	REC_FILE = 3, /* struct rec_file: a verdict on process.exec or file.open */
+	REC_NET = 4,  /* struct rec_net: a verdict on net.* */
+};
+
+#define REC_MONITOR (1 << 0) /* the action would have been done, and was not */
+#define REC_FOUND   (1 << 1) /* rec_proc: already ran */
+#define REC_THREAD  (1 << 2) /* rec_proc, fork: a thread */
+
+#define REC_RULES 4
+
+struct rec_hdr {
+	__u32 len; /* of the whole record, strings included */
+	__u8 kind;
+	__u8 op;
+	__u8 action;
+	__u8 flags;
+	__u64 time;    /* ns, CLOCK_BOOTTIME */
+	__u64 exec_id; /* of the actor; for OP_FORK, of the child */
+	__u32 pid;     /* thread group id, initial pid namespace */
+	__u32 tid;
+	__u64 count; /* repeats folded into this record, itself included; at least 1 for verdicts */
+	__u32 gen;
+	__u8 rung;
+	__u8 matched; /* rules that matched, at most 255; rules[] names the first of them */
+	__u8 pad[2];
+	__u32 rules[REC_RULES];
+};
+
+#define FILE_DELETED   (1 << 0)
+#define FILE_MEMFD     (1 << 1)
+#define FILE_TRUNCATED (1 << 2) /* the path was over 4,095 bytes: its last components stand here after ".../" */
+
+struct rec_inode {
+	__u64 ino;
+	__u32 dev; /* kernel dev_t */
+	__u32 links;
+	__u32 owner;
+	__u16 mode;
+	__u8 access;
+	__u8 flags; /* FILE_* */
+};
+
+struct rec_file {
+	struct rec_hdr hdr;
+	struct rec_inode inode;
+	__u16 path_len;
+	__u16 alias_len;
+	__u8 fs_len;
+	__u8 pad[3];
+	/* path, alias, fs */
+};
+
+struct rec_net {
+	struct rec_hdr hdr;
+	__u16 family;
+	__u8 type;
+	__u8 protocol;
+	__u16 remote_port; /* host byte order */
+	__u16 local_port;
+	__u8 remote[16]; /* IPv4 as ::ffff:a.b.c.d; zero when there is none */
+	__u8 local[16];
+	__u16 remote_path_len;
+	__u16 local_path_len;
+	__u32 pad;
+	/* remote path, local path; an abstract name begins with '@' and its other NULs are kept */
+};
+
+#define PROC_DELETED (1 << 0) /* as policy.ProcFlag* */
+#define PROC_MEMFD   (1 << 1)
+#define PROC_SECURE  (1 << 2)
+#define PROC_TTY     (1 << 3)
+#define PROC_ARGSCUT (1 << 4)
+
+struct rec_proc {
+	struct rec_hdr hdr;
+	__u64 parent_exec_id;
+	__u64 start_time; /* ns since boot */
+	__u64 caps;
+	__u64 cgroup_id;
+	struct rec_inode exe;
+	__u32 parent_pid;
+	__u32 uid, gid, euid, egid, login;
+	__u32 ns_mnt, ns_pid, ns_net, ns_user, ns_cgroup, ns_uts, ns_ipc;
+	__u16 path_len;
+	__u16 script_len;
+	__u16 args_len;
+	__u16 cwd_len;
+	__u16 cgroup_len;
+	__u8 fs_len;
+	__u8 flags; /* PROC_* */
+	char comm[16];
+	/* exe path, script, args, cwd, cgroup path, fs. OP_FORK has no strings and no exe: a child is its parent's image. */
+};
+
+struct rec_exit {
+	struct rec_hdr hdr;
+	__u32 code; /* as wait(2)'s status */
+	__u32 pad;
+};
+
+#endif

@@ -1,0 +1,3 @@
+module github.com/pavise-project/pavise
+
+go 1.26

@@ -1,0 +1,181 @@
+package policy
+
+import "github.com/pavise-project/pavise"
+
+// Image is all policies of a node compiled to plain tables, the form in which the kernel
+// judges. It is immutable. docs/design/001-verdict-engine.md says how it is evaluated;
+// Image.Judge is the same evaluation in Go, and bpf/engine.h the one in the kernel.
+type Image struct {
+	Automata []Automaton // at most MaxAutomata
+	Ops      [pavise.NumOps]OpTable
+	Rows     []Row    // Rows[0] is unused: row 0 means "every clause", and is skipped
+	Words    []uint64 // the non-zero words of all rows
+	Rules    []Rule   // by global rule number, as in pavise.Event.RuleIDs
+	// Protected lists exact paths in explicit (not default) rules on file.open and process.exec, sorted. Enforce
+	// gives the kernel their inodes, so that a hard link to such a file is judged under this name too.
+	Protected []string
+}
+
+// The limits of an Image. They are sizes of tables in the kernel (bpf/engine.h).
+const (
+	MaxAutomata  = 32
+	MaxSlots     = 16      // automata that one operation consults
+	MaxOpWords   = 256     // 64 clauses each: 16,384 clauses for one operation
+	MaxRows      = 32768   // over all operations
+	MaxRowWords  = 131072  // non-zero words of all rows
+	MaxClassRows = 262144  // sum over operations and slots of the slot's classes
+	MaxCells     = 2 << 20 // transitions of all automata together
+	MaxStates    = 32768   // rows of one automaton; a state with bit 15 set is a leaf
+	MaxLeaves    = 32767   // of one automaton
+	MaxAllLeaves = 65536   // of all automata
+	MaxAllStates = 131072  // rows of all automata
+	MaxTails     = 1 << 20 // bytes of all tails
+	MaxRules     = 16384
+	MaxString    = 4095 // bytes of a path or name that the kernel judges; longer ones are "overlong"
+)
+
+// Dim is a fact that the kernel hands to the engine as a byte string. Numbers are big-endian.
+// A fact that is absent (a port of a Unix socket) is the empty string.
+type Dim uint8
+
+// The dimensions. Those below DimPath describe the subject and are evaluated once per
+// process and generation; the others describe the object and are evaluated per operation.
+const (
+	DimNone      Dim = 0
+	DimExe       Dim = 1 // path of the executable
+	DimParentExe Dim = 2 // path of the parent's executable
+	DimScript    Dim = 3 // path of the script, empty when none
+	DimCgroup    Dim = 4 // path of the cgroup
+	DimUID       Dim = 5 // 4 bytes, effective
+	DimGID       Dim = 6 // 4 bytes, effective
+	DimLogin     Dim = 7 // 4 bytes, 0xffffffff when not set
+	DimCaps      Dim = 8 // 8 bytes, effective
+	DimProcFlags Dim = 9 // 1 byte, ProcFlag*
+
+	DimPath       Dim = 16 // path of the file (process.exec: the new executable)
+	DimAccess     Dim = 17 // 1 byte, pavise.Access
+	DimOwner      Dim = 18 // 4 bytes, owner of the file
+	DimMode       Dim = 19 // 2 bytes, stat's st_mode, type and permission bits
+	DimFS         Dim = 20 // name of the file system type
+	DimFileFlags  Dim = 21 // 1 byte, FileFlag*
+	DimRemoteAddr Dim = 22 // 16 bytes, IPv4 as ::ffff:a.b.c.d; the unspecified address of a connect is given as loopback
+	DimLocalAddr  Dim = 23 // 16 bytes
+	DimRemotePort Dim = 24 // 2 bytes
+	DimLocalPort  Dim = 25 // 2 bytes
+	DimSocket     Dim = 26 // 3 bytes: family, type, protocol
+	DimRemotePath Dim = 27 // Unix socket path; an abstract name begins with '@'
+	DimLocalPath  Dim = 28
+	NumDims           = 32
+)
+
+// Bits of DimProcFlags and DimFileFlags.
+const (
+	ProcFlagDeleted    = 1 << 0 // the executable has no name any more
+	ProcFlagMemfd      = 1 << 1
+	ProcFlagSecureExec = 1 << 2 // set-user-ID, set-group-ID or file capabilities raised it
+	ProcFlagTTY        = 1 << 3
+
+	FileFlagDeleted = 1 << 0
+	FileFlagMemfd   = 1 << 1
+)
+
+// Automaton maps the byte string of one dimension to a class: the set of atoms (patterns,
+// ranges, prefixes) that it satisfies. It reads from Start; a state below LeafBit is a row
+// of 1<<Shift cells in Next; a state with LeafBit ends the reading. When the string ends
+// in a row, the class is Accept[row].
+type Automaton struct {
+	Dim     Dim
+	Shift   uint8      // log2 of the columns
+	Column  [256]uint8 // byte -> column
+	Start   uint16
+	Next    []uint16 // len = rows << Shift
+	Accept  []uint16 // class by row
+	Leaves  []Leaf   // by state &^ LeafBit
+	Tails   []byte   // the strings that leaves compare
+	Classes int      // class numbers are 0..Classes-1; the last one, Overlong, is for strings over MaxString
+}
+
+// LeafBit marks a state as a leaf.
+const LeafBit = 0x8000
+
+// Leaf compares what is left of the string (after the byte that led here) with a tail, so that
+// a long literal costs bytes and not rows. Match is the class when the whole rest equals the tail or, with
+// Under, begins with the tail followed by '/'; Miss otherwise. With Any the rest is not read and the class is Match.
+type Leaf struct {
+	TailOff     uint32
+	TailLen     uint16
+	Kind        LeafKind
+	Match, Miss uint16
+}
+
+// LeafKind says how a Leaf compares.
+type LeafKind uint8
+
+// The kinds of leaves.
+const (
+	LeafAny   LeafKind = 0
+	LeafExact LeafKind = 1
+	LeafUnder LeafKind = 2
+)
+
+// OpTable says how one operation is judged: the clause sets of its slots' classes are
+// ANDed; what is left, word by word in order, gives the verdict.
+type OpTable struct {
+	Slots []Slot
+	Words []Word   // one per 64 clauses
+	Rule  []uint32 // clause -> number in Image.Rules; len = 64*len(Words); unused clauses are never set
+}
+
+// Used reports whether any rule judges the operation: if not, its hook is not attached.
+func (t *OpTable) Used() bool { return len(t.Words) > 0 }
+
+// Slot is one automaton that an operation consults. ClassRow[class] is the row of clauses that
+// hold for that class, 0 for all of them.
+type Slot struct {
+	Automaton int
+	ClassRow  []uint32
+}
+
+// Row is a set of clauses of one operation: Summary has a bit for each non-zero word, and
+// these words stand at Image.Words[Off:], in order.
+type Row struct {
+	Summary [4]uint64
+	Off     uint32
+}
+
+// Word says what the 64 clauses of a word ask for. Words of an operation are ordered: enforced kill,
+// enforced deny, then per policy with a default its allows followed by its default, then the
+// same of monitored policies (kill, deny, groups), then audits.
+type Word struct {
+	Kind    WordKind
+	Action  pavise.Action // of WordExplicit and WordDefault
+	Monitor bool
+	Group   uint16 // WordAllow and WordDefault: number of the policy's group within the operation, from 1
+}
+
+// WordKind says how the clauses of a Word act.
+type WordKind uint8
+
+// The kinds of words.
+const (
+	WordExplicit WordKind = 1 // any clause left: Action
+	WordAllow    WordKind = 2 // any clause left: the default of Group is met
+	WordDefault  WordKind = 3 // any clause left, and no allow of Group was: Action
+)
+
+// Rule is what an event, `pavise explain` and the agent need to know of a rule. A policy's default for an operation is
+// a rule too, named "default/" and the operation.
+type Rule struct {
+	Policy   string
+	Name     string
+	Index    int // in the policy's rules; -1 for a default
+	Ops      []pavise.Op
+	Action   pavise.Action
+	Monitor  bool
+	Severity string
+	Message  string
+	Tags     []string
+	// Residual is a condition that user space must still evaluate on the event before it is
+	// delivered, because the kernel cannot decide it: audit and monitored rules only. Nil when the kernel decides all.
+	Residual *Expr
+}

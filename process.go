@@ -1,0 +1,61 @@
+package pavise
+
+// Process is one executable image of one process: (boot, pid, start time) and a new
+// exec generation at each exec. It is immutable once published, except through proc.
+type Process struct {
+	ExecID    uint64 `json:"exec_id"`
+	PID       uint32 `json:"pid"`
+	StartTime int64  `json:"start_time"` // nanoseconds since the Unix epoch
+	Found     bool   `json:"found,omitempty"`
+
+	Exe     FileInfo `json:"exe"`
+	Script  string   `json:"script,omitempty"`
+	Args    []string `json:"args,omitempty"`
+	ArgsCut bool     `json:"args_truncated,omitempty"`
+	CWD     string   `json:"cwd,omitempty"`
+	TTY     bool     `json:"tty,omitempty"`
+
+	User       User       `json:"user"`
+	GroupID    uint32     `json:"group_id"`
+	RealUID    uint32     `json:"real_uid"`
+	RealGID    uint32     `json:"real_gid"`
+	LoginID    *uint32    `json:"login_id,omitempty"` // absent when not set
+	Caps       uint64     `json:"caps"`               // effective capabilities, bit n is capability n
+	SecureExec bool       `json:"secure_exec,omitempty"`
+	Namespaces Namespaces `json:"namespaces"`
+
+	Cgroup    string     `json:"cgroup,omitempty"`
+	CgroupID  uint64     `json:"cgroup_id,omitempty"`
+	Unit      string     `json:"unit,omitempty"`
+	Container *Container `json:"container,omitempty"`
+
+	ParentExecID uint64   `json:"parent_exec_id"`
+	Parent       *Process `json:"-"`
+	ExitTime     int64    `json:"exit_time,omitempty"` // nanoseconds since the Unix epoch, 0 while it runs
+}
+
+// User is the effective user of a process. Name is empty when it could not be found.
+type User struct {
+	ID   uint32 `json:"id"`
+	Name string `json:"name,omitempty"`
+}
+
+// Container is the container a process runs in, from its cgroup alone unless a runtime added more.
+type Container struct {
+	ID      string            `json:"id"`
+	Runtime string            `json:"runtime,omitempty"`
+	Name    string            `json:"name,omitempty"`
+	Image   string            `json:"image,omitempty"`
+	Labels  map[string]string `json:"labels,omitempty"`
+}
+
+// Namespaces are inode numbers of a process's namespaces, as in /proc/PID/ns.
+type Namespaces struct {
+	Mnt    uint32 `json:"mnt"`
+	PID    uint32 `json:"pid"`
+	Net    uint32 `json:"net"`
+	User   uint32 `json:"user"`
+	Cgroup uint32 `json:"cgroup"`
+	UTS    uint32 `json:"uts"`
+	IPC    uint32 `json:"ipc"`
+}
