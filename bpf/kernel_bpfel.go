@@ -13,6 +13,129 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type KernelAutomaton struct {
+	_         structs.HostLayout
+	CellOff   uint32
+	AcceptOff uint32
+	LeafOff   uint32
+	TailOff   uint32
+	Start     uint16
+	Overlong  uint16
+	Shift     uint8
+	Dim       uint8
+	Pad       [2]uint8
+	Column    [256]uint8
+}
+
+type KernelControl struct {
+	_            structs.HostLayout
+	Active       uint32
+	SelftestTid  uint32
+	SelftestOp   uint32
+	SelftestHits uint32
+	Hooks        uint32
+	Pad          uint32
+}
+
+type KernelFold struct {
+	_     structs.HostLayout
+	Start uint64
+	Count uint64
+}
+
+type KernelFoldKey struct {
+	_      structs.HostLayout
+	ExecId uint64
+	Object uint64
+	Rule   uint32
+	Op     uint32
+}
+
+type KernelHit struct {
+	_    structs.HostLayout
+	Hits uint64
+	Lost uint64
+}
+
+type KernelInodeKey struct {
+	_   structs.HostLayout
+	Ino uint64
+	Dev uint32
+	N   uint32
+}
+
+type KernelInodeName struct {
+	_    structs.HostLayout
+	Len  uint32
+	Name [256]uint8
+}
+
+type KernelLeaf struct {
+	_       structs.HostLayout
+	TailOff uint32
+	TailLen uint16
+	Kind    uint16
+	Match   uint16
+	Miss    uint16
+}
+
+type KernelMountInfo struct {
+	_     structs.HostLayout
+	MntId uint32
+	Len   uint32
+	Path  [256]uint8
+}
+
+type KernelOpStats struct {
+	_         structs.HostLayout
+	Seen      uint64
+	Delivered uint64
+	Folded    uint64
+	Lost      uint64
+}
+
+type KernelOpTable struct {
+	_         structs.HostLayout
+	N_slots   uint32
+	N_subject uint32
+	N_early   uint32
+	N_words   uint32
+	Need      uint32
+	Enforces  uint32
+	Slots     [16]KernelSlot
+	Words     [256]KernelWord
+	Rules     [16384]uint16
+}
+
+type KernelPool struct {
+	_     structs.HostLayout
+	Cells [2097152]uint16
+}
+
+type KernelProc struct {
+	_            structs.HostLayout
+	ExecId       uint64
+	ParentExecId uint64
+	Start        uint64
+	Caps         uint64
+	CgroupId     uint64
+	Euid         uint32
+	Egid         uint32
+	Login        uint32
+	Gen          uint32
+	Pid          uint32
+	ExeLen       uint16
+	ParentExeLen uint16
+	ScriptLen    uint16
+	Flags        uint8
+	Found        uint8
+	Cls          [32]uint16
+	Exe          [256]uint8
+	ParentExe    [256]uint8
+	Script       [256]uint8
+	_            [4]byte
+}
+
 type KernelRecExit struct {
 	_    structs.HostLayout
 	Hdr  KernelRecHdr
@@ -122,17 +245,167 @@ type KernelRecProc struct {
 	Comm      [16]int8
 }
 
+type KernelRow struct {
+	_   structs.HostLayout
+	Sum [4]uint64
+	Off [4]uint32
+}
+
+type KernelScratch struct {
+	_         structs.HostLayout
+	Busy      uint32
+	Side      uint32
+	Op        uint32
+	N_rows    uint32
+	Rows      [16]uint32
+	Acc       [4]uint64
+	Left      [4]uint64
+	N_met     uint32
+	Allowed   uint32
+	DimOff    [32]uint16
+	DimLen    [32]uint16
+	V         KernelVerdict
+	Best      KernelVerdict
+	State     uint32
+	PathFlags uint32
+	PathTotal uint32
+	PathLen   uint32
+	CanonLen  uint32
+	_         [4]byte
+	Comps     [256]struct {
+		_    structs.HostLayout
+		Name uint64
+		Len  uint32
+		Pad  uint32
+	}
+	Bytes [36880]uint8
+}
+
+type KernelSlot struct {
+	_         structs.HostLayout
+	Automaton uint32
+	ClassRow  uint32
+}
+
+type KernelTables struct {
+	_           structs.HostLayout
+	Gen         uint32
+	SubjectNeed uint32
+	Automata    [32]KernelAutomaton
+	Ops         [8]KernelOpTable
+	Rows        [16384]KernelRow
+	Words       [65536]uint64
+	ClassRows   [131072]uint32
+	Accept      [131072]uint16
+	Leaves      [32768]KernelLeaf
+	Tails       [1048584]uint8
+}
+
+type KernelTestJudge struct {
+	_          structs.HostLayout
+	Op         uint32
+	Side       uint32
+	N_alias    uint32
+	UseSubject uint32
+	Off        [32]uint16
+	Len        [32]uint16
+	AliasOff   [4]uint16
+	AliasLen   [4]uint16
+	Out        KernelVerdict
+	Bytes      [8192]uint8
+}
+
+type KernelTestOpen struct {
+	_       structs.HostLayout
+	Op      uint32
+	Fd      uint32
+	Count   uint32
+	Action  uint32
+	Ns      uint64
+	Ino     uint64
+	Dev     uint32
+	Links   uint32
+	PathLen uint32
+	Path    [4096]uint8
+	_       [4]byte
+}
+
+type KernelVerdict struct {
+	_       structs.HostLayout
+	Action  uint8
+	Would   uint8
+	Matched uint8
+	N_rules uint8
+	Alias   uint8
+	Pad     [3]uint8
+	Rules   [4]uint32
+}
+
+type KernelWord struct {
+	_       structs.HostLayout
+	Valid   uint64
+	Kind    uint8
+	Action  uint8
+	Monitor uint8
+	Pad     uint8
+	Group   uint16
+	Pad2    uint16
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	KernelProgNothing      = "nothing"
-	KernelVarUnusedRecExit = "unused_rec_exit"
-	KernelVarUnusedRecFile = "unused_rec_file"
-	KernelVarUnusedRecHdr  = "unused_rec_hdr"
-	KernelVarUnusedRecKind = "unused_rec_kind"
-	KernelVarUnusedRecNet  = "unused_rec_net"
-	KernelVarUnusedRecProc = "unused_rec_proc"
+	KernelMapControls          = "controls"
+	KernelMapCritical          = "critical"
+	KernelMapErrors            = "errors"
+	KernelMapFolds             = "folds"
+	KernelMapHits              = "hits"
+	KernelMapInodes            = "inodes"
+	KernelMapMounts            = "mounts"
+	KernelMapPools             = "pools"
+	KernelMapProcs             = "procs"
+	KernelMapScratches         = "scratches"
+	KernelMapSides             = "sides"
+	KernelMapStats             = "stats"
+	KernelMapTelemetry         = "telemetry"
+	KernelMapTestJudges        = "test_judges"
+	KernelMapTestOpens         = "test_opens"
+	KernelProgCgBind4          = "cg_bind4"
+	KernelProgCgBind6          = "cg_bind6"
+	KernelProgCgConnect4       = "cg_connect4"
+	KernelProgCgConnect6       = "cg_connect6"
+	KernelProgCgSendmsg4       = "cg_sendmsg4"
+	KernelProgCgSendmsg6       = "cg_sendmsg6"
+	KernelProgFoundTask        = "found_task"
+	KernelProgLsmAccept        = "lsm_accept"
+	KernelProgLsmBind          = "lsm_bind"
+	KernelProgLsmBprmCheck     = "lsm_bprm_check"
+	KernelProgLsmConnect       = "lsm_connect"
+	KernelProgLsmFileOpen      = "lsm_file_open"
+	KernelProgLsmListen        = "lsm_listen"
+	KernelProgLsmSendmsg       = "lsm_sendmsg"
+	KernelProgLsmUnixConnect   = "lsm_unix_connect"
+	KernelProgLsmUnixSend      = "lsm_unix_send"
+	KernelProgOnExec           = "on_exec"
+	KernelProgOnExit           = "on_exit"
+	KernelProgOnFork           = "on_fork"
+	KernelProgOnSysExit        = "on_sys_exit"
+	KernelProgRunJudge         = "run_judge"
+	KernelProgRunOpen          = "run_open"
+	KernelVarExecEvents        = "exec_events"
+	KernelVarIterPhase         = "iter_phase"
+	KernelVarNumScratches      = "num_scratches"
+	KernelVarRegsArg0Off       = "regs_arg0_off"
+	KernelVarRegsArg0OffCompat = "regs_arg0_off_compat"
+	KernelVarRegsNrOff         = "regs_nr_off"
+	KernelVarSysOp             = "sys_op"
+	KernelVarUnusedRecExit     = "unused_rec_exit"
+	KernelVarUnusedRecFile     = "unused_rec_file"
+	KernelVarUnusedRecHdr      = "unused_rec_hdr"
+	KernelVarUnusedRecKind     = "unused_rec_kind"
+	KernelVarUnusedRecNet      = "unused_rec_net"
+	KernelVarUnusedRecProc     = "unused_rec_proc"
 )
 
 // LoadKernel returns the embedded CollectionSpec for Kernel.
@@ -177,25 +450,68 @@ type KernelSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelProgramSpecs struct {
-	Nothing *ebpf.ProgramSpec `ebpf:"nothing"`
+	CgBind4        *ebpf.ProgramSpec `ebpf:"cg_bind4"`
+	CgBind6        *ebpf.ProgramSpec `ebpf:"cg_bind6"`
+	CgConnect4     *ebpf.ProgramSpec `ebpf:"cg_connect4"`
+	CgConnect6     *ebpf.ProgramSpec `ebpf:"cg_connect6"`
+	CgSendmsg4     *ebpf.ProgramSpec `ebpf:"cg_sendmsg4"`
+	CgSendmsg6     *ebpf.ProgramSpec `ebpf:"cg_sendmsg6"`
+	FoundTask      *ebpf.ProgramSpec `ebpf:"found_task"`
+	LsmAccept      *ebpf.ProgramSpec `ebpf:"lsm_accept"`
+	LsmBind        *ebpf.ProgramSpec `ebpf:"lsm_bind"`
+	LsmBprmCheck   *ebpf.ProgramSpec `ebpf:"lsm_bprm_check"`
+	LsmConnect     *ebpf.ProgramSpec `ebpf:"lsm_connect"`
+	LsmFileOpen    *ebpf.ProgramSpec `ebpf:"lsm_file_open"`
+	LsmListen      *ebpf.ProgramSpec `ebpf:"lsm_listen"`
+	LsmSendmsg     *ebpf.ProgramSpec `ebpf:"lsm_sendmsg"`
+	LsmUnixConnect *ebpf.ProgramSpec `ebpf:"lsm_unix_connect"`
+	LsmUnixSend    *ebpf.ProgramSpec `ebpf:"lsm_unix_send"`
+	OnExec         *ebpf.ProgramSpec `ebpf:"on_exec"`
+	OnExit         *ebpf.ProgramSpec `ebpf:"on_exit"`
+	OnFork         *ebpf.ProgramSpec `ebpf:"on_fork"`
+	OnSysExit      *ebpf.ProgramSpec `ebpf:"on_sys_exit"`
+	RunJudge       *ebpf.ProgramSpec `ebpf:"run_judge"`
+	RunOpen        *ebpf.ProgramSpec `ebpf:"run_open"`
 }
 
 // KernelMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelMapSpecs struct {
+	Controls   *ebpf.MapSpec `ebpf:"controls"`
+	Critical   *ebpf.MapSpec `ebpf:"critical"`
+	Errors     *ebpf.MapSpec `ebpf:"errors"`
+	Folds      *ebpf.MapSpec `ebpf:"folds"`
+	Hits       *ebpf.MapSpec `ebpf:"hits"`
+	Inodes     *ebpf.MapSpec `ebpf:"inodes"`
+	Mounts     *ebpf.MapSpec `ebpf:"mounts"`
+	Pools      *ebpf.MapSpec `ebpf:"pools"`
+	Procs      *ebpf.MapSpec `ebpf:"procs"`
+	Scratches  *ebpf.MapSpec `ebpf:"scratches"`
+	Sides      *ebpf.MapSpec `ebpf:"sides"`
+	Stats      *ebpf.MapSpec `ebpf:"stats"`
+	Telemetry  *ebpf.MapSpec `ebpf:"telemetry"`
+	TestJudges *ebpf.MapSpec `ebpf:"test_judges"`
+	TestOpens  *ebpf.MapSpec `ebpf:"test_opens"`
 }
 
 // KernelVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelVariableSpecs struct {
-	UnusedRecExit *ebpf.VariableSpec `ebpf:"unused_rec_exit"`
-	UnusedRecFile *ebpf.VariableSpec `ebpf:"unused_rec_file"`
-	UnusedRecHdr  *ebpf.VariableSpec `ebpf:"unused_rec_hdr"`
-	UnusedRecKind *ebpf.VariableSpec `ebpf:"unused_rec_kind"`
-	UnusedRecNet  *ebpf.VariableSpec `ebpf:"unused_rec_net"`
-	UnusedRecProc *ebpf.VariableSpec `ebpf:"unused_rec_proc"`
+	ExecEvents        *ebpf.VariableSpec `ebpf:"exec_events"`
+	IterPhase         *ebpf.VariableSpec `ebpf:"iter_phase"`
+	NumScratches      *ebpf.VariableSpec `ebpf:"num_scratches"`
+	RegsArg0Off       *ebpf.VariableSpec `ebpf:"regs_arg0_off"`
+	RegsArg0OffCompat *ebpf.VariableSpec `ebpf:"regs_arg0_off_compat"`
+	RegsNrOff         *ebpf.VariableSpec `ebpf:"regs_nr_off"`
+	SysOp             *ebpf.VariableSpec `ebpf:"sys_op"`
+	UnusedRecExit     *ebpf.VariableSpec `ebpf:"unused_rec_exit"`
+	UnusedRecFile     *ebpf.VariableSpec `ebpf:"unused_rec_file"`
+	UnusedRecHdr      *ebpf.VariableSpec `ebpf:"unused_rec_hdr"`
+	UnusedRecKind     *ebpf.VariableSpec `ebpf:"unused_rec_kind"`
+	UnusedRecNet      *ebpf.VariableSpec `ebpf:"unused_rec_net"`
+	UnusedRecProc     *ebpf.VariableSpec `ebpf:"unused_rec_proc"`
 }
 
 // KernelObjects contains all objects after they have been loaded into the kernel.
@@ -218,34 +534,114 @@ func (o *KernelObjects) Close() error {
 //
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelMaps struct {
+	Controls   *ebpf.Map `ebpf:"controls"`
+	Critical   *ebpf.Map `ebpf:"critical"`
+	Errors     *ebpf.Map `ebpf:"errors"`
+	Folds      *ebpf.Map `ebpf:"folds"`
+	Hits       *ebpf.Map `ebpf:"hits"`
+	Inodes     *ebpf.Map `ebpf:"inodes"`
+	Mounts     *ebpf.Map `ebpf:"mounts"`
+	Pools      *ebpf.Map `ebpf:"pools"`
+	Procs      *ebpf.Map `ebpf:"procs"`
+	Scratches  *ebpf.Map `ebpf:"scratches"`
+	Sides      *ebpf.Map `ebpf:"sides"`
+	Stats      *ebpf.Map `ebpf:"stats"`
+	Telemetry  *ebpf.Map `ebpf:"telemetry"`
+	TestJudges *ebpf.Map `ebpf:"test_judges"`
+	TestOpens  *ebpf.Map `ebpf:"test_opens"`
 }
 
 func (m *KernelMaps) Close() error {
-	return _KernelClose()
+	return _KernelClose(
+		m.Controls,
+		m.Critical,
+		m.Errors,
+		m.Folds,
+		m.Hits,
+		m.Inodes,
+		m.Mounts,
+		m.Pools,
+		m.Procs,
+		m.Scratches,
+		m.Sides,
+		m.Stats,
+		m.Telemetry,
+		m.TestJudges,
+		m.TestOpens,
+	)
 }
 
 // KernelVariables contains all global variables after they have been loaded into the kernel.
 //
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelVariables struct {
-	UnusedRecExit *ebpf.Variable `ebpf:"unused_rec_exit"`
-	UnusedRecFile *ebpf.Variable `ebpf:"unused_rec_file"`
-	UnusedRecHdr  *ebpf.Variable `ebpf:"unused_rec_hdr"`
-	UnusedRecKind *ebpf.Variable `ebpf:"unused_rec_kind"`
-	UnusedRecNet  *ebpf.Variable `ebpf:"unused_rec_net"`
-	UnusedRecProc *ebpf.Variable `ebpf:"unused_rec_proc"`
+	ExecEvents        *ebpf.Variable `ebpf:"exec_events"`
+	IterPhase         *ebpf.Variable `ebpf:"iter_phase"`
+	NumScratches      *ebpf.Variable `ebpf:"num_scratches"`
+	RegsArg0Off       *ebpf.Variable `ebpf:"regs_arg0_off"`
+	RegsArg0OffCompat *ebpf.Variable `ebpf:"regs_arg0_off_compat"`
+	RegsNrOff         *ebpf.Variable `ebpf:"regs_nr_off"`
+	SysOp             *ebpf.Variable `ebpf:"sys_op"`
+	UnusedRecExit     *ebpf.Variable `ebpf:"unused_rec_exit"`
+	UnusedRecFile     *ebpf.Variable `ebpf:"unused_rec_file"`
+	UnusedRecHdr      *ebpf.Variable `ebpf:"unused_rec_hdr"`
+	UnusedRecKind     *ebpf.Variable `ebpf:"unused_rec_kind"`
+	UnusedRecNet      *ebpf.Variable `ebpf:"unused_rec_net"`
+	UnusedRecProc     *ebpf.Variable `ebpf:"unused_rec_proc"`
 }
 
 // KernelPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelPrograms struct {
-	Nothing *ebpf.Program `ebpf:"nothing"`
+	CgBind4        *ebpf.Program `ebpf:"cg_bind4"`
+	CgBind6        *ebpf.Program `ebpf:"cg_bind6"`
+	CgConnect4     *ebpf.Program `ebpf:"cg_connect4"`
+	CgConnect6     *ebpf.Program `ebpf:"cg_connect6"`
+	CgSendmsg4     *ebpf.Program `ebpf:"cg_sendmsg4"`
+	CgSendmsg6     *ebpf.Program `ebpf:"cg_sendmsg6"`
+	FoundTask      *ebpf.Program `ebpf:"found_task"`
+	LsmAccept      *ebpf.Program `ebpf:"lsm_accept"`
+	LsmBind        *ebpf.Program `ebpf:"lsm_bind"`
+	LsmBprmCheck   *ebpf.Program `ebpf:"lsm_bprm_check"`
+	LsmConnect     *ebpf.Program `ebpf:"lsm_connect"`
+	LsmFileOpen    *ebpf.Program `ebpf:"lsm_file_open"`
+	LsmListen      *ebpf.Program `ebpf:"lsm_listen"`
+	LsmSendmsg     *ebpf.Program `ebpf:"lsm_sendmsg"`
+	LsmUnixConnect *ebpf.Program `ebpf:"lsm_unix_connect"`
+	LsmUnixSend    *ebpf.Program `ebpf:"lsm_unix_send"`
+	OnExec         *ebpf.Program `ebpf:"on_exec"`
+	OnExit         *ebpf.Program `ebpf:"on_exit"`
+	OnFork         *ebpf.Program `ebpf:"on_fork"`
+	OnSysExit      *ebpf.Program `ebpf:"on_sys_exit"`
+	RunJudge       *ebpf.Program `ebpf:"run_judge"`
+	RunOpen        *ebpf.Program `ebpf:"run_open"`
 }
 
 func (p *KernelPrograms) Close() error {
 	return _KernelClose(
-		p.Nothing,
+		p.CgBind4,
+		p.CgBind6,
+		p.CgConnect4,
+		p.CgConnect6,
+		p.CgSendmsg4,
+		p.CgSendmsg6,
+		p.FoundTask,
+		p.LsmAccept,
+		p.LsmBind,
+		p.LsmBprmCheck,
+		p.LsmConnect,
+		p.LsmFileOpen,
+		p.LsmListen,
+		p.LsmSendmsg,
+		p.LsmUnixConnect,
+		p.LsmUnixSend,
+		p.OnExec,
+		p.OnExit,
+		p.OnFork,
+		p.OnSysExit,
+		p.RunJudge,
+		p.RunOpen,
 	)
 }
 

@@ -1,8 +1,23 @@
 //go:build ignore
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The one object of Pavise. Each hook family has a file; the loader loads only the programs that are needed.
+ */
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
 #include "event.h"
+#include "compat.h"
+#include "engine.h"
+#include "path.h"
+#include "proc.h"
+
+#include "file.bpf.c"
+#include "exec.bpf.c"
+#include "net.bpf.c"
+#include "return.bpf.c"
+#include "test.bpf.c"
 
 /* Kept for their BTF: bpf2go makes Go types of them. */
 struct rec_hdr *unused_rec_hdr __attribute__((unused));
@@ -11,11 +26,5 @@ struct rec_net *unused_rec_net __attribute__((unused));
 struct rec_proc *unused_rec_proc __attribute__((unused));
 struct rec_exit *unused_rec_exit __attribute__((unused));
 enum rec_kind *unused_rec_kind __attribute__((unused));
-
-SEC("syscall")
-int nothing(void *ctx)
-{
-	return 0;
-}
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

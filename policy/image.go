@@ -21,13 +21,13 @@ const (
 	MaxAutomata  = 32
 	MaxSlots     = 16      // automata that one operation consults
 	MaxOpWords   = 256     // 64 clauses each: 16,384 clauses for one operation
-	MaxRows      = 32768   // over all operations
-	MaxRowWords  = 131072  // non-zero words of all rows
-	MaxClassRows = 262144  // sum over operations and slots of the slot's classes
+	MaxRows      = 16384   // over all operations
+	MaxRowWords  = 65536   // non-zero words of all rows
+	MaxClassRows = 131072  // sum over operations and slots of the slot's classes
 	MaxCells     = 2 << 20 // transitions of all automata together
 	MaxStates    = 32768   // rows of one automaton; a state with bit 15 set is a leaf
 	MaxLeaves    = 32767   // of one automaton
-	MaxAllLeaves = 65536   // of all automata
+	MaxAllLeaves = 32768   // of all automata
 	MaxAllStates = 131072  // rows of all automata
 	MaxTails     = 1 << 20 // bytes of all tails
 	MaxRules     = 16384

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Where kernels differ: chosen by existence, never by version number.
+ */
+#ifndef PAVISE_COMPAT_H
+#define PAVISE_COMPAT_H
+
+#include "kernel.h"
+
+/* kernfs_node.parent became __parent, under RCU, in 6.15 (633488947ef6 "kernfs: Use RCU to access kernfs_node::parent"). */
+struct kernfs_node___new {
+	struct kernfs_node *__parent;
+} __attribute__((preserve_access_index));
+
+static __always_inline __u64 kernfs_parent(__u64 kn)
+{
+	struct kernfs_node___new *n = (void *)kn;
+
+	if (bpf_core_field_exists(n->__parent))
+		return (__u64)BPF_CORE_READ(n, __parent);
+	return (__u64)BPF_CORE_READ((struct kernfs_node *)kn, parent);
+}
+
+/* x86 tells a 32-bit system call by TS_COMPAT in thread_info.status, arm64 by TIF_32BIT in thread_info.flags. */
+struct thread_info___x86 {
+	__u32 status;
+} __attribute__((preserve_access_index));
+
+struct task_struct___x86 {
+	struct thread_info___x86 thread_info;
+} __attribute__((preserve_access_index));
+
+static __always_inline bool compat_syscall(struct task_struct *t)
+{
+	struct task_struct___x86 *x = (void *)t;
+
+	if (bpf_core_field_exists(x->thread_info.status))
+		return BPF_CORE_READ(x, thread_info.status) & 2;
+	return BPF_CORE_READ(t, thread_info.flags) >> 22 & 1;
+}
+
+/* The one place that knows where registers are: offsets into pt_regs, set by the loader for the machine's architecture. */
+const volatile __u32 regs_nr_off = 120;	      /* x86-64: orig_ax */
+const volatile __u32 regs_arg0_off = 112;     /* x86-64: di, as the kernel leaves it during the call */
+const volatile __u32 regs_arg0_off_compat = 40; /* i386: bx */
+
+static __always_inline __u64 reg_at(void *regs, __u32 off)
+{
+	__u64 v = 0;
+
+	bpf_probe_read_kernel(&v, sizeof(v), regs + (off & 0x1ff));
+	return v;
+}
+
+/* The v1 controller whose hierarchy is taken when a process is at the root of v2 (hybrid hosts); found by name since numbers differ. */
+enum cgroup_subsys_id___pavise {
+	memory_cgrp_id___pavise = 100,
+	pids_cgrp_id___pavise = 101,
+};
+
+#endif

@@ -1,0 +1,570 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The verdict engine: the tables of two generations of policy.Image, and the functions that judge with
+ * them. docs/design/001-verdict-engine.md says how; policy.Image.Judge is the same in Go, and a test compares
+ * the two. Nothing here knows of a hook or of the meaning of a dimension.
+ */
+#ifndef PAVISE_ENGINE_H
+#define PAVISE_ENGINE_H
+
+#include "kernel.h"
+#include "event.h"
+
+/* Sizes: those of policy/image.go (Max*); enforce checks that they agree. */
+#define NUM_AUTOMATA   32
+#define NUM_SLOTS      16
+#define NUM_OPWORDS    256
+#define NUM_JUDGED     8 /* operations below this number can be judged */
+#define NUM_CLAUSES    (NUM_OPWORDS * 64)
+#define NUM_ROWS       16384
+#define NUM_ROWWORDS   65536
+#define NUM_CLASSROWS  131072
+#define NUM_CELLS      (2 << 20)
+#define NUM_ALLSTATES  131072
+#define NUM_ALLLEAVES  32768
+#define NUM_TAILS      (1 << 20)
+#define MAX_STRING     4095
+#define LEAF_BIT       0x8000
+
+#define DIM_EXE		1
+#define DIM_PARENT_EXE	2
+#define DIM_SCRIPT	3
+#define DIM_CGROUP	4
+#define DIM_UID		5
+#define DIM_GID		6
+#define DIM_LOGIN	7
+#define DIM_CAPS	8
+#define DIM_PROC_FLAGS	9
+#define DIM_PATH	16 /* the first dimension of the object */
+#define DIM_ACCESS	17
+#define DIM_OWNER	18
+#define DIM_MODE	19
+#define DIM_FS		20
+#define DIM_FILE_FLAGS	21
+#define DIM_RADDR	22
+#define DIM_LADDR	23
+#define DIM_RPORT	24
+#define DIM_LPORT	25
+#define DIM_SOCKET	26
+#define DIM_RPATH	27
+#define DIM_LPATH	28
+#define NUM_DIMS	32
+
+struct automaton {
+	__u32 cell_off;
+	__u32 accept_off;
+	__u32 leaf_off;
+	__u32 tail_off;
+	__u16 start;
+	__u16 overlong;
+	__u8 shift;
+	__u8 dim;
+	__u8 pad[2];
+	__u8 column[256];
+};
+
+enum { LEAF_ANY, LEAF_EXACT, LEAF_UNDER };
+
+struct leaf {
+	__u32 tail_off; /* from the automaton's tail_off */
+	__u16 tail_len;
+	__u16 kind;
+	__u16 match;
+	__u16 miss;
+};
+
+struct slot {
+	__u32 automaton;
+	__u32 class_row; /* offset into class_rows */
+};
+
+enum { WORD_NONE, WORD_EXPLICIT, WORD_ALLOW, WORD_DEFAULT };
+
+struct word {
+	__u64 valid; /* the clauses that exist */
+	__u8 kind;
+	__u8 action;
+	__u8 monitor;
+	__u8 pad;
+	__u16 group;
+	__u16 pad2;
+};
+
+struct op_table {
+	__u32 n_slots;
+	__u32 n_subject; /* the first n_slots of these are about the subject */
+	__u32 n_early;	 /* and this many need no path */
+	__u32 n_words;	 /* 0: nothing judges this operation */
+	__u32 need;	 /* bit per dimension that some slot reads */
+	__u32 enforces;	 /* some word is enforced: without a verdict the operation is refused */
+	struct slot slots[NUM_SLOTS];
+	struct word words[NUM_OPWORDS];
+	__u16 rules[NUM_CLAUSES];
+};
+
+struct row {
+	__u64 sum[4];
+	__u32 off[4]; /* where the words of sum[i] begin in words */
+};
+
+/*
+ * One generation. An array of two: the hook reads control.active once and uses that side throughout; user space writes the other
+ * side through its mapping after a grace period. 4 MiB is the largest value of an array map on 5.15.
+ */
+struct tables {
+	__u32 gen; /* never 0 once staged */
+	__u32 subject_need; /* dimensions of the subject that some operation reads */
+	struct automaton automata[NUM_AUTOMATA];
+	struct op_table ops[NUM_JUDGED];
+	struct row rows[NUM_ROWS];
+	__u64 words[NUM_ROWWORDS];
+	__u32 class_rows[NUM_CLASSROWS];
+	__u16 accept[NUM_ALLSTATES];
+	struct leaf leaves[NUM_ALLLEAVES];
+	__u8 tails[NUM_TAILS + 8] __attribute__((aligned(8)));
+};
+
+struct pool {
+	__u16 cells[NUM_CELLS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct tables);
+} sides SEC(".maps");
+
+/* The transitions of all automata of a generation: at most 2 Mi cells, refused by the compiler beyond. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct pool);
+} pools SEC(".maps");
+
+struct control {
+	__u32 active; /* which side judges: the one word that activates a generation */
+	__u32 selftest_tid; /* the thread whose next call of selftest_op is refused, to prove the rung; 0 for none */
+	__u32 selftest_op;
+	__u32 selftest_hits;
+	__u32 hooks; /* bit per operation that sched_process_exec and sys_exit judge: those on the kill-on-return rung */
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct control);
+} controls SEC(".maps");
+
+/* What was matched and what of it could not be delivered, by side and rule. */
+struct hit {
+	__u64 hits;
+	__u64 lost;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2 * NUM_CLAUSES);
+	__type(key, __u32);
+	__type(value, struct hit);
+} hits SEC(".maps");
+
+struct verdict {
+	__u8 action;  /* enforced kill or deny; else 0 */
+	__u8 would;   /* strictest monitored action, or ACT_AUDIT; else 0 */
+	__u8 matched; /* rules that hold, at most 255 */
+	__u8 n_rules;
+	__u8 alias; /* 1 + number of the alias that decided */
+	__u8 pad[3];
+	__u32 rules[REC_RULES];
+};
+
+/*
+ * Working memory of one judgement. Hooks can be preempted between migrate_disable and migrate_enable, and the next task on the same
+ * CPU can enter a hook too, so it is not per CPU: a few per CPU are claimed by compare-and-swap.
+ * bytes holds the small dimensions (16 bytes each), then the record with its strings, then other names.
+ */
+#define BYTES	  32768
+#define OFF_SMALL 0
+#define OFF_REC	  512
+#define OFF_ALT	  24576
+#define OFF_TMP	  28672
+#define MAX_COMPS 256 /* components and mounts of a path */
+
+struct comp {
+	__u64 name;
+	__u32 len;
+	__u32 pad;
+};
+
+struct scratch {
+	__u32 busy;
+	__u32 side;
+	__u32 op;
+	__u32 n_rows;
+	__u32 rows[NUM_SLOTS];
+	__u64 acc[4];	/* the words that may hold after judge_early */
+	__u64 left[4];	/* and after judge, for one name */
+	__u32 n_met;
+	__u32 allowed; /* the group whose allow rule was met last */
+	__u16 dim_off[NUM_DIMS];
+	__u16 dim_len[NUM_DIMS]; /* over MAX_STRING: too long to judge exactly */
+	struct verdict v;
+	struct verdict best;
+	__u32 state;	  /* of the automaton that runs */
+	__u32 path_flags; /* PATH_* of the last path_build */
+	__u32 path_total;
+	__u32 path_len;
+	__u32 canon_len;
+	struct comp comps[MAX_COMPS];
+	__u8 bytes[BYTES + 4096 + 16];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 8); /* set by the loader: SCRATCH_PER_CPU for each possible CPU */
+	__type(key, __u32);
+	__type(value, struct scratch);
+} scratches SEC(".maps");
+
+#define SCRATCH_PER_CPU 4
+const volatile __u32 num_scratches = 8;
+
+static __always_inline struct scratch *scratch_at(__u32 i)
+{
+	return bpf_map_lookup_elem(&scratches, &i);
+}
+
+/* scratch_get claims working memory; -1 when all that it tried is in use. */
+static __always_inline int scratch_get(void)
+{
+	__u32 first = bpf_get_smp_processor_id() * SCRATCH_PER_CPU;
+
+	for (int k = 0; k < 3 * SCRATCH_PER_CPU; k++) {
+		__u32 i = first + k;
+		struct scratch *s;
+
+		if (i >= num_scratches)
+			i -= num_scratches;
+		s = scratch_at(i);
+		if (!s)
+			continue;
+		if (__sync_val_compare_and_swap(&s->busy, 0, 1) == 0)
+			return i;
+	}
+	return -1;
+}
+
+static __always_inline void scratch_put(struct scratch *s)
+{
+	__sync_lock_test_and_set(&s->busy, 0);
+}
+
+static __always_inline __u32 popcount(__u64 x)
+{
+	x -= x >> 1 & 0x5555555555555555ULL;
+	x = (x & 0x3333333333333333ULL) + (x >> 2 & 0x3333333333333333ULL);
+	x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
+	return x * 0x0101010101010101ULL >> 56;
+}
+
+#define CHUNK 256
+
+/* load64 loads 8 bytes at any address; by way of a parameter, or clang sees the alignment of the array and loads bytes. */
+static __always_inline __u64 load64(const void *p)
+{
+	return *(const __u64 *)p;
+}
+
+/*
+ * step runs an automaton from the state in s->state over bytes[off, off+len), len at most CHUNK, and leaves the state there. Returns how many
+ * bytes it read: fewer than len when it came to a leaf. A function of its own, and in chunks, so that the verifier walks 256 turns and not 4,095.
+ */
+__noinline int step(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
+{
+	struct scratch *s = scratch_at(si);
+	struct tables *t = bpf_map_lookup_elem(&sides, &side);
+	struct pool *p = bpf_map_lookup_elem(&pools, &side);
+	struct automaton *a;
+	__u32 base, shift, i, st;
+
+	if (!s || !t || !p)
+		return 0;
+	a = &t->automata[ai & (NUM_AUTOMATA - 1)];
+	st = s->state;
+	base = a->cell_off;
+	shift = a->shift & 15;
+	for (i = 0; i < CHUNK; i++) {
+		if (i >= len)
+			break;
+		st = p->cells[(base + (st << shift) + a->column[s->bytes[(off + i) & (BYTES - 1)]]) & (NUM_CELLS - 1)];
+		if (st & LEAF_BIT) {
+			i++;
+			break;
+		}
+	}
+	s->state = st;
+	return i;
+}
+
+/* leaf_class ends a reading in a leaf of an automaton: bytes[off, off+len) is what is left of the string. */
+__noinline int leaf_class(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
+{
+	struct scratch *s = scratch_at(si);
+	struct tables *t = bpf_map_lookup_elem(&sides, &side);
+	struct automaton *a;
+	struct leaf *lf;
+	__u32 i, tail, tlen, words;
+
+	if (!s || !t)
+		return 0;
+	a = &t->automata[ai & (NUM_AUTOMATA - 1)];
+	lf = &t->leaves[(a->leaf_off + (s->state & ~LEAF_BIT)) & (NUM_ALLLEAVES - 1)];
+	if (lf->kind == LEAF_ANY)
+		return lf->match;
+	tlen = lf->tail_len;
+	if (len < tlen || (len > tlen && lf->kind == LEAF_EXACT))
+		return lf->miss;
+	tail = a->tail_off + lf->tail_off;
+	words = tlen >> 3;
+	for (i = 0; i < (MAX_STRING + 1) / 8; i++) {
+		if (i >= words)
+			break;
+		if (load64(&s->bytes[(off + i * 8) & (BYTES - 1)]) !=
+		    load64(&t->tails[(tail + i * 8) & (NUM_TAILS - 1)]))
+			return lf->miss;
+	}
+	if (tlen & 7) { /* tails are zero-padded */
+		__u32 at = tlen & ~7;
+		__u64 x = load64(&s->bytes[(off + at) & (BYTES - 1)]) & ((1ULL << ((tlen & 7) * 8)) - 1);
+
+		if (x != load64(&t->tails[(tail + at) & (NUM_TAILS - 1)]))
+			return lf->miss;
+	}
+	if (len > tlen && s->bytes[(off + tlen) & (BYTES - 1)] != '/')
+		return lf->miss;
+	return lf->match;
+}
+
+/* classify runs an automaton over bytes[off, off+len) of a scratch and returns the class. */
+__noinline int classify(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
+{
+	struct scratch *s = scratch_at(si);
+	struct tables *t = bpf_map_lookup_elem(&sides, &side);
+	struct automaton *a;
+
+	if (!s || !t)
+		return 0;
+	a = &t->automata[ai & (NUM_AUTOMATA - 1)];
+	if (len > MAX_STRING)
+		return a->overlong;
+	s->state = a->start;
+	for (int i = 0; i < (MAX_STRING + 1) / CHUNK; i++) {
+		__u32 n;
+
+		if (s->state & LEAF_BIT || !len)
+			break;
+		n = step(si, side, ai, off, len > CHUNK ? CHUNK : len);
+		if (n > len)
+			n = len;
+		off += n;
+		len -= n;
+	}
+	if (s->state & LEAF_BIT)
+		return leaf_class(si, side, ai, off, len);
+	return t->accept[(a->accept_off + s->state) & (NUM_ALLSTATES - 1)];
+}
+
+/* meet ANDs the row of a slot's class into acc; false when nothing is left. */
+static __always_inline bool meet(struct scratch *s, struct tables *t, struct slot *sl, __u32 class, __u64 *acc,
+				 __u32 *n)
+{
+	__u32 ri = t->class_rows[(sl->class_row + class) & (NUM_CLASSROWS - 1)];
+	struct row *r;
+
+	if (!ri)
+		return true; /* every clause */
+	r = &t->rows[ri & (NUM_ROWS - 1)];
+	acc[0] &= r->sum[0];
+	acc[1] &= r->sum[1];
+	acc[2] &= r->sum[2];
+	acc[3] &= r->sum[3];
+	s->rows[*n & (NUM_SLOTS - 1)] = ri;
+	(*n)++;
+	return acc[0] | acc[1] | acc[2] | acc[3];
+}
+
+/*
+ * tally_word takes the word wi of the operation (number q*64 + n, where low has the n lowest bits set) into the verdict: as Image.Judge,
+ * after an enforced verdict the rest of the enforced words is skipped and the monitored ones and audits are still reported;
+ * with alias only explicit words count. Its own function, as is tally, to keep what the verifier has to walk small.
+ */
+__noinline int tally_word(__u32 si, __u32 q, __u64 low, __u32 alias)
+{
+	struct scratch *s = scratch_at(si);
+	__u32 side, wi, matched, n_rows;
+	struct verdict *v;
+	struct op_table *ot;
+	struct tables *t;
+	struct word *wd;
+	__u64 w;
+
+	if (!s)
+		return 0;
+	side = s->side;
+	t = bpf_map_lookup_elem(&sides, &side);
+	if (!t)
+		return 0;
+	q &= 3;
+	v = &s->v;
+	ot = &t->ops[s->op & (NUM_JUDGED - 1)];
+	wi = q * 64 + popcount(low);
+	wd = &ot->words[wi & (NUM_OPWORDS - 1)];
+	if (wd->kind != WORD_EXPLICIT && alias)
+		return 0;
+	if (v->action && !wd->monitor && wd->action != ACT_AUDIT)
+		return 0;
+	w = wd->valid;
+	n_rows = s->n_met;
+	for (int r = 0; r < NUM_SLOTS; r++) {
+		struct row *row;
+
+		if (r >= n_rows)
+			break;
+		row = &t->rows[s->rows[r] & (NUM_ROWS - 1)];
+		w &= t->words[(row->off[q] + popcount(row->sum[q] & low)) & (NUM_ROWWORDS - 1)];
+	}
+	if (!w)
+		return 0;
+	if (wd->kind == WORD_ALLOW) {
+		s->allowed = wd->group;
+		return 0;
+	}
+	if (wd->kind == WORD_DEFAULT && s->allowed == wd->group)
+		return 0;
+	matched = v->matched + popcount(w);
+	v->matched = matched > 255 ? 255 : matched;
+	if (v->n_rules < REC_RULES) {
+		__u32 c = wi * 64 + popcount((w & -w) - 1);
+
+		v->rules[v->n_rules & (REC_RULES - 1)] = ot->rules[c & (NUM_CLAUSES - 1)];
+		v->n_rules++;
+	}
+	if (wd->monitor || wd->action == ACT_AUDIT) {
+		if (wd->action > v->would)
+			v->would = wd->action;
+	} else {
+		v->action = wd->action;
+	}
+	return 0;
+}
+
+/* tally goes through the words that are left in s->left, in order, and fills s->v. */
+__noinline int tally(__u32 si, __u32 alias)
+{
+	struct scratch *s = scratch_at(si);
+
+	if (!s)
+		return 0;
+	__builtin_memset(&s->v, 0, sizeof(s->v));
+	s->allowed = 0;
+	for (int q = 0; q < 4; q++) {
+		__u64 m = s->left[q];
+
+		for (int k = 0; k < 64; k++) {
+			__u64 low;
+
+			if (!m)
+				break;
+			low = (m & -m) - 1;
+			m &= m - 1;
+			tally_word(si, q, low, alias);
+		}
+	}
+	return 0;
+}
+
+/*
+ * judge completes a judgement that judge_early began: the slots that need a path read it at [off, off+len), and s->v becomes the
+ * verdict under that name. Merged into s->best when it is stricter. alias is 0 for the first name.
+ */
+__noinline int judge(__u32 si, __u32 off, __u32 len, __u32 alias)
+{
+	struct scratch *s = scratch_at(si);
+	struct tables *t;
+	struct op_table *ot;
+	__u64 acc[4];
+	__u32 n, side;
+
+	if (!s)
+		return 0;
+	side = s->side;
+	t = bpf_map_lookup_elem(&sides, &side);
+	if (!t)
+		return 0;
+	ot = &t->ops[s->op & (NUM_JUDGED - 1)];
+	acc[0] = s->acc[0];
+	acc[1] = s->acc[1];
+	acc[2] = s->acc[2];
+	acc[3] = s->acc[3];
+	n = s->n_rows;
+	for (int i = 0; i < NUM_SLOTS; i++) {
+		struct slot *sl = &ot->slots[i];
+		__u32 dim, o, l, c;
+
+		if (i < ot->n_early)
+			continue;
+		if (i >= ot->n_slots)
+			break;
+		dim = t->automata[sl->automaton & (NUM_AUTOMATA - 1)].dim & (NUM_DIMS - 1);
+		o = dim == DIM_PATH ? off : s->dim_off[dim];
+		l = dim == DIM_PATH ? len : s->dim_len[dim];
+		c = classify(si, side, sl->automaton, o, l);
+		if (!meet(s, t, sl, c, acc, &n))
+			return 0;
+	}
+	s->left[0] = acc[0];
+	s->left[1] = acc[1];
+	s->left[2] = acc[2];
+	s->left[3] = acc[3];
+	s->n_met = n;
+	tally(si, alias);
+	/* Strictest first; on a tie the first name stands. */
+	if (s->v.action > s->best.action ||
+	    (s->v.action == s->best.action && !s->best.action && s->v.would > s->best.would)) {
+		s->best = s->v;
+		s->best.alias = alias;
+	}
+	return s->best.action;
+}
+
+static __always_inline void set_dim(struct scratch *s, __u32 dim, __u32 off, __u32 len)
+{
+	s->dim_off[dim] = off;
+	s->dim_len[dim] = len;
+}
+
+static __always_inline void set_be32(struct scratch *s, __u32 dim, __u32 v)
+{
+	*(__u32 *)&s->bytes[OFF_SMALL + dim * 16] = __builtin_bswap32(v);
+	set_dim(s, dim, OFF_SMALL + dim * 16, 4);
+}
+
+static __always_inline void set_be16(struct scratch *s, __u32 dim, __u16 v)
+{
+	*(__u16 *)&s->bytes[OFF_SMALL + dim * 16] = __builtin_bswap16(v);
+	set_dim(s, dim, OFF_SMALL + dim * 16, 2);
+}
+
+static __always_inline void set_u8(struct scratch *s, __u32 dim, __u8 v)
+{
+	s->bytes[OFF_SMALL + dim * 16] = v;
+	set_dim(s, dim, OFF_SMALL + dim * 16, 1);
+}
+
+#endif

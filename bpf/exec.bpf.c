@@ -1,0 +1,337 @@
+//go:build ignore
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Processes: tp_btf fork, exec, exit, and iter/task for what already runs. Attached always: identity depends on them. When task storage
+ * cannot be had, the thread is identified at its first judgement, or judged strictly (proc.h). process.exec is judged at
+ * lsm/bprm_check_security, or here, in sched_process_exec, on the kill-on-return rung: the process is killed before its first instruction.
+ */
+
+const volatile bool exec_events = true; /* lifecycle records; off only in benchmarks */
+
+static __always_inline void fill_proc(struct rec_proc *r, struct task_struct *t, struct proc *p, __u8 op)
+{
+	struct nsproxy *ns = BPF_CORE_READ(t, nsproxy);
+	const struct cred *c = BPF_CORE_READ(t, cred);
+	struct pid *pid = BPF_CORE_READ(t, thread_pid);
+	struct pid_namespace *pns = NULL;
+	__u32 level;
+
+	__builtin_memset(r, 0, sizeof(*r));
+	r->hdr.kind = REC_PROC;
+	r->hdr.op = op;
+	r->hdr.time = bpf_ktime_get_boot_ns();
+	r->hdr.exec_id = p->exec_id;
+	r->hdr.pid = BPF_CORE_READ(t, tgid);
+	r->hdr.tid = BPF_CORE_READ(t, pid);
+	r->hdr.count = 1;
+	r->parent_exec_id = p->parent_exec_id;
+	r->start_time = p->start;
+	r->parent_pid = BPF_CORE_READ(t, real_parent, tgid);
+	r->uid = BPF_CORE_READ(c, uid.val);
+	r->gid = BPF_CORE_READ(c, gid.val);
+	r->euid = BPF_CORE_READ(c, euid.val);
+	r->egid = BPF_CORE_READ(c, egid.val);
+	r->caps = read_caps(c);
+	r->login = ~0U;
+	if (bpf_core_field_exists(t->loginuid))
+		r->login = BPF_CORE_READ(t, loginuid.val);
+	r->ns_user = BPF_CORE_READ(c, user_ns, ns.inum);
+	if (ns) {
+		r->ns_mnt = BPF_CORE_READ(ns, mnt_ns, ns.inum);
+		r->ns_net = BPF_CORE_READ(ns, net_ns, ns.inum);
+		r->ns_uts = BPF_CORE_READ(ns, uts_ns, ns.inum);
+		r->ns_ipc = BPF_CORE_READ(ns, ipc_ns, ns.inum);
+		if (bpf_core_field_exists(ns->cgroup_ns))
+			r->ns_cgroup = BPF_CORE_READ(ns, cgroup_ns, ns.inum);
+	}
+	level = BPF_CORE_READ(pid, level);
+	bpf_probe_read_kernel(&pns, sizeof(pns),
+			      (void *)pid + bpf_core_field_offset(struct pid, numbers) +
+				      (level & 31) * bpf_core_type_size(struct upid) +
+				      bpf_core_field_offset(struct upid, ns));
+	if (pns)
+		r->ns_pid = BPF_CORE_READ(pns, ns.inum);
+	if (BPF_CORE_READ(t, signal, tty))
+		p->flags |= PROC_TTY;
+	else
+		p->flags &= ~PROC_TTY;
+	r->flags = p->flags;
+	bpf_probe_read_kernel_str(r->comm, sizeof(r->comm), t->comm);
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+{
+	struct proc *pp, *p;
+	struct scratch *s;
+	int si;
+
+	pp = bpf_task_storage_get(&procs, parent, 0, 0);
+	si = scratch_get();
+	if (si < 0) {
+		count_err(ERR_SCRATCH);
+		return 0;
+	}
+	s = scratch_at(si);
+	if (!s)
+		return 0;
+	if (!pp) {
+		identify(si);
+		pp = bpf_task_storage_get(&procs, parent, 0, 0);
+	}
+	if (!pp) {
+		count_err(ERR_PROC);
+		goto out;
+	}
+	p = bpf_task_storage_get(&procs, child, pp, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!p) {
+		count_err(ERR_PROC);
+		goto out;
+	}
+	if (child->pid != child->tgid)
+		goto out; /* a thread: the same process, the same identity */
+	p->parent_exec_id = pp->exec_id;
+	p->exec_id = new_exec_id();
+	p->pid = child->pid;
+	p->start = BPF_CORE_READ(child, start_boottime);
+	p->found = 0;
+	p->gen = 0; /* its parent is another */
+	p->parent_exe_len = pp->exe_len;
+	__builtin_memcpy(p->parent_exe, pp->exe, PROC_STR);
+	if (exec_events) {
+		struct rec_proc *r = (void *)&s->bytes[OFF_REC];
+		struct op_stats *st = stats_of(OP_FORK);
+
+		fill_proc(r, child, p, OP_FORK);
+		r->parent_pid = BPF_CORE_READ(parent, tgid);
+		if (st)
+			__sync_fetch_and_add(&st->seen, 1);
+		send(s, &r->hdr, sizeof(*r), true, false);
+	}
+out:
+	scratch_put(s);
+	return 0;
+}
+
+/* put_str appends what path_build and its like left at bytes[*pos] to the record: it already stands there. */
+static __always_inline __u16 took(__u32 *pos, __u32 len)
+{
+	len = clip(len);
+	*pos += len;
+	return len;
+}
+
+static __always_inline void fill_exe(struct scratch *s, struct rec_proc *r, struct file *exe, __u32 len)
+{
+	read_inode((__u64)BPF_CORE_READ(exe, f_inode), &r->exe);
+	r->exe.flags = (s->path_flags & PATH_PSEUDO ? FILE_MEMFD : 0) |
+		       (s->path_flags & PATH_DELETED || !r->exe.links ? FILE_DELETED : 0) |
+		       (len > MAX_STRING ? FILE_TRUNCATED : 0);
+}
+
+/* finish_proc appends args, cwd, cgroup and file system to a record whose path and script stand, and sends it. */
+static __always_inline void finish_proc(struct scratch *s, __u32 si, struct rec_proc *r, struct task_struct *t,
+					struct file *exe, __u32 pos, bool args)
+{
+	struct op_stats *st = stats_of(OP_EXEC);
+	struct fs_struct *fs = BPF_CORE_READ(t, fs);
+	__u64 cgrp = cgroup_of(t);
+
+	if (args) {
+		unsigned long start = BPF_CORE_READ(t, mm, arg_start), end = BPF_CORE_READ(t, mm, arg_end);
+		__u64 len = end - start;
+
+		if (len > 4096) {
+			len = 4096;
+			r->flags |= PROC_ARGSCUT;
+		}
+		if (len && bpf_probe_read_user(&s->bytes[pos & (BYTES - 1)], len & 0x1fff, (void *)start)) {
+			len = 0;
+			r->flags |= PROC_ARGSCUT; /* paged out since: said, not guessed */
+		}
+		r->args_len = took(&pos, len);
+	}
+	if (fs)
+		r->cwd_len = took(&pos, path_build(si, pos, (__u64)BPF_CORE_READ(fs, pwd.dentry),
+						   (__u64)BPF_CORE_READ(fs, pwd.mnt), 0));
+	r->cgroup_len = took(&pos, cgroup_path(si, pos, cgrp) & 0x7ff);
+	r->cgroup_id = BPF_CORE_READ((struct cgroup *)cgrp, kn, id);
+	if (exe) {
+		r->fs_len = read_fs(s, pos, (__u64)BPF_CORE_READ(exe, f_inode));
+		pos += r->fs_len;
+	}
+	if (st)
+		__sync_fetch_and_add(&st->seen, 1);
+	send(s, &r->hdr, pos - OFF_REC, true, false);
+}
+
+/*
+ * judge_exec judges the execution of file by the current process, whose identity is still that of the image before.
+ */
+static __always_inline int judge_exec(struct scratch *s, __u32 si, struct file *file, __u8 rung)
+{
+	return judge_file(s, si, OP_EXEC, (__u64)BPF_CORE_READ(file, f_path.dentry), (__u64)BPF_CORE_READ(file, f_path.mnt),
+			  (__u64)BPF_CORE_READ(file, f_inode), ACCESS_READ | ACCESS_EXEC, rung);
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *bprm)
+{
+	struct control *c = ctl();
+	struct proc *p;
+	struct scratch *s;
+	struct rec_proc *r;
+	struct file *exe;
+	__u32 len, pos;
+	__u64 interp, filename;
+	int si;
+
+	si = scratch_get();
+	if (si < 0) {
+		count_err(ERR_SCRATCH);
+		return 0;
+	}
+	s = scratch_at(si);
+	if (!s)
+		return 0;
+	if (c && c->hooks & 1 << OP_EXEC) {
+		if (c->selftest_tid == (__u32)bpf_get_current_pid_tgid() && c->selftest_op == OP_EXEC)
+			__sync_fetch_and_add(&c->selftest_hits, 1);
+		if (judge_exec(s, si, bprm->file, RUNG_KILL) == ACT_KILL)
+			bpf_send_signal(SIGKILL);
+	}
+	identify(si);
+	p = bpf_task_storage_get(&procs, t, 0, 0);
+	if (!p) {
+		count_err(ERR_PROC);
+		goto out;
+	}
+	r = (void *)&s->bytes[OFF_REC];
+	p->exec_id = new_exec_id();
+	p->found = 0;
+	p->gen = 0;
+	exe = bprm->file;
+	fill_proc(r, t, p, OP_EXEC);
+	pos = OFF_REC + sizeof(*r);
+	len = path_build(si, pos, (__u64)BPF_CORE_READ(exe, f_path.dentry), (__u64)BPF_CORE_READ(exe, f_path.mnt), 0);
+	p->exe_len = len;
+	keep(s, p->exe, pos);
+	fill_exe(s, r, exe, len);
+	r->path_len = took(&pos, len);
+	p->flags = (p->flags & PROC_TTY) | exe_flags(s, r->exe.links) |
+		   (BPF_CORE_READ_BITFIELD_PROBED(bprm, secureexec) ? PROC_SECURE : 0);
+	r->flags = p->flags;
+
+	/* binfmt_script and binfmt_misc replace interp and leave filename, as given to execve, pointing at the script. */
+	interp = (__u64)BPF_CORE_READ(bprm, interp);
+	filename = (__u64)BPF_CORE_READ(bprm, filename);
+	p->script_len = 0;
+	if (interp != filename) {
+		long n = bpf_probe_read_kernel_str(&s->bytes[pos & (BYTES - 1)], 4096, (void *)filename);
+
+		if (n > 1) {
+			p->script_len = n - 1;
+			keep(s, p->script, pos);
+			r->script_len = took(&pos, n - 1);
+		}
+	}
+	if (exec_events)
+		finish_proc(s, si, r, t, exe, pos, true);
+out:
+	scratch_put(s);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(on_exit, struct task_struct *t)
+{
+	struct proc *p = bpf_task_storage_get(&procs, t, 0, 0);
+	struct op_stats *st;
+	struct rec_exit r = {};
+	long err;
+
+	/* The last thread to go ends the process (do_exit has counted it down already). */
+	if (!exec_events || !p || BPF_CORE_READ(t, signal, live.counter) > 0)
+		return 0;
+	r.hdr.kind = REC_EXIT;
+	r.hdr.op = OP_EXIT;
+	r.hdr.len = sizeof(r);
+	r.hdr.time = bpf_ktime_get_boot_ns();
+	r.hdr.exec_id = p->exec_id;
+	r.hdr.pid = t->tgid;
+	r.hdr.tid = t->pid;
+	r.hdr.count = 1;
+	r.code = t->exit_code;
+	err = bpf_ringbuf_output(&critical, &r, sizeof(r), BPF_RB_NO_WAKEUP);
+	st = stats_of(OP_EXIT);
+	if (st) {
+		__sync_fetch_and_add(&st->seen, 1);
+		__sync_fetch_and_add(err ? &st->lost : &st->delivered, 1);
+	}
+	return 0;
+}
+
+/*
+ * found_task is run twice over all tasks: first each gets its identity, then, since parents have theirs by now, its parent, and
+ * a record. A thread made meanwhile inherits at fork; one that was judged meanwhile identified itself.
+ */
+__u32 iter_phase;
+
+SEC("iter/task")
+int found_task(struct bpf_iter__task *ctx)
+{
+	struct task_struct *t = ctx->task;
+	struct proc *p, *pp;
+	struct scratch *s;
+	struct rec_proc *r;
+	struct file *exe;
+	struct mm_struct *mm;
+	__u32 pos, len;
+	int si;
+
+	if (!t)
+		return 0;
+	si = scratch_get();
+	if (si < 0) {
+		count_err(ERR_SCRATCH);
+		return 0;
+	}
+	s = scratch_at(si);
+	if (!s)
+		return 0;
+	p = bpf_task_storage_get(&procs, t, 0, iter_phase ? 0 : BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!p)
+		goto out;
+	if (!p->exec_id)
+		found(s, si, t, p);
+	if (!iter_phase)
+		goto out;
+	if (!p->parent_exec_id && t->real_parent) {
+		pp = bpf_task_storage_get(&procs, t->real_parent, 0, 0);
+		if (pp && pp != p) {
+			p->parent_exec_id = pp->exec_id;
+			p->parent_exe_len = pp->exe_len;
+			__builtin_memcpy(p->parent_exe, pp->exe, PROC_STR);
+			p->gen = 0;
+		}
+	}
+	if (!p->found || t->pid != t->tgid)
+		goto out;
+	r = (void *)&s->bytes[OFF_REC];
+	fill_proc(r, t, p, OP_EXEC);
+	r->hdr.flags = REC_FOUND;
+	r->hdr.time = p->start;
+	pos = OFF_REC + sizeof(*r);
+	mm = BPF_CORE_READ(t, mm);
+	exe = mm ? BPF_CORE_READ(mm, exe_file) : NULL;
+	if (exe) {
+		len = path_build(si, pos, (__u64)BPF_CORE_READ(exe, f_path.dentry),
+				 (__u64)BPF_CORE_READ(exe, f_path.mnt), 0);
+		fill_exe(s, r, exe, len);
+		r->path_len = took(&pos, len);
+	}
+	finish_proc(s, si, r, t, exe, pos, false);
+out:
+	scratch_put(s);
+	return 0;
+}

@@ -1,0 +1,423 @@
+//go:build ignore
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Sockets: the lsm/socket_* and lsm/unix_* hooks, and the cgroup connect, bind and sendmsg hooks at the root of cgroup v2 for kernels without
+ * BPF LSM. Attached only while a rule judges the operation. Addresses are the kernel's copies, not user memory. When working memory
+ * runs out, an operation that some enforced rule judges is refused.
+ *
+ * MSG_FASTOPEN connects without passing security_socket_connect: lsm/socket_sendmsg judges it as net.connect. (The cgroup hook sees it by itself,
+ * through tcp's pre_connect.)
+ */
+
+static __always_inline struct rec_net *net_rec(struct scratch *s)
+{
+	struct rec_net *r = (void *)&s->bytes[OFF_REC];
+
+	__builtin_memset(r, 0, sizeof(*r));
+	return r;
+}
+
+#define OFF_NETSTR (OFF_REC + sizeof(struct rec_net))
+
+static __always_inline void put_v4(__u8 *dst, __u32 be)
+{
+	*(__u32 *)&dst[8] = 0xffff0000;
+	*(__u32 *)&dst[12] = be;
+}
+
+static __always_inline bool is_zero16(const __u8 *a)
+{
+	return !(*(__u64 *)a | *(__u64 *)(a + 8));
+}
+
+/* loopback_if_any: connecting to the unspecified address reaches this host itself, so that is what is judged. */
+static __always_inline void loopback_if_any(__u8 *a)
+{
+	if (is_zero16(a))
+		a[15] = 1;
+	else if (*(__u64 *)a == 0 && *(__u64 *)(a + 8) == 0xffff0000)
+		put_v4(a, __builtin_bswap32(0x7f000001));
+}
+
+/* judge_net judges op by the record at OFF_REC (its paths follow it), reports, and returns the action to take. */
+static __always_inline int judge_net(struct scratch *s, __u32 si, __u32 op, __u8 rung)
+{
+	struct rec_net *r = (void *)&s->bytes[OFF_REC];
+	struct op_table *ot;
+	struct tables *t;
+	struct control *c = ctl();
+	__u32 side, pos = OFF_NETSTR;
+	__u8 *sock = &s->bytes[OFF_SMALL + DIM_SOCKET * 16];
+	bool inet = r->family == AF_INET || r->family == AF_INET6;
+
+	if (!c)
+		return 0;
+	side = c->active & 1;
+	t = bpf_map_lookup_elem(&sides, &side);
+	if (!t)
+		return 0;
+	s->side = side;
+	ot = &t->ops[op & (NUM_JUDGED - 1)];
+	if (!ot->n_words)
+		return 0;
+	sock[0] = r->family;
+	sock[1] = r->type;
+	sock[2] = r->protocol;
+	set_dim(s, DIM_SOCKET, OFF_SMALL + DIM_SOCKET * 16, 3);
+	set_be16(s, DIM_RPORT, r->remote_port);
+	set_be16(s, DIM_LPORT, r->local_port);
+	set_dim(s, DIM_RADDR, OFF_REC + __builtin_offsetof(struct rec_net, remote), 16);
+	set_dim(s, DIM_LADDR, OFF_REC + __builtin_offsetof(struct rec_net, local), 16);
+	/* What does not exist is the empty string. */
+	if (!inet || op == OP_BIND || op == OP_LISTEN) {
+		s->dim_len[DIM_RPORT] = 0;
+		s->dim_len[DIM_RADDR] = 0;
+	}
+	if (!inet) {
+		s->dim_len[DIM_LPORT] = 0;
+		s->dim_len[DIM_LADDR] = 0;
+	}
+	set_dim(s, DIM_RPATH, pos, r->remote_path_len);
+	pos += clip(r->remote_path_len);
+	set_dim(s, DIM_LPATH, pos, r->local_path_len);
+	pos += clip(r->local_path_len);
+	if (!judge_early(si, op))
+		return 0;
+	judge(si, 0, 0, 0);
+	if (!s->best.action && !s->best.would)
+		return 0;
+	r->remote_path_len = clip(r->remote_path_len);
+	r->local_path_len = clip(r->local_path_len);
+	return report(s, t, REC_NET, rung,
+		      *(__u64 *)&r->remote[8] ^ *(__u64 *)r->remote * 31 ^ (__u64)r->remote_port << 48 ^
+			      (__u64)r->local_port << 32 ^ r->family ^ r->protocol << 8 ^ r->remote_path_len << 16 ^
+			      r->local_path_len << 17,
+		      pos - OFF_REC);
+}
+
+/* put_unix writes a Unix socket's name at bytes[off]: the path of its file, or '@' and the abstract name. */
+static __always_inline __u32 put_unix(struct scratch *s, __u32 si, __u32 off, __u64 sk)
+{
+	struct unix_sock *u = (void *)sk;
+	__u64 dentry = (__u64)BPF_CORE_READ(u, path.dentry), addr;
+	int len;
+
+	if (dentry)
+		return path_build(si, off, dentry, (__u64)BPF_CORE_READ(u, path.mnt), 0);
+	addr = (__u64)BPF_CORE_READ(u, addr);
+	if (!addr)
+		return 0;
+	len = BPF_CORE_READ((struct unix_address *)addr, len);
+	if (len <= 3 || len > 110)
+		return 0;
+	bpf_probe_read_kernel(&s->bytes[off & (BYTES - 1)], (len - 2) & 0x7f,
+			      (void *)addr + bpf_core_field_offset(struct unix_address, name) + 2);
+	s->bytes[off & (BYTES - 1)] = '@';
+	return len - 2;
+}
+
+/* put_sk fills a record from a socket: what it is, and its ends as far as they are known. */
+static __always_inline void put_sk(struct scratch *s, __u32 si, struct rec_net *r, struct sock *sk, bool remote)
+{
+	r->family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	r->type = BPF_CORE_READ(sk, sk_type);
+	r->protocol = BPF_CORE_READ(sk, sk_protocol);
+	if (r->family == AF_UNIX) {
+		__u64 peer = remote ? (__u64)BPF_CORE_READ((struct unix_sock *)sk, peer) : 0;
+
+		if (peer)
+			r->remote_path_len = put_unix(s, si, OFF_NETSTR, peer);
+		r->local_path_len = put_unix(s, si, OFF_NETSTR + clip(r->remote_path_len), (__u64)sk);
+		return;
+	}
+	if (r->family != AF_INET && r->family != AF_INET6)
+		return;
+	r->local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	if (remote)
+		r->remote_port = __builtin_bswap16(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	if (r->family == AF_INET) {
+		put_v4(r->local, BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr));
+		if (remote)
+			put_v4(r->remote, BPF_CORE_READ(sk, __sk_common.skc_daddr));
+	} else {
+		BPF_CORE_READ_INTO((struct in6_addr *)r->local, sk, __sk_common.skc_v6_rcv_saddr);
+		if (remote)
+			BPF_CORE_READ_INTO((struct in6_addr *)r->remote, sk, __sk_common.skc_v6_daddr);
+	}
+}
+
+struct sockaddr_in_any {
+	__u16 family;
+	__be16 port;
+	__u32 v4;
+	__u8 v6[16]; /* sockaddr_in6: after flowinfo, which stands where v4 does */
+};
+
+/* put_addr overwrites one end of a record with a socket address in kernel memory; false when it has none that is judged. */
+static __always_inline bool put_addr(struct scratch *s, struct rec_net *r, void *addr, int len, bool remote)
+{
+	struct sockaddr_in_any a = {};
+	__u8 *dst = remote ? r->remote : r->local;
+
+	if (len < 8)
+		return false;
+	if (len >= sizeof(a))
+		bpf_probe_read_kernel(&a, sizeof(a), addr);
+	else
+		bpf_probe_read_kernel(&a, 8, addr);
+	/* A bind to AF_UNSPEC means AF_INET's any address on an IPv4 socket. */
+	if (a.family != AF_INET && a.family != AF_INET6 && !(a.family == AF_UNSPEC && !remote && r->family == AF_INET))
+		return false;
+	__builtin_memset(dst, 0, 16);
+	if (a.family == AF_INET6)
+		__builtin_memcpy(dst, a.v6, 16);
+	else
+		put_v4(dst, a.v4);
+	if (remote) {
+		r->remote_port = __builtin_bswap16(a.port);
+		loopback_if_any(dst);
+	} else {
+		r->local_port = __builtin_bswap16(a.port);
+	}
+	return true;
+}
+
+/* Which end an address argument is, and whether the other end is read from the socket. */
+enum net_arg { ARG_NONE, ARG_REMOTE, ARG_LOCAL };
+
+static __always_inline int lsm_net(struct sock *sk, void *addr, int len, enum net_arg arg, __u32 op)
+{
+	struct control *c = ctl();
+	struct rec_net *r;
+	struct scratch *s;
+	int si, ret = 0;
+
+	if (!c || !sk)
+		return 0;
+	if (selftest(c, op))
+		return -EPERM;
+	if (idle(c, op))
+		return 0;
+	si = scratch_get();
+	if (si < 0) {
+		count_err(ERR_SCRATCH);
+		return enforces(c, op) ? -EPERM : 0;
+	}
+	s = scratch_at(si);
+	if (!s)
+		return 0;
+	r = net_rec(s);
+	put_sk(s, si, r, sk, op == OP_SEND || op == OP_ACCEPT);
+	if (r->family == AF_UNIX) {
+		/* connect and sendto: unix_stream_connect and unix_may_send judge the socket reached, not the name given. */
+		if (arg == ARG_REMOTE || (op == OP_SEND && arg == ARG_NONE && r->type != 1))
+			goto out;
+		if (arg == ARG_LOCAL) { /* bind: the name is to be made */
+			len = len > 110 ? 110 : len;
+			if (len <= 2)
+				goto out;
+			len -= 2;
+			bpf_probe_read_kernel(&s->bytes[OFF_NETSTR], len & 0x7f, addr + 2);
+			if (!s->bytes[OFF_NETSTR]) {
+				s->bytes[OFF_NETSTR] = '@';
+				r->local_path_len = len;
+			} else {
+				long n = bpf_probe_read_kernel_str(&s->bytes[OFF_NETSTR], 109 < len + 1 ? 109 : (len + 1) & 0x7f,
+								   addr + 2);
+
+				r->local_path_len = n > 1 ? n - 1 : 0;
+			}
+			r->remote_path_len = 0;
+		}
+	} else if (r->family == AF_INET || r->family == AF_INET6) {
+		if (arg != ARG_NONE && !put_addr(s, r, addr, len, arg == ARG_REMOTE))
+			goto out;
+	}
+	ret = deny_lsm(judge_net(s, si, op, RUNG_LSM));
+out:
+	scratch_put(s);
+	return ret;
+}
+
+SEC("lsm/socket_connect")
+int BPF_PROG(lsm_connect, struct socket *sock, struct sockaddr *addr, int len, int ret)
+{
+	if (ret)
+		return ret;
+	return lsm_net(sock->sk, addr, len, ARG_REMOTE, OP_CONNECT);
+}
+
+SEC("lsm/socket_bind")
+int BPF_PROG(lsm_bind, struct socket *sock, struct sockaddr *addr, int len, int ret)
+{
+	if (ret)
+		return ret;
+	return lsm_net(sock->sk, addr, len, ARG_LOCAL, OP_BIND);
+}
+
+SEC("lsm/socket_listen")
+int BPF_PROG(lsm_listen, struct socket *sock, int backlog, int ret)
+{
+	if (ret)
+		return ret;
+	return lsm_net(sock->sk, NULL, 0, ARG_NONE, OP_LISTEN);
+}
+
+SEC("lsm/socket_accept")
+int BPF_PROG(lsm_accept, struct socket *sock, struct socket *newsock, int ret)
+{
+	if (ret)
+		return ret;
+	return lsm_net(sock->sk, NULL, 0, ARG_NONE, OP_ACCEPT);
+}
+
+SEC("lsm/socket_sendmsg")
+int BPF_PROG(lsm_sendmsg, struct socket *sock, struct msghdr *msg, int size, int ret)
+{
+	void *name = msg->msg_name;
+	int len = msg->msg_namelen;
+
+	if (ret)
+		return ret;
+	if (name && msg->msg_flags & MSG_FASTOPEN) {
+		ret = lsm_net(sock->sk, name, len, ARG_REMOTE, OP_CONNECT);
+		if (ret)
+			return ret;
+	}
+	return lsm_net(sock->sk, name, len, name ? ARG_REMOTE : ARG_NONE, OP_SEND);
+}
+
+/* unix_op judges an operation of a Unix socket on the socket it reaches. */
+static __always_inline int unix_op(struct sock *sk, struct sock *other, __u32 op)
+{
+	struct control *c = ctl();
+	struct rec_net *r;
+	struct scratch *s;
+	int si, ret;
+
+	if (!c)
+		return 0;
+	if (selftest(c, op))
+		return -EPERM;
+	if (idle(c, op))
+		return 0;
+	si = scratch_get();
+	if (si < 0) {
+		count_err(ERR_SCRATCH);
+		return enforces(c, op) ? -EPERM : 0;
+	}
+	s = scratch_at(si);
+	if (!s)
+		return 0;
+	r = net_rec(s);
+	r->family = AF_UNIX;
+	r->type = BPF_CORE_READ(sk, sk_type);
+	r->remote_path_len = put_unix(s, si, OFF_NETSTR, (__u64)other);
+	r->local_path_len = put_unix(s, si, OFF_NETSTR + clip(r->remote_path_len), (__u64)sk);
+	ret = deny_lsm(judge_net(s, si, op, RUNG_LSM));
+	scratch_put(s);
+	return ret;
+}
+
+SEC("lsm/unix_stream_connect")
+int BPF_PROG(lsm_unix_connect, struct sock *sk, struct sock *other, struct sock *newsk, int ret)
+{
+	if (ret)
+		return ret;
+	return unix_op(sk, other, OP_CONNECT);
+}
+
+SEC("lsm/unix_may_send")
+int BPF_PROG(lsm_unix_send, struct socket *sock, struct socket *other, int ret)
+{
+	if (ret)
+		return ret;
+	return unix_op(sock->sk, other->sk, OP_SEND);
+}
+
+/* The cgroup rung. 1 lets the call go on, 0 refuses it with EPERM. */
+static __always_inline int cgroup_net(struct bpf_sock_addr *ctx, __u32 op, bool v6)
+{
+	struct control *c = ctl();
+	struct rec_net *r;
+	struct scratch *s;
+	__u32 a[4];
+	__u8 *dst;
+	int si, act;
+
+	if (!c)
+		return 1;
+	if (selftest(c, op))
+		return 0;
+	if (idle(c, op))
+		return 1;
+	si = scratch_get();
+	if (si < 0) {
+		count_err(ERR_SCRATCH);
+		return !enforces(c, op);
+	}
+	s = scratch_at(si);
+	if (!s)
+		return 1;
+	r = net_rec(s);
+	r->family = ctx->family;
+	r->type = ctx->type;
+	r->protocol = ctx->protocol;
+	dst = op == OP_BIND ? r->local : r->remote;
+	if (v6) {
+		a[0] = ctx->user_ip6[0];
+		a[1] = ctx->user_ip6[1];
+		a[2] = ctx->user_ip6[2];
+		a[3] = ctx->user_ip6[3];
+		__builtin_memcpy(dst, a, 16);
+	} else {
+		put_v4(dst, ctx->user_ip4);
+	}
+	if (op == OP_BIND) {
+		r->local_port = __builtin_bswap16(ctx->user_port);
+	} else {
+		r->remote_port = __builtin_bswap16(ctx->user_port);
+		loopback_if_any(dst);
+	}
+	act = judge_net(s, si, op, RUNG_CGROUP);
+	scratch_put(s);
+	if (act == ACT_KILL)
+		bpf_send_signal(SIGKILL);
+	return act < ACT_DENY;
+}
+
+SEC("cgroup/connect4")
+int cg_connect4(struct bpf_sock_addr *ctx)
+{
+	return cgroup_net(ctx, OP_CONNECT, false);
+}
+
+SEC("cgroup/connect6")
+int cg_connect6(struct bpf_sock_addr *ctx)
+{
+	return cgroup_net(ctx, OP_CONNECT, true);
+}
+
+SEC("cgroup/bind4")
+int cg_bind4(struct bpf_sock_addr *ctx)
+{
+	return cgroup_net(ctx, OP_BIND, false);
+}
+
+SEC("cgroup/bind6")
+int cg_bind6(struct bpf_sock_addr *ctx)
+{
+	return cgroup_net(ctx, OP_BIND, true);
+}
+
+SEC("cgroup/sendmsg4")
+int cg_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return cgroup_net(ctx, OP_SEND, false);
+}
+
+SEC("cgroup/sendmsg6")
+int cg_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return cgroup_net(ctx, OP_SEND, true);
+}

@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Paths from kernel objects. A path is built from its dentries and mounts, never from a string in user memory. Addresses are
+ * plain numbers read by bpf_probe_read_kernel, so that one piece of code serves every program type and kernel; a stale
+ * pointer reads as zero and ends the walk. Without rename_lock, a rename of a parent during the walk gives a path
+ * that mixes both places (docs/THREATS.md).
+ */
+#ifndef PAVISE_PATH_H
+#define PAVISE_PATH_H
+
+#include "engine.h"
+#include "compat.h"
+
+#define PATH_OTHER   (1 << 0) /* the file's mount is not its file system's first one: the canonical path may differ */
+#define PATH_PSEUDO  (1 << 1) /* no directory entry: memfd, anonymous inode */
+#define PATH_DELETED (1 << 2) /* the directory entry was removed */
+#define PATH_LONG    (1 << 3)
+
+#define NAME_BYTES 256
+
+/*
+ * Where each file system is first mounted, as seen from the host: the prefix of canonical paths. Filled by user space from
+ * mountinfo. 4,096 file systems; one that is missing has no canonical path, its mounts are judged as they are seen.
+ */
+struct mount_info {
+	__u32 mnt_id;
+	__u32 len;
+	__u8 path[NAME_BYTES];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct mount_info);
+} mounts SEC(".maps");
+
+/*
+ * Protected names of inodes: a file with several links is judged under these too. Filled by user space, up to INODE_NAMES for one
+ * inode. 65,536 names; enforce refuses an Image with more.
+ */
+#define INODE_NAMES 4
+
+struct inode_key {
+	__u64 ino;
+	__u32 dev;
+	__u32 n;
+};
+
+struct inode_name {
+	__u32 len;
+	__u8 name[NAME_BYTES];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct inode_key);
+	__type(value, struct inode_name);
+} inodes SEC(".maps");
+
+struct dentry_part {
+	__u64 parent;
+	__u64 hash_len;
+	__u64 name;
+};
+
+/* d_parent and d_name lie side by side on every kernel seen so far: one read for both. */
+static __always_inline void read_dentry(__u64 dentry, struct dentry_part *d)
+{
+	struct dentry *p = (void *)dentry;
+
+	if (bpf_core_field_offset(p->d_name) == bpf_core_field_offset(p->d_parent) + 8) {
+		if (bpf_probe_read_kernel(d, sizeof(*d), (void *)dentry + bpf_core_field_offset(p->d_parent)))
+			__builtin_memset(d, 0, sizeof(*d));
+		return;
+	}
+	d->parent = (__u64)BPF_CORE_READ(p, d_parent);
+	d->hash_len = BPF_CORE_READ(p, d_name.hash_len);
+	d->name = (__u64)BPF_CORE_READ(p, d_name.name);
+}
+
+/* path_write appends the first n comps, last first, at bytes[s->path_total]. */
+__noinline int path_write(__u32 si, __u32 n)
+{
+	struct scratch *s = scratch_at(si);
+
+	if (!s)
+		return 0;
+	for (int i = 0; i < MAX_COMPS; i++) {
+		struct comp *c;
+		__u32 len, pos;
+
+		if (i >= n)
+			break;
+		c = &s->comps[(n - 1 - i) & (MAX_COMPS - 1)];
+		len = c->len & 0xff;
+		if (!len)
+			continue; /* a mount was crossed */
+		pos = s->path_total;
+		s->bytes[pos & (BYTES - 1)] = '/';
+		bpf_probe_read_kernel(&s->bytes[(pos + 1) & (BYTES - 1)], len, (void *)c->name);
+		s->path_total = pos + 1 + len;
+	}
+	return 0;
+}
+
+/*
+ * path_build writes the path of (dentry, vfsmnt) at bytes[off] of a scratch and returns its length; over MAX_STRING (with
+ * the last components after ".../") when it is longer. The path is the one seen from the root of the mount namespace, whatever the process's
+ * root; with canonical it is the path within the file system after that file system's first mount point. Sets path_flags.
+ */
+__noinline int path_build(__u32 si, __u32 off, __u64 dentry, __u64 vfsmnt, __u32 canonical)
+{
+	struct scratch *s = scratch_at(si);
+	struct mount_info *mi = NULL;
+	struct dentry_part d;
+	__u64 mnt, root;
+	__u32 n, pos, dev;
+
+	if (!s || !dentry || !vfsmnt)
+		return 0;
+	mnt = vfsmnt - bpf_core_field_offset(struct mount, mnt);
+	root = (__u64)BPF_CORE_READ((struct vfsmount *)vfsmnt, mnt_root);
+	dev = BPF_CORE_READ((struct vfsmount *)vfsmnt, mnt_sb, s_dev);
+	mi = bpf_map_lookup_elem(&mounts, &dev);
+	if (canonical && !mi)
+		return 0;
+	/* What changes during the walk is kept in memory, where the verifier does not follow it: each turn then looks alike. */
+	s->path_total = 0;
+	s->path_flags = PATH_LONG; /* until the root is reached */
+	if (BPF_CORE_READ((struct dentry *)dentry, d_hash.pprev) == NULL)
+		s->path_flags |= PATH_DELETED;
+	if (mi && !canonical &&
+	    (mi->mnt_id != BPF_CORE_READ((struct mount *)mnt, mnt_id) ||
+	     root != (__u64)BPF_CORE_READ((struct mount *)mnt, mnt.mnt_sb, s_root)))
+		s->path_flags |= PATH_OTHER;
+
+	for (n = 0; n < MAX_COMPS; n++) {
+		struct comp *c = &s->comps[n];
+
+		c->len = 0;
+		if (dentry == root && !canonical) {
+			__u64 parent = (__u64)BPF_CORE_READ((struct mount *)mnt, mnt_parent);
+
+			if (!parent || parent == mnt) {
+				s->path_flags &= ~PATH_LONG;
+				break;
+			}
+			dentry = (__u64)BPF_CORE_READ((struct mount *)mnt, mnt_mountpoint);
+			mnt = parent;
+			root = (__u64)BPF_CORE_READ((struct mount *)mnt, mnt.mnt_root);
+			continue;
+		}
+		read_dentry(dentry, &d);
+		if (d.parent == dentry || !d.name) {
+			s->path_flags &= ~PATH_LONG;
+			/* The root of a file system; or, without a place in any tree, a pseudo file, whose name is its own. */
+			if (n || canonical || !d.name)
+				break;
+			s->path_flags |= PATH_PSEUDO;
+		}
+		c->name = d.name;
+		c->len = d.hash_len >> 32 & 0xff;
+		s->path_total += c->len + 1;
+		if (s->path_total > MAX_STRING - 4) {
+			c->len = 0;
+			break;
+		}
+		dentry = d.parent;
+		if (s->path_flags & PATH_PSEUDO) {
+			n++;
+			break;
+		}
+	}
+
+	pos = off;
+	if (s->path_flags & PATH_LONG) {
+		s->bytes[pos & (BYTES - 1)] = '.';
+		s->bytes[(pos + 1) & (BYTES - 1)] = '.';
+		s->bytes[(pos + 2) & (BYTES - 1)] = '.';
+		pos += 3;
+	} else if (canonical && mi && mi->len > 1 && mi->len < NAME_BYTES) {
+		if (s->path_total + mi->len > MAX_STRING)
+			s->path_flags |= PATH_LONG;
+		bpf_probe_read_kernel(&s->bytes[pos & (BYTES - 1)], mi->len & (NAME_BYTES - 1), mi->path);
+		pos += mi->len;
+	}
+	s->path_total = pos;
+	path_write(si, n);
+	pos = s->path_total;
+	if (pos == off) {
+		s->bytes[pos & (BYTES - 1)] = '/';
+		pos++;
+	}
+	if (s->path_flags & PATH_LONG)
+		return MAX_STRING + 1;
+	return pos - off;
+}
+
+/* path_len is how much of a built path stands in memory: path_build's return value, or up to its last byte when it was too long. */
+static __always_inline __u32 clip(__u32 len)
+{
+	return len > MAX_STRING ? MAX_STRING : len;
+}
+
+static __always_inline void read_inode(__u64 inode, struct rec_inode *r)
+{
+	struct inode *i = (void *)inode;
+
+	r->ino = BPF_CORE_READ(i, i_ino);
+	r->dev = BPF_CORE_READ(i, i_sb, s_dev);
+	r->links = BPF_CORE_READ(i, __i_nlink);
+	r->owner = BPF_CORE_READ(i, i_uid.val);
+	r->mode = BPF_CORE_READ(i, i_mode);
+	r->access = 0;
+	r->flags = 0;
+}
+
+/* read_fs writes the name of the file system's type at bytes[off] and returns its length, 15 at most. */
+static __always_inline __u32 read_fs(struct scratch *s, __u32 off, __u64 inode)
+{
+	__u64 name = (__u64)BPF_CORE_READ((struct inode *)inode, i_sb, s_type, name);
+	long n = bpf_probe_read_kernel_str(&s->bytes[off & (BYTES - 1)], 16, (void *)name);
+
+	return n > 1 ? n - 1 : 0;
+}
+
+#endif

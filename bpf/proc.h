@@ -1,0 +1,531 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The identity of processes (DESIGN 4), and the subject's part of a judgement: each thread carries its process's identity in task
+ * storage, with the classes of its facts and the generation they were computed for.
+ */
+#ifndef PAVISE_PROC_H
+#define PAVISE_PROC_H
+
+#include "path.h"
+
+#define PROC_STR 256 /* bytes of a path kept with the process; a longer executable path is walked again when it is needed */
+
+struct proc {
+	__u64 exec_id;
+	__u64 parent_exec_id;
+	__u64 start;
+	__u64 caps;    /* the facts for which cls was computed */
+	__u64 cgroup_id;
+	__u32 euid, egid, login;
+	__u32 gen;
+	__u32 pid;
+	__u16 exe_len; /* the real lengths; over PROC_STR - 1 the string here is cut */
+	__u16 parent_exe_len;
+	__u16 script_len;
+	__u8 flags; /* PROC_* */
+	__u8 found;
+	__u16 cls[NUM_AUTOMATA];
+	__u8 exe[PROC_STR];
+	__u8 parent_exe[PROC_STR];
+	__u8 script[PROC_STR];
+};
+
+/* One entry per thread, about 1 KiB, from the first time it is seen until it ends. The kernel limits it by memory only. */
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct proc);
+} procs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 << 20); /* 4 MiB: 10,000 execs a second for half a second unread */
+} critical SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 << 20);
+} telemetry SEC(".maps");
+
+/* Conservation: seen = delivered + folded + lost, for each operation. */
+struct op_stats {
+	__u64 seen;
+	__u64 delivered;
+	__u64 folded;
+	__u64 lost;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, NUM_OPS);
+	__type(key, __u32);
+	__type(value, struct op_stats);
+} stats SEC(".maps");
+
+/* Things that should not happen, counted. */
+enum err { ERR_SCRATCH, ERR_PROC, ERR_TOO_LONG, NUM_ERRS = 8 };
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, NUM_ERRS);
+	__type(key, __u32);
+	__type(value, __u64);
+} errors SEC(".maps");
+
+static __always_inline void count_err(__u32 e)
+{
+	__u64 *n = bpf_map_lookup_elem(&errors, &e);
+
+	if (n)
+		(*n)++;
+}
+
+static __always_inline struct op_stats *stats_of(__u32 op)
+{
+	return bpf_map_lookup_elem(&stats, &op);
+}
+
+static __always_inline struct control *ctl(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&controls, &zero);
+}
+
+/*
+ * Boot time in 256 ns, which grows between two forks on one CPU, and the CPU: unique until reboot, and 52 bits of it
+ * last 36 years.
+ */
+static __always_inline __u64 new_exec_id(void)
+{
+	return (bpf_ktime_get_boot_ns() >> 8) << 12 | (bpf_get_smp_processor_id() & 0xfff);
+}
+
+static __always_inline __u64 cgroup_of(struct task_struct *t)
+{
+	struct cgroup *c = BPF_CORE_READ(t, cgroups, dfl_cgrp);
+	__u32 id;
+
+	if (BPF_CORE_READ(c, level) > 0)
+		return (__u64)c;
+	/* At the root of v2: on a hybrid host a v1 hierarchy says more. */
+	if (bpf_core_enum_value_exists(enum cgroup_subsys_id___pavise, memory_cgrp_id___pavise)) {
+		struct cgroup_subsys_state *css = NULL;
+		struct css_set *set = BPF_CORE_READ(t, cgroups);
+
+		id = bpf_core_enum_value(enum cgroup_subsys_id___pavise, memory_cgrp_id___pavise);
+		bpf_probe_read_kernel(&css, sizeof(css),
+				      (void *)set + bpf_core_field_offset(struct css_set, subsys) + id * 8);
+		if (css) {
+			struct cgroup *v1 = BPF_CORE_READ(css, cgroup);
+
+			if (BPF_CORE_READ(v1, level) > 0)
+				return (__u64)v1;
+		}
+	}
+	return (__u64)c;
+}
+
+#define CGROUP_DEPTH 32
+
+/* cgroup_path writes the path of a cgroup at bytes[off], 2 KiB at most, and returns its length; over MAX_STRING when it is deeper or longer. */
+__noinline int cgroup_path(__u32 si, __u32 off, __u64 cgrp)
+{
+	struct scratch *s = scratch_at(si);
+	__u64 kn;
+	__u32 n = 0, pos = off;
+
+	if (!s)
+		return 0;
+	kn = (__u64)BPF_CORE_READ((struct cgroup *)cgrp, kn);
+	for (int i = 0; i < CGROUP_DEPTH; i++) {
+		__u64 parent = kernfs_parent(kn);
+
+		if (!kn || !parent)
+			break;
+		s->comps[n & (CGROUP_DEPTH - 1)].name = (__u64)BPF_CORE_READ((struct kernfs_node *)kn, name);
+		n++;
+		kn = parent;
+	}
+	for (int i = 0; i < CGROUP_DEPTH; i++) {
+		long len;
+
+		if (i >= n)
+			break;
+		s->bytes[pos & (BYTES - 1)] = '/';
+		pos++;
+		len = bpf_probe_read_kernel_str(&s->bytes[pos & (BYTES - 1)], NAME_BYTES,
+						(void *)s->comps[(n - 1 - i) & (CGROUP_DEPTH - 1)].name);
+		if (len > 1)
+			pos += len - 1;
+		if (pos - off > 2048 - NAME_BYTES || n == CGROUP_DEPTH)
+			return MAX_STRING + 1;
+	}
+	if (pos == off) {
+		s->bytes[pos & (BYTES - 1)] = '/';
+		pos++;
+	}
+	return pos - off;
+}
+
+struct facts {
+	__u64 caps;
+	__u32 euid, egid, login;
+};
+
+/* kernel_cap_t is 8 bytes, of two types: 6.3 made one word of two (f122a08b197d "capability: just use a 'u64' instead of a 'u32[2]' array"). */
+static __always_inline __u64 read_caps(const struct cred *c)
+{
+	__u64 caps = 0;
+
+	bpf_probe_read_kernel(&caps, sizeof(caps), (void *)c + bpf_core_field_offset(struct cred, cap_effective));
+	return caps;
+}
+
+static __always_inline void read_facts(struct task_struct *t, struct facts *f)
+{
+	const struct cred *c = BPF_CORE_READ(t, cred);
+
+	f->euid = BPF_CORE_READ(c, euid.val);
+	f->egid = BPF_CORE_READ(c, egid.val);
+	f->caps = read_caps(c);
+	f->login = ~0U;
+	if (bpf_core_field_exists(t->loginuid))
+		f->login = BPF_CORE_READ(t, loginuid.val);
+}
+
+/* keep copies the first PROC_STR bytes at bytes[off] into a string of a proc. */
+static __always_inline void keep(struct scratch *s, __u8 *dst, __u32 off)
+{
+	bpf_probe_read_kernel(dst, PROC_STR, &s->bytes[off & (BYTES - 1)]);
+}
+
+static __always_inline __u8 exe_flags(struct scratch *s, __u32 links)
+{
+	if (s->path_flags & PATH_PSEUDO)
+		return PROC_MEMFD | (links ? 0 : PROC_DELETED);
+	return s->path_flags & PATH_DELETED || !links ? PROC_DELETED : 0;
+}
+
+/* found fills the identity of a task that already ran, from what the kernel still knows of its exec. Its strings go to OFF_ALT and are left there. */
+static __always_inline __u32 found(struct scratch *s, __u32 si, struct task_struct *t, struct proc *p)
+{
+	struct mm_struct *mm = BPF_CORE_READ(t, mm);
+	__u32 len = 0;
+
+	p->exec_id = (BPF_CORE_READ(t, group_leader, start_boottime) >> 8) << 12 |
+		     (0x800 | (BPF_CORE_READ(t, tgid) & 0x7ff)); /* the same for all its threads */
+	p->start = BPF_CORE_READ(t, group_leader, start_boottime);
+	p->pid = BPF_CORE_READ(t, tgid);
+	p->found = 1;
+	if (mm) {
+		struct file *exe = BPF_CORE_READ(mm, exe_file);
+
+		len = path_build(si, OFF_ALT, (__u64)BPF_CORE_READ(exe, f_path.dentry),
+				 (__u64)BPF_CORE_READ(exe, f_path.mnt), 0);
+		p->exe_len = len;
+		p->flags = exe_flags(s, BPF_CORE_READ(exe, f_inode, __i_nlink));
+		keep(s, p->exe, OFF_ALT);
+	}
+	return len;
+}
+
+/* identify gives the current thread an identity when it has none: it was made between the attachment of the programs and the end of the iteration. */
+__noinline int identify(__u32 si)
+{
+	struct scratch *s = scratch_at(si);
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct proc *p = bpf_task_storage_get(&procs, t, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+
+	if (!s || !p)
+		return 0;
+	if (!p->exec_id)
+		found(s, si, t, p);
+	return 1;
+}
+
+/* Where subject() puts strings while it classifies them. */
+#define OFF_EXE	       OFF_TMP
+#define OFF_PARENT_EXE (OFF_TMP + 256)
+#define OFF_SCRIPT     (OFF_TMP + 512)
+#define OFF_CGROUP     (OFF_TMP + 1024)
+
+#define NEED(mask, dim) ((mask) & 1U << (dim))
+
+/*
+ * subject brings the classes of the current thread's facts up to date: all of them when the generation has moved on, those of
+ * credentials and cgroup when these have changed. Reads only what some rule needs. Returns 0 without an identity.
+ */
+__noinline int subject(__u32 si)
+{
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct scratch *s = scratch_at(si);
+	struct tables *tb;
+	struct proc *p;
+	struct facts f = {};
+	__u64 cgrp = 0, cgid = 0;
+	__u32 side, need, stale = 0;
+
+	p = bpf_task_storage_get(&procs, t, 0, 0);
+	if (!p) {
+		identify(si);
+		p = bpf_task_storage_get(&procs, t, 0, 0);
+	}
+	if (!s || !p)
+		return 0;
+	side = s->side;
+	tb = bpf_map_lookup_elem(&sides, &side);
+	if (!tb)
+		return 0;
+	need = tb->subject_need;
+	if (p->gen != tb->gen)
+		stale = need;
+	if (need & (1U << DIM_UID | 1U << DIM_GID | 1U << DIM_LOGIN | 1U << DIM_CAPS)) {
+		read_facts(t, &f);
+		if (stale || f.euid != p->euid || f.egid != p->egid || f.login != p->login || f.caps != p->caps) {
+			stale |= need & (1U << DIM_UID | 1U << DIM_GID | 1U << DIM_LOGIN | 1U << DIM_CAPS);
+			p->euid = f.euid;
+			p->egid = f.egid;
+			p->login = f.login;
+			p->caps = f.caps;
+			set_be32(s, DIM_UID, f.euid);
+			set_be32(s, DIM_GID, f.egid);
+			set_be32(s, DIM_LOGIN, f.login);
+			*(__u64 *)&s->bytes[OFF_SMALL + DIM_CAPS * 16] = __builtin_bswap64(f.caps);
+			set_dim(s, DIM_CAPS, OFF_SMALL + DIM_CAPS * 16, 8);
+		}
+	}
+	if (NEED(need, DIM_CGROUP)) {
+		cgrp = cgroup_of(t);
+		cgid = BPF_CORE_READ((struct cgroup *)cgrp, kn, id);
+		if (stale || cgid != p->cgroup_id) {
+			stale |= 1U << DIM_CGROUP;
+			p->cgroup_id = cgid;
+			set_dim(s, DIM_CGROUP, OFF_CGROUP, cgroup_path(si, OFF_CGROUP, cgrp));
+		}
+	}
+	if (!stale)
+		return 1;
+	if (NEED(stale, DIM_EXE)) {
+		set_dim(s, DIM_EXE, OFF_EXE, p->exe_len);
+		if (p->exe_len < PROC_STR) {
+			__builtin_memcpy(&s->bytes[OFF_EXE], p->exe, PROC_STR);
+		} else {
+			struct file *exe = BPF_CORE_READ(t, mm, exe_file);
+
+			set_dim(s, DIM_EXE, OFF_ALT,
+				path_build(si, OFF_ALT, (__u64)BPF_CORE_READ(exe, f_path.dentry),
+					   (__u64)BPF_CORE_READ(exe, f_path.mnt), 0));
+		}
+	}
+	if (NEED(stale, DIM_PARENT_EXE)) {
+		set_dim(s, DIM_PARENT_EXE, OFF_PARENT_EXE,
+			p->parent_exe_len < PROC_STR ? p->parent_exe_len : MAX_STRING + 1);
+		__builtin_memcpy(&s->bytes[OFF_PARENT_EXE], p->parent_exe, PROC_STR);
+	}
+	if (NEED(stale, DIM_SCRIPT)) {
+		set_dim(s, DIM_SCRIPT, OFF_SCRIPT, p->script_len < PROC_STR ? p->script_len : MAX_STRING + 1);
+		__builtin_memcpy(&s->bytes[OFF_SCRIPT], p->script, PROC_STR);
+	}
+	if (NEED(stale, DIM_PROC_FLAGS))
+		set_u8(s, DIM_PROC_FLAGS, p->flags);
+	for (int i = 0; i < NUM_AUTOMATA; i++) {
+		__u32 dim = tb->automata[i].dim & (NUM_DIMS - 1);
+
+		if (!dim)
+			break;
+		if (dim < DIM_PATH && NEED(stale, dim))
+			p->cls[i] = classify(si, side, i, s->dim_off[dim], s->dim_len[dim]);
+	}
+	p->gen = tb->gen;
+	return 1;
+}
+
+/*
+ * judge_early begins a judgement of op by the side in s->side: the subject, and the facts that need no path. Returns 0 when no
+ * rule can hold any more, which is the common case: nothing more is read then. With given, the classes in the thread's identity are used as
+ * they are (tests).
+ */
+__noinline int judge_early_with(__u32 si, __u32 op, __u32 given)
+{
+	struct scratch *s = scratch_at(si);
+	struct proc *p = NULL;
+	struct tables *t;
+	struct op_table *ot;
+	__u64 acc[4];
+	__u32 n = 0, side, words;
+
+	if (!s)
+		return 0;
+	side = s->side;
+	t = bpf_map_lookup_elem(&sides, &side);
+	if (!t)
+		return 0;
+	s->op = op & (NUM_JUDGED - 1);
+	__builtin_memset(&s->best, 0, sizeof(s->best));
+	ot = &t->ops[op & (NUM_JUDGED - 1)];
+	words = ot->n_words;
+	if (!words)
+		return 0;
+	for (int q = 0; q < 4; q++) {
+		acc[q] = words >= 64 ? ~0ULL : (1ULL << (words & 63)) - 1;
+		words = words >= 64 ? words - 64 : 0;
+	}
+	if (ot->n_subject) {
+		/* Without an identity, which takes lack of memory, every fact of the subject counts as too long to judge. */
+		if (given || subject(si))
+			p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
+		if (!p)
+			count_err(ERR_PROC);
+	}
+	for (int i = 0; i < NUM_SLOTS; i++) {
+		struct slot *sl = &ot->slots[i];
+		__u32 ai = sl->automaton & (NUM_AUTOMATA - 1), dim, c;
+
+		if (i >= ot->n_early)
+			break;
+		if (i < ot->n_subject) {
+			c = p ? p->cls[ai] : t->automata[ai].overlong;
+		} else {
+			dim = t->automata[ai].dim & (NUM_DIMS - 1);
+			c = classify(si, side, ai, s->dim_off[dim], s->dim_len[dim]);
+		}
+		if (!meet(s, t, sl, c, acc, &n))
+			return 0;
+	}
+	s->acc[0] = acc[0];
+	s->acc[1] = acc[1];
+	s->acc[2] = acc[2];
+	s->acc[3] = acc[3];
+	s->n_rows = n;
+	return 1;
+}
+
+static __always_inline int judge_early(__u32 si, __u32 op)
+{
+	return judge_early_with(si, op, 0);
+}
+
+/* Repeats of one rule by one process on one object within FOLD_NS are one event with a count. 16,384 entries; the least recent one goes, and its unreported count with it (it stays in op_stats.folded). */
+#define FOLD_NS 1000000000ULL
+
+struct fold_key {
+	__u64 exec_id;
+	__u64 object;
+	__u32 rule;
+	__u32 op; /* and the action */
+};
+
+struct fold {
+	__u64 start;
+	__u64 count; /* repeats since the last record */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct fold_key);
+	__type(value, struct fold);
+} folds SEC(".maps");
+
+/* send puts a finished record, at OFF_REC, into its ring and counts it. */
+static __always_inline void send(struct scratch *s, struct rec_hdr *h, __u32 len, bool is_critical, bool wake)
+{
+	struct op_stats *st = stats_of(h->op);
+	long err;
+
+	h->len = len;
+	len &= BYTES - 1;
+	if (len > OFF_ALT - OFF_REC)
+		len = OFF_ALT - OFF_REC;
+	/* Readers poll every few milliseconds: waking them for each record would cost the processes that are watched. */
+	if (is_critical)
+		err = bpf_ringbuf_output(&critical, h, len, wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+	else
+		err = bpf_ringbuf_output(&telemetry, h, len, BPF_RB_NO_WAKEUP);
+	if (!st)
+		return;
+	if (err)
+		__sync_fetch_and_add(&st->lost, 1);
+	else
+		__sync_fetch_and_add(&st->delivered, 1);
+	if (err && (h->action)) {
+		__u32 hk = s->side * NUM_CLAUSES + (h->rules[0] & (NUM_CLAUSES - 1));
+		struct hit *hit = bpf_map_lookup_elem(&hits, &hk);
+
+		if (hit)
+			__sync_fetch_and_add(&hit->lost, 1);
+	}
+}
+
+/*
+ * report finishes the verdict record at OFF_REC and sends it, unless it is a repeat. Returns the action to take: what s->best says.
+ * A rung that cannot deny (KILL) reports a deny as one that would have been.
+ */
+static __always_inline int report(struct scratch *s, struct tables *t, __u8 kind, __u8 rung, __u64 object, __u32 len)
+{
+	struct rec_hdr *h = (void *)&s->bytes[OFF_REC];
+	__u64 now = bpf_ktime_get_boot_ns(), id = bpf_get_current_pid_tgid();
+	struct proc *p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
+	struct op_stats *st = stats_of(s->op);
+	__u8 action = s->best.action;
+	struct fold_key k = {};
+	struct fold *f, nf = {};
+
+	h->kind = kind;
+	h->op = s->op;
+	h->flags = 0;
+	if (rung == RUNG_KILL && action == ACT_DENY) {
+		h->action = ACT_DENY;
+		h->flags = REC_MONITOR;
+		action = ACT_NONE;
+	} else if (action) {
+		h->action = action;
+	} else {
+		h->action = s->best.would;
+		h->flags = h->action == ACT_AUDIT ? 0 : REC_MONITOR;
+	}
+	h->time = now;
+	h->exec_id = p ? p->exec_id : 0;
+	h->pid = id >> 32;
+	h->tid = id;
+	h->gen = t->gen;
+	h->rung = rung;
+	h->matched = s->best.matched;
+	for (int i = 0; i < REC_RULES; i++)
+		h->rules[i] = i < s->best.n_rules ? s->best.rules[i] : ~0U;
+	for (int i = 0; i < REC_RULES; i++) {
+		__u32 hk = s->side * NUM_CLAUSES + (h->rules[i] & (NUM_CLAUSES - 1));
+		struct hit *hit;
+
+		if (h->rules[i] == ~0U)
+			break;
+		hit = bpf_map_lookup_elem(&hits, &hk);
+		if (hit)
+			__sync_fetch_and_add(&hit->hits, 1);
+	}
+	if (st)
+		__sync_fetch_and_add(&st->seen, 1);
+	k.exec_id = h->exec_id;
+	k.object = object;
+	k.rule = h->rules[0];
+	k.op = h->op | h->action << 8 | h->flags << 16;
+	h->count = 1;
+	f = bpf_map_lookup_elem(&folds, &k);
+	if (f) {
+		if (now - f->start < FOLD_NS) {
+			__sync_fetch_and_add(&f->count, 1);
+			if (st)
+				__sync_fetch_and_add(&st->folded, 1);
+			return action;
+		}
+		h->count += f->count;
+	}
+	nf.start = now;
+	bpf_map_update_elem(&folds, &k, &nf, BPF_ANY);
+	send(s, h, len, h->action >= ACT_DENY && !(h->flags & REC_MONITOR), true);
+	return action;
+}
+
+#endif

@@ -1,0 +1,145 @@
+//go:build ignore
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Programs that Program.Run calls, on any machine and without a hook: the engine with given facts (compared with policy.Image.Judge), the
+ * engine on a real file, timed, and the identity of a file as the kernel sees it.
+ */
+
+#define TEST_BYTES 8192
+
+struct test_judge {
+	__u32 op;
+	__u32 side;
+	__u32 n_alias;
+	__u32 use_subject; /* classes from dims of the subject given here, not those of the caller */
+	__u16 off[NUM_DIMS];
+	__u16 len[NUM_DIMS];
+	__u16 alias_off[4];
+	__u16 alias_len[4];
+	struct verdict out;
+	__u8 bytes[TEST_BYTES];
+};
+
+/* What a test gives and gets: one at a time. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct test_judge);
+} test_judges SEC(".maps");
+
+SEC("syscall")
+int run_judge(void *ctx)
+{
+	__u32 zero = 0;
+	struct test_judge *in = bpf_map_lookup_elem(&test_judges, &zero);
+	struct proc *p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct tables *t;
+	struct scratch *s;
+	__u32 side;
+	int si;
+
+	if (!in)
+		return 1;
+	side = in->side & 1;
+	si = scratch_get();
+	if (si < 0)
+		return 1;
+	s = scratch_at(si);
+	t = bpf_map_lookup_elem(&sides, &side);
+	if (!s || !t || !p)
+		return 2;
+	s->side = side;
+	for (int d = 0; d < NUM_DIMS; d++)
+		set_dim(s, d, OFF_REC + in->off[d], in->len[d]);
+	bpf_probe_read_kernel(&s->bytes[OFF_REC], TEST_BYTES, in->bytes);
+	/* Give the caller the classes of the given facts, as subject() would have. */
+	for (int i = 0; i < NUM_AUTOMATA; i++) {
+		__u32 dim = t->automata[i].dim & (NUM_DIMS - 1);
+
+		if (!dim)
+			break;
+		if (dim < DIM_PATH)
+			p->cls[i] = classify(si, side, i, s->dim_off[dim], s->dim_len[dim]);
+	}
+	p->gen = t->gen;
+	s->op = in->op;
+	if (judge_early_with(si, in->op, 1)) {
+		judge(si, s->dim_off[DIM_PATH], s->dim_len[DIM_PATH], 0);
+		for (int n = 0; n < 4; n++) {
+			if (n >= in->n_alias)
+				break;
+			judge(si, OFF_REC + in->alias_off[n], in->alias_len[n], 1 + n);
+		}
+	}
+	in->out = s->best;
+	p->gen = 0;
+	scratch_put(s);
+	return 0;
+}
+
+struct test_open {
+	__u32 op;
+	__u32 fd;
+	__u32 count;
+	__u32 action; /* of the last */
+	__u64 ns;     /* for all */
+	__u64 ino;
+	__u32 dev;
+	__u32 links;
+	__u32 path_len;
+	__u8 path[4096];
+};
+
+/*
+ * Times the judgement of an opened file, as file_open makes it, count times; nothing is reported.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct test_open);
+} test_opens SEC(".maps");
+
+SEC("syscall")
+int run_open(void *ctx)
+{
+	__u32 zero = 0;
+	struct test_open *in = bpf_map_lookup_elem(&test_opens, &zero);
+	struct file *f;
+	__u64 dentry, mnt, start;
+	struct control *c = ctl();
+	struct scratch *s;
+	__u32 len = 0;
+	int si;
+
+	if (!in || !c)
+		return 1;
+	f = file_of(bpf_get_current_task_btf(), in->fd);
+	if (!f)
+		return 1;
+	si = scratch_get();
+	if (si < 0)
+		return 2;
+	s = scratch_at(si);
+	if (!s)
+		return 2;
+	start = bpf_ktime_get_ns();
+	for (int i = 0; i < 4096; i++) {
+		if (i >= in->count)
+			break;
+		judge_open_once(si, (__u64)f);
+	}
+	in->ns = bpf_ktime_get_ns() - start;
+	in->action = s->best.action ? s->best.action : s->best.would;
+	dentry = (__u64)BPF_CORE_READ(f, f_path.dentry);
+	mnt = (__u64)BPF_CORE_READ(f, f_path.mnt);
+	in->ino = BPF_CORE_READ(f, f_inode, i_ino);
+	in->dev = BPF_CORE_READ(f, f_inode, i_sb, s_dev);
+	in->links = BPF_CORE_READ(f, f_inode, __i_nlink);
+	len = path_build(si, OFF_REC, dentry, mnt, 0);
+	in->path_len = len;
+	bpf_probe_read_kernel(in->path, 4096, &s->bytes[OFF_REC]);
+	scratch_put(s);
+	return 0;
+}
