@@ -278,10 +278,17 @@ func (a *assembler) patterns(test int32) []pattern {
 	return ps
 }
 
+// The kinds of groups, by the least tame of their patterns.
+const (
+	tame     = 1 << iota // no loop, but at the end
+	anchored             // begins without a loop
+	floating             // begins with a loop, which stays alive beside all other patterns
+)
+
 // group is tests of one dimension that some predicate asks for together, so that one automaton must hold them.
 type group struct {
 	tests []int32
-	wild  bool // has a loop that is not the end of its pattern
+	kind  int
 }
 
 // automata makes the automata of all dimensions.
@@ -323,7 +330,9 @@ func (a *assembler) automata() error {
 			groups[d] = append(groups[d], g)
 		}
 		g.tests = append(g.tests, int32(t))
-		g.wild = g.wild || slices.ContainsFunc(a.patterns(int32(t)), isWild)
+		for _, p := range a.patterns(int32(t)) {
+			g.kind = max(g.kind, kindOf(p))
+		}
 	}
 	a.automatonOf = make([]int, len(a.atomsOf))
 	for d, gs := range groups {
@@ -340,14 +349,16 @@ func (a *assembler) automata() error {
 	return nil
 }
 
-// isWild reports whether p has a loop that is not its end.
-func isWild(p pattern) bool {
-	for _, it := range p.Items[:max(0, len(p.Items)-1)] {
+func kindOf(p pattern) int {
+	for i, it := range p.Items[:max(0, len(p.Items)-1)] {
+		if it.Loop && i == 0 {
+			return floating
+		}
 		if it.Loop {
-			return true
+			return anchored
 		}
 	}
-	return false
+	return tame
 }
 
 // limitError says which limit of an automaton was passed.
@@ -366,122 +377,148 @@ func (e *limitError) Error() string {
 	return s
 }
 
-// piece is some groups of a dimension and their automaton.
+// piece is the groups of some kinds of a dimension, or one of several equal parts of them, and their automaton.
 type piece struct {
 	groups    []*group
+	tests     []int32
 	automaton *Automaton
 	classes   [][]int32
+	err       error
 }
 
-// dimension makes the automata of one dimension: one if it stays within the limits; otherwise the tests with loops in the
-// middle are kept apart from the others, and each of the two kinds that is still too big is cut into more pieces.
+// share asks for the groups of some kinds to be dealt out over parts automata.
+type share struct{ kinds, parts int }
+
+// plans are the ways to spread a dimension over automata, the better first: each automaton is one more reading of the
+// string. What tells best is to keep floating patterns from the others: beside a loop, no literal becomes a leaf.
+var plans = [][]share{
+	{{tame | anchored | floating, 1}},
+	{{tame | anchored, 1}, {floating, 1}},
+	{{tame, 1}, {anchored | floating, 1}},
+	{{tame | anchored | floating, 2}},
+	{{tame, 1}, {anchored, 1}, {floating, 1}},
+	{{tame | anchored, 1}, {floating, 2}},
+	{{tame, 1}, {anchored | floating, 2}},
+	{{tame | anchored | floating, 3}},
+	{{tame, 1}, {anchored, 1}, {floating, 2}},
+	{{tame, 1}, {anchored, 2}, {floating, 1}},
+	{{tame | anchored, 1}, {floating, 3}},
+	{{tame, 1}, {anchored | floating, 3}},
+	{{tame, 2}, {anchored | floating, 2}},
+	{{tame | anchored, 2}, {floating, 2}},
+	{{tame | anchored | floating, 4}},
+}
+
+// fewStates is the size over which two automata are tried before one: small ones stay in the processor's caches, and build faster.
+const fewStates = 8192
+
+// dimension makes the automata of one dimension.
 func (a *assembler) dimension(d Dim, gs []*group) error {
-	var kinds [2][]*group
+	type id struct{ kinds, parts, part, limit int }
+	made := map[id]*piece{}
+	kinds := 0
 	for _, g := range gs {
-		k := 0
-		if g.wild {
-			k = 1
-		}
-		kinds[k] = append(kinds[k], g)
+		kinds |= g.kind
 	}
-	whole, err := a.pieces(d, [][]*group{gs}, 0)
-	if err == nil {
-		a.keep(whole)
-		return nil
-	}
-	parts := [2]int{min(1, len(kinds[0])), min(1, len(kinds[1]))}
-	for k := range kinds {
-		if parts[1-k] == 0 {
-			parts[k] = 2
-		}
-	}
-	tried := 1
-	for parts[0]+parts[1] <= maxSplit && parts[0] <= len(kinds[0]) && parts[1] <= len(kinds[1]) {
-		tried = parts[0] + parts[1]
-		var done []piece
-		cells, next := 0, parts
-		err = nil
-		for k := range kinds {
-			ps, e := a.pieces(d, cut(kinds[k], parts[k]), cells)
-			if e != nil {
-				err = e
-				next[k]++
-				continue
+	// try returns the pieces of a plan, or nil and the first piece that is too big.
+	try := func(plan []share, limit int) (ps []*piece, failed *piece) {
+		cells := 0
+		for _, s := range plan {
+			for part := range s.parts {
+				k := id{s.kinds & kinds, s.parts, part, limit}
+				p := made[k]
+				if p == nil {
+					p = a.piece(d, gs, k.kinds, k.parts, part, limit)
+					made[k] = p
+				}
+				if p.err != nil {
+					return nil, p
+				}
+				if p.automaton == nil {
+					continue
+				}
+				if cells += len(p.automaton.Next); a.cells+cells > MaxCells {
+					return nil, &piece{tests: p.tests, err: &limitError{a.cells + cells, "transitions of all automata", MaxCells, false}}
+				}
+				ps = append(ps, p)
 			}
-			for _, p := range ps {
-				cells += len(p.automaton.Next)
-			}
-			done = append(done, ps...)
 		}
-		if err == nil {
-			a.keep(done)
+		return ps, nil
+	}
+	for _, plan := range plans[:3] {
+		if ps, failed := try(plan, fewStates); failed == nil {
+			a.keep(ps)
 			return nil
 		}
-		parts = next
 	}
-	what := `fewer "**" in the middle of globs would help`
-	if len(kinds[1]) == 0 {
-		what = "fewer different values would help"
+	var last *piece
+	for _, plan := range plans {
+		ps, failed := try(plan, MaxStates)
+		if failed == nil {
+			a.keep(ps)
+			return nil
+		}
+		last = failed
 	}
-	if tried == 1 {
-		return fmt.Errorf("%w in one automaton, and no way to split it; %s", err, what)
+	advice := `fewer "**" in the middle of globs would help`
+	if kinds == tame {
+		advice = "fewer different values would help"
 	}
-	return fmt.Errorf("%w after splitting over %d automata; %s", err, tried, what)
+	return fmt.Errorf("%w after splitting over %d automata; %s", a.count(last), maxSplit, advice)
 }
 
-// cut deals groups out over n pieces.
-func cut(gs []*group, n int) [][]*group {
-	ps := make([][]*group, n)
-	for i, g := range gs {
-		ps[i%n] = append(ps[i%n], g)
+// piece makes one of parts automata of the groups of some kinds. Groups are dealt out in turn, for it is similar patterns that
+// multiply each other's states. It has no automaton when there are no groups for it.
+func (a *assembler) piece(d Dim, gs []*group, kinds, parts, part, limit int) *piece {
+	p := new(piece)
+	n := 0
+	for _, g := range gs {
+		if g.kind&kinds == 0 {
+			continue
+		}
+		if n%parts == part {
+			p.groups = append(p.groups, g)
+			p.tests = append(p.tests, g.tests...)
+		}
+		n++
 	}
-	return ps
+	if len(p.groups) == 0 {
+		return p
+	}
+	slices.Sort(p.tests)
+	f := newDFA(newNFA(p.tests, a.patterns))
+	if !f.run(limit, false) {
+		p.err = f.over(limit)
+		return p
+	}
+	p.automaton, p.classes = f.automaton(d)
+	if n := p.automaton.Classes; n > 1<<16 {
+		p.err = &limitError{n, "classes", 1 << 16, false}
+	}
+	return p
 }
 
-// pieces makes one automaton of each list of groups; cells is what the dimension's other automata use.
-func (a *assembler) pieces(d Dim, lists [][]*group, cells int) ([]piece, error) {
-	var ps []piece
-	for _, gs := range lists {
-		var tests []int32
-		for _, g := range gs {
-			tests = append(tests, g.tests...)
-		}
-		slices.Sort(tests)
-		aut, classes, err := a.build(d, tests, MaxCells-a.cells-cells)
-		if err != nil {
-			return nil, err
-		}
-		cells += len(aut.Next)
-		ps = append(ps, piece{gs, aut, classes})
+// over says how far the states or leaves are over their limit.
+func (d *dfa) over(limit int) error {
+	n, what := len(d.states), "states"
+	if n <= limit {
+		n, what, limit = len(d.leaves), "leaves", MaxLeaves
 	}
-	return ps, nil
+	return &limitError{min(n, countBudget), what, limit, n > countBudget}
 }
 
-// build makes one automaton.
-func (a *assembler) build(d Dim, tests []int32, cells int) (*Automaton, [][]int32, error) {
-	n := newNFA(tests, a.patterns)
-	f := newDFA(n)
-	if !f.run(false) {
-		f = newDFA(n)
-		f.run(true)
-		more := len(f.states)+len(f.leaves) > countBudget
-		if len(f.states) > MaxStates {
-			return nil, nil, &limitError{min(len(f.states), countBudget), "states", MaxStates, more}
-		}
-		return nil, nil, &limitError{min(len(f.leaves), countBudget), "leaves", MaxLeaves, more}
+// count says in numbers why a piece has no automaton.
+func (a *assembler) count(p *piece) error {
+	if e, ok := p.err.(*limitError); ok && (e.what == "states" || e.what == "leaves") {
+		f := newDFA(newNFA(p.tests, a.patterns))
+		f.run(MaxStates, true)
+		return f.over(MaxStates)
 	}
-	aut, classes := f.automaton(d)
-	if n := len(aut.Next); n > cells {
-		return nil, nil, &limitError{n, "transitions", cells, false}
-	}
-	if aut.Classes > 1<<16 {
-		return nil, nil, &limitError{aut.Classes, "classes", 1 << 16, false}
-	}
-	return aut, classes, nil
+	return p.err
 }
 
 // keep puts automata in the Image.
-func (a *assembler) keep(ps []piece) {
+func (a *assembler) keep(ps []*piece) {
 	for _, p := range ps {
 		for _, g := range p.groups {
 			for _, t := range g.tests {
@@ -499,7 +536,7 @@ type sortKey struct {
 	phase    int
 	group    uint16
 	word     Word
-	narrowed uint32 // the dimensions where it does not hold for a string that no test accepts
+	narrowed uint32 // the automata in whose class of no test it does not hold; alike clauses stand together, so that rows share words
 	index    int
 }
 
@@ -558,7 +595,7 @@ func (a *assembler) orderClauses() error {
 		for _, d := range dims(c) {
 			a.stamp++
 			if !a.eval(c.Preds[d]) {
-				k.narrowed |= 1 << d
+				k.narrowed |= 1 << a.automatonOfPred(c.Preds[d]) // a constant holds here: selectClauses
 			}
 		}
 		ops[c.Op] = append(ops[c.Op], keyed{k, c})
@@ -596,6 +633,13 @@ func (a *assembler) orderClauses() error {
 	return nil
 }
 
+// automatonOfPred returns the automaton of p's tests; -1 for a constant.
+func (a *assembler) automatonOfPred(p *pred) int {
+	at := -1
+	eachAtom(p, func(i int) { at = a.automatonOf[a.testOf[i]] })
+	return at
+}
+
 // slotOrder says in which order an operation asks its dimensions: those kept with the process, the cheap, the strings.
 func slotOrder(d Dim) int {
 	switch {
@@ -621,9 +665,7 @@ func (a *assembler) rows(op pavise.Op) error {
 			continue
 		}
 		for _, d := range dims(c) {
-			at := -1
-			eachAtom(c.Preds[d], func(i int) { at = a.automatonOf[a.testOf[i]] })
-			if at >= 0 {
+			if at := a.automatonOfPred(c.Preds[d]); at >= 0 {
 				users[at] = append(users[at], user{bit, c.Preds[d]})
 			}
 		}

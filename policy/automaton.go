@@ -466,19 +466,19 @@ func (d *dfa) leaf(k leafKey) int32 {
 	return ^id
 }
 
-// run makes the states and leaves, and reports false when there are more than the limits. With count it
-// goes on until countBudget, to tell how many there are.
-func (d *dfa) run(count bool) bool {
-	decided := d.enter(0, 0)
-	d.target(decided)
+// run makes the states and leaves. It reports false, and stops, when there are more than limit states or MaxLeaves; with count
+// it goes on until countBudget, to tell how many there are.
+func (d *dfa) run(limit int, count bool) bool {
+	d.live = d.live[:0]
+	d.target(d.enter(0, 0))
 	for i := 0; i < len(d.states); i++ {
-		over := len(d.states) > MaxStates || len(d.leaves) > MaxLeaves
-		if over && (!count || len(d.states)+len(d.leaves) > countBudget) {
+		over := len(d.states) > limit || len(d.leaves) > MaxLeaves
+		if over && (!count || max(len(d.states), len(d.leaves)) > countBudget) {
 			return false
 		}
 		d.expand(i, !over)
 	}
-	return len(d.states) <= MaxStates && len(d.leaves) <= MaxLeaves
+	return len(d.states) <= limit && len(d.leaves) <= MaxLeaves
 }
 
 // expand computes the targets of state i.
