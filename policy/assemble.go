@@ -34,6 +34,8 @@ func (d Dim) String() string {
 // assembler makes an Image of a program.
 type assembler struct {
 	p       *program
+	few     int // states of an automaton: fewStates and MaxStates, but in tests
+	most    int
 	img     *Image
 	clauses []*clause // that have an effect
 	ops     [pavise.NumOps]opClauses
@@ -59,10 +61,17 @@ type opClauses []*clause
 
 // assemble makes the tables of a program. The same program gives the same tables.
 func assemble(p *program) (*Image, error) {
+	return assembleWithin(p, fewStates, MaxStates)
+}
+
+func assembleWithin(p *program, few, most int) (*Image, error) {
 	if n := len(p.Rules); n > MaxRules {
 		return nil, fmt.Errorf("hold %s rules of %s", num(n), num(MaxRules))
 	}
-	a := &assembler{p: p, img: &Image{Rules: p.Rules, Rows: make([]Row, 1)}, rowIDs: map[string]uint32{}, seqs: map[string]uint32{}}
+	a := &assembler{
+		p: p, few: few, most: most, img: &Image{Rules: p.Rules, Rows: make([]Row, 1)},
+		rowIDs: map[string]uint32{}, seqs: map[string]uint32{},
+	}
 	a.img.Protected = slices.Clone(p.Protected)
 	slices.Sort(a.img.Protected)
 	a.img.Protected = slices.Compact(a.img.Protected)
@@ -383,7 +392,7 @@ type piece struct {
 	tests     []int32
 	automaton *Automaton
 	classes   [][]int32
-	err       error
+	err       *limitError
 }
 
 // share asks for the groups of some kinds to be dealt out over parts automata.
@@ -446,14 +455,14 @@ func (a *assembler) dimension(d Dim, gs []*group) error {
 		return ps, nil
 	}
 	for _, plan := range plans[:3] {
-		if ps, failed := try(plan, fewStates); failed == nil {
+		if ps, failed := try(plan, a.few); failed == nil {
 			a.keep(ps)
 			return nil
 		}
 	}
 	var last *piece
 	for _, plan := range plans {
-		ps, failed := try(plan, MaxStates)
+		ps, failed := try(plan, a.most)
 		if failed == nil {
 			a.keep(ps)
 			return nil
@@ -499,7 +508,7 @@ func (a *assembler) piece(d Dim, gs []*group, kinds, parts, part, limit int) *pi
 }
 
 // over says how far the states or leaves are over their limit.
-func (d *dfa) over(limit int) error {
+func (d *dfa) over(limit int) *limitError {
 	n, what := len(d.states), "states"
 	if n <= limit {
 		n, what, limit = len(d.leaves), "leaves", MaxLeaves
@@ -508,11 +517,11 @@ func (d *dfa) over(limit int) error {
 }
 
 // count says in numbers why a piece has no automaton.
-func (a *assembler) count(p *piece) error {
-	if e, ok := p.err.(*limitError); ok && (e.what == "states" || e.what == "leaves") {
+func (a *assembler) count(p *piece) *limitError {
+	if p.err.what == "states" || p.err.what == "leaves" {
 		f := newDFA(newNFA(p.tests, a.patterns))
-		f.run(MaxStates, true)
-		return f.over(MaxStates)
+		f.run(a.most, true)
+		return f.over(a.most)
 	}
 	return p.err
 }

@@ -365,7 +365,13 @@ func checkProgram(t *testing.T, seed uint64, facts int) {
 	if err != nil {
 		t.Fatalf("seed %d: %v", seed, err)
 	}
-	checkImage(t, img)
+	imgs := []*Image{img}
+	if img, err := assembleWithin(p, 1+r.IntN(10), 1+r.IntN(40)); err == nil {
+		imgs = append(imgs, img) // most often in several automata
+	}
+	for _, img := range imgs {
+		checkImage(t, img)
+	}
 	for range facts {
 		var f Facts
 		for _, d := range testDims {
@@ -375,8 +381,11 @@ func checkProgram(t *testing.T, seed uint64, facts int) {
 			f.Aliases = append(f.Aliases, sample(r, p, DimPath))
 		}
 		for _, op := range []pavise.Op{pavise.OpOpen, pavise.OpExec} {
-			if diff := compareVerdict(img.Judge(op, &f), refJudge(p, op, &f)); diff != "" {
-				t.Fatalf("seed %d, %v of %q, aliases %q: %s", seed, op, f.Values, f.Aliases, diff)
+			want := refJudge(p, op, &f)
+			for _, img := range imgs {
+				if diff := compareVerdict(img.Judge(op, &f), want); diff != "" {
+					t.Fatalf("seed %d, %d automata, %v of %q, aliases %q: %s", seed, len(img.Automata), op, f.Values, f.Aliases, diff)
+				}
 			}
 		}
 	}
