@@ -576,7 +576,7 @@ func (a *assembler) orderClauses() error {
 	var ops [pavise.NumOps][]keyed
 	groupPhase := map[[2]uint16]int{}
 	for i, c := range a.clauses {
-		k := sortKey{group: c.Group, word: Word{Kind: c.Kind, Group: c.Group}, index: i}
+		k := sortKey{phase: phaseEnforced, group: c.Group, word: Word{Kind: c.Kind, Group: c.Group}, index: i}
 		if c.Kind != WordAllow {
 			k.word.Action = c.Action
 			switch {
