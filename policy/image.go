@@ -151,6 +151,7 @@ type Word struct {
 	Action  pavise.Action // of WordExplicit and WordDefault
 	Monitor bool
 	Group   uint16 // WordAllow and WordDefault: number of the policy's group within the operation, from 1
+	Clauses uint8  // how many of its bits are clauses, from the lowest; the AND of no rows has exactly these
 }
 
 // WordKind says how the clauses of a Word act.
