@@ -170,6 +170,11 @@ func readProc(root string, pid uint32, e *pavise.Event) {
 	}
 }
 
+// Alive asks /proc whether p, of this table, still runs, in whatever image: for Prune.
+func (t *Table) Alive(p *pavise.Process) bool {
+	return sameStart(filepath.Join("/proc", strconv.FormatUint(uint64(p.PID), 10)), uint64(p.StartTime-t.boot))
+}
+
 // sameStart reports whether the process at dir started at start, nanoseconds since boot, by the clock's tick.
 func sameStart(dir string, start uint64) bool {
 	stat, _ := readHead(filepath.Join(dir, "stat"), maxArgs)
