@@ -547,11 +547,12 @@ func hostileRune(r rune) bool {
 	return false
 }
 
-// MarshalJSON is AppendJSON for encoding/json.
-func (e *Event) MarshalJSON() ([]byte, error) { return e.AppendJSON(nil), nil }
+// MarshalJSON is AppendJSON for encoding/json. The receiver is a value, so that no Event, however it is
+// passed, is written in another form.
+func (e Event) MarshalJSON() ([]byte, error) { return e.AppendJSON(nil), nil }
 
 // MarshalJSON is AppendJSON for encoding/json.
-func (p *Process) MarshalJSON() ([]byte, error) { return p.AppendJSON(nil), nil }
+func (p Process) MarshalJSON() ([]byte, error) { return p.AppendJSON(nil), nil }
 
 // The mirrors by which JSON is read back, on the slow path.
 type (

@@ -152,6 +152,10 @@ func TestJSONMatchesEncodingJSON(t *testing.T) {
 	if err != nil || !bytes.Equal(viaStd, e.AppendJSON(nil)) {
 		t.Errorf("%v: %s", err, viaStd)
 	}
+	byValue, err := json.Marshal(map[string]any{"e": *e, "p": *e.Process})
+	if want := `{"e":` + string(viaStd) + `,"p":` + string(e.Process.AppendJSON(nil)) + `}`; err != nil || string(byValue) != want {
+		t.Errorf("%v: %s", err, byValue)
+	}
 }
 
 func FuzzAppendJSON(f *testing.F) {
