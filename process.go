@@ -5,8 +5,9 @@ package pavise
 type Process struct {
 	ExecID    uint64 `json:"exec_id"`
 	PID       uint32 `json:"pid"`
-	StartTime int64  `json:"start_time"` // nanoseconds since the Unix epoch
+	StartTime int64  `json:"start_time"` // of the process, not of this image: nanoseconds since the Unix epoch; RFC 3339 in JSON
 	Found     bool   `json:"found,omitempty"`
+	Unknown   bool   `json:"unknown,omitempty"` // nothing but ExecID and PID is known: its record was lost or is not here yet
 
 	Exe     FileInfo `json:"exe"`
 	Script  string   `json:"script,omitempty"`
@@ -29,9 +30,11 @@ type Process struct {
 	Unit      string     `json:"unit,omitempty"`
 	Container *Container `json:"container,omitempty"`
 
-	ParentExecID uint64   `json:"parent_exec_id"`
-	Parent       *Process `json:"-"`
-	ExitTime     int64    `json:"exit_time,omitempty"` // nanoseconds since the Unix epoch, 0 while it runs
+	ParentExecID uint64 `json:"parent_exec_id"`
+	// Parent is one level only and its own Parent is nil, so that a long-lived process does not keep
+	// every ancestor in memory; proc.Table.Ancestors walks further. In JSON: exec_id, pid, exe.path.
+	Parent   *Process `json:"-"`
+	ExitTime int64    `json:"exit_time,omitempty"` // nanoseconds since the Unix epoch, 0 while it runs
 }
 
 // User is the effective user of a process. Name is empty when it could not be found.

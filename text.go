@@ -1,0 +1,308 @@
+package pavise
+
+import (
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// The escape sequences of AppendText; nothing else in its output begins with ESC.
+const (
+	textRed    = "\x1b[1;31m"
+	textYellow = "\x1b[33m"
+	textReset  = "\x1b[0m"
+)
+
+// AppendText appends e as one line for people, without the newline, its time in the machine's
+// zone: time, verdict, operation, process, object, policy/rule. With color, what was denied or killed is bold red and
+// what would have been is yellow. Whatever the names in e hold, the line cannot control a terminal.
+func (e *Event) AppendText(b []byte, color bool) []byte {
+	return e.AppendTextIn(b, color, time.Local)
+}
+
+// AppendTextIn is AppendText with the time in a zone of the caller's.
+func (e *Event) AppendTextIn(b []byte, color bool, zone *time.Location) []byte {
+	b = time.Unix(0, e.Time).In(zone).AppendFormat(b, "15:04:05.000000 ")
+	paint := ""
+	if color && (e.Action == ActionDeny || e.Action == ActionKill) {
+		paint = textRed
+		if e.Monitor {
+			paint = textYellow
+		}
+	}
+	if color && e.Op == OpLost {
+		paint = textRed
+	}
+	b = append(b, paint...)
+	col := len(b)
+	switch {
+	case e.Action == ActionNone:
+		b = append(b, '-')
+	case e.Monitor:
+		b = append(b, "would-"...)
+		b = append(b, e.Action.String()...)
+	default:
+		b = append(b, e.Action.String()...)
+	}
+	b = pad(b, col, 11)
+	col = len(b)
+	b = append(b, e.Op.String()...)
+	b = pad(b, col, 13)
+	if e.Op != OpLost {
+		col = len(b)
+		b = e.appendActor(b)
+		b = pad(b, col, 36)
+	}
+	b = e.appendObject(b)
+	if e.Count > 1 {
+		b = append(b, " ("...)
+		b = strconv.AppendUint(b, e.Count, 10)
+		b = append(b, " times)"...)
+	}
+	if e.Policy != "" || e.Rule != "" {
+		b = append(b, "  "...)
+		b = AppendEscaped(b, e.Policy)
+		if e.Rule != "" {
+			b = append(b, '/')
+			b = AppendEscaped(b, e.Rule)
+		}
+		if e.Matched > 1 {
+			b = append(b, " +"...)
+			b = strconv.AppendUint(b, uint64(e.Matched)-1, 10)
+		}
+	}
+	if e.Severity != "" {
+		b = append(b, " ["...)
+		b = AppendEscaped(b, e.Severity)
+		b = append(b, ']')
+	}
+	if e.Message != "" {
+		b = append(b, "  "...)
+		b = appendEscaped(b, e.Message, false)
+	}
+	if paint != "" {
+		b = append(b, textReset...)
+	}
+	return b
+}
+
+// appendActor appends name[pid] user unit/container.
+func (e *Event) appendActor(b []byte) []byte {
+	p := e.Process
+	if p == nil || p.Unknown {
+		b = append(b, "?["...)
+		b = strconv.AppendUint(b, uint64(e.PID), 10)
+		return append(b, ']')
+	}
+	b = appendName(b, p)
+	b = append(b, ' ')
+	if p.User.Name != "" {
+		b = AppendEscaped(b, p.User.Name)
+	} else {
+		b = strconv.AppendUint(b, uint64(p.User.ID), 10)
+	}
+	if p.Unit != "" {
+		b = append(b, ' ')
+		b = AppendEscaped(b, p.Unit)
+	}
+	if c := p.Container; c != nil {
+		sep := byte(' ')
+		if p.Unit != "" {
+			sep = '/'
+		}
+		b = append(b, sep)
+		if c.Name != "" {
+			b = AppendEscaped(b, c.Name)
+		} else {
+			b = AppendEscaped(b, c.ID[:min(12, len(c.ID))])
+		}
+	}
+	return b
+}
+
+func appendName(b []byte, p *Process) []byte {
+	name := p.Exe.Path[strings.LastIndexByte(p.Exe.Path, '/')+1:]
+	if name == "" {
+		name = "?"
+	}
+	b = AppendEscaped(b, name)
+	b = append(b, '[')
+	b = strconv.AppendUint(b, uint64(p.PID), 10)
+	return append(b, ']')
+}
+
+func (e *Event) appendObject(b []byte) []byte {
+	switch {
+	case e.onFile():
+		f := &e.File
+		b = AppendEscaped(b, f.Path)
+		if f.Deleted {
+			b = append(b, " (deleted)"...)
+		}
+		if f.Memfd {
+			b = append(b, " (memfd)"...)
+		}
+		if f.Alias != "" {
+			b = append(b, " also "...)
+			b = AppendEscaped(b, f.Alias)
+		}
+		if f.Access != 0 && e.Op != OpExec {
+			sep := " ("
+			for a := f.Access; a != 0; a &= a - 1 {
+				b = append(b, sep...)
+				b = appendAccess(b, a&-a)
+				sep = ","
+			}
+			b = append(b, ')')
+		}
+	case e.onNet():
+		n := &e.Net
+		b = append(b, netLabel(n)...)
+		local, remote := n.LocalPort != 0 || n.LocalPath != "", n.RemotePort != 0 || n.RemotePath != "" || n.Remote != [16]byte{}
+		if local {
+			b = append(b, ' ')
+			b = appendEndpointText(b, n.Family, &n.Local, n.LocalPort, n.LocalPath)
+		}
+		if remote {
+			if e.Op == OpAccept {
+				b = append(b, " <- "...)
+			} else {
+				b = append(b, " -> "...)
+			}
+			b = appendEndpointText(b, n.Family, &n.Remote, n.RemotePort, n.RemotePath)
+		}
+	case e.Op == OpExec && e.Process != nil:
+		p := e.Process
+		if len(p.Args) == 0 {
+			return AppendEscaped(b, p.Exe.Path)
+		}
+		for i, a := range p.Args {
+			if i > 0 {
+				b = append(b, ' ')
+			}
+			b = AppendEscaped(b, a)
+		}
+		if p.ArgsCut {
+			b = append(b, " ..."...)
+		}
+	case e.Op == OpFork && e.Process != nil && e.Process.Parent != nil:
+		b = append(b, "by "...)
+		b = appendName(b, e.Process.Parent)
+	case e.Op == OpExit && e.Exit.Signal != 0:
+		b = append(b, "signal "...)
+		b = strconv.AppendUint(b, uint64(e.Exit.Signal), 10)
+	case e.Op == OpExit:
+		b = append(b, "code "...)
+		b = strconv.AppendUint(b, uint64(e.Exit.Code), 10)
+	case e.Op == OpLost:
+		b = strconv.AppendUint(b, e.Lost.Count, 10)
+		b = append(b, ' ')
+		b = append(b, e.Lost.Op.String()...)
+		b = append(b, " events lost at "...)
+		b = AppendEscaped(b, e.Lost.Where)
+		if e.Lost.Policy != "" {
+			b = append(b, " of policy "...)
+			b = AppendEscaped(b, e.Lost.Policy)
+		}
+	}
+	return b
+}
+
+// netLabel is the shortest name of what a socket speaks.
+func netLabel(n *NetInfo) string {
+	switch {
+	case n.Family == FamilyUnix:
+		return "unix"
+	case n.Family != FamilyIPv4 && n.Family != FamilyIPv6:
+		return "family " + FamilyName(n.Family)
+	case n.Protocol != 0:
+		return ProtocolName(n.Protocol)
+	}
+	return TypeName(n.Type)
+}
+
+func appendEndpointText(b []byte, family uint16, addr *[16]byte, port uint16, path string) []byte {
+	if family == FamilyUnix {
+		return AppendEscaped(b, path)
+	}
+	col := len(b)
+	b = appendAddr(b, addr)
+	for _, c := range b[col:] {
+		if c == ':' { // IPv6 wants brackets before a port
+			b = append(b, 0)
+			copy(b[col+1:], b[col:])
+			b[col] = '['
+			b = append(b, ']')
+			break
+		}
+	}
+	b = append(b, ':')
+	return strconv.AppendUint(b, uint64(port), 10)
+}
+
+// pad appends spaces until what stands from col on is width characters and one space wide.
+func pad(b []byte, col, width int) []byte {
+	for n := utf8.RuneCount(b[col:]); n < width; n++ {
+		b = append(b, ' ')
+	}
+	return append(b, ' ')
+}
+
+// AppendEscaped appends s as one word for people: as it is when it is harmless, else in double
+// quotes with control characters, bytes that are not UTF-8 and characters that reorder text as
+// \x1b or \u202e. A name with a blank is quoted too, so that it cannot pass for two columns.
+func AppendEscaped(b []byte, s string) []byte {
+	return appendEscaped(b, s, true)
+}
+
+// appendEscaped without word leaves blanks, quotes and the whole unquoted: for running text.
+func appendEscaped(b []byte, s string, word bool) []byte {
+	quote := false
+	if word {
+		quote = s == ""
+		for i := 0; i < len(s) && !quote; i++ {
+			quote = !plain[s[i]] || s[i] == ' '
+			if s[i] >= utf8.RuneSelf {
+				r, n := utf8.DecodeRuneInString(s[i:])
+				quote = r == utf8.RuneError && n == 1 || hostileRune(r)
+				i += n - 1
+			}
+		}
+	}
+	if quote {
+		b = append(b, '"')
+	}
+	for i := 0; i < len(s); {
+		c := s[i]
+		if c < utf8.RuneSelf {
+			switch {
+			case quote && (c == '"' || c == '\\'):
+				b = append(b, '\\', c)
+			case c >= 0x20 && c < 0x7f:
+				b = append(b, c)
+			default:
+				b = append(b, '\\', 'x', hexDigits[c>>4], hexDigits[c&15])
+			}
+			i++
+			continue
+		}
+		r, n := utf8.DecodeRuneInString(s[i:])
+		switch {
+		case r == utf8.RuneError && n == 1:
+			b = append(b, '\\', 'x', hexDigits[c>>4], hexDigits[c&15])
+		case hostileRune(r):
+			b = append(b, '\\', 'u')
+			for shift := 12; shift >= 0; shift -= 4 {
+				b = append(b, hexDigits[r>>shift&15])
+			}
+		default:
+			b = append(b, s[i:i+n]...)
+		}
+		i += n
+	}
+	if quote {
+		b = append(b, '"')
+	}
+	return b
+}
