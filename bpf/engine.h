@@ -63,7 +63,7 @@ struct automaton {
 	__u8 column[256];
 };
 
-enum { LEAF_ANY, LEAF_EXACT, LEAF_UNDER };
+enum { LEAF_ANY, LEAF_EXACT, LEAF_UNDER, LEAF_PREFIX };
 
 struct leaf {
 	__u32 tail_off; /* from the automaton's tail_off */
@@ -81,7 +81,7 @@ struct slot {
 enum { WORD_NONE, WORD_EXPLICIT, WORD_ALLOW, WORD_DEFAULT };
 
 struct word {
-	__u64 valid; /* the clauses that exist */
+	__u64 clauses; /* those that exist */
 	__u8 kind;
 	__u8 action;
 	__u8 monitor;
@@ -97,6 +97,8 @@ struct op_table {
 	__u32 n_words;	 /* 0: nothing judges this operation */
 	__u32 need;	 /* bit per dimension that some slot reads */
 	__u32 enforces;	 /* some word is enforced: without a verdict the operation is refused */
+	__u32 pad[2];
+	__u64 all[4];	/* a bit for each word */
 	struct slot slots[NUM_SLOTS];
 	struct word words[NUM_OPWORDS];
 	__u16 rules[NUM_CLAUSES];
@@ -174,15 +176,20 @@ struct {
 	__type(value, struct hit);
 } hits SEC(".maps");
 
+/* The classes of decisions, strictest first: what decides is the first that is not empty. */
+enum { DECIDED_ENFORCED, DECIDED_MONITOR, DECIDED_AUDIT, NUM_DECIDED };
+
 struct verdict {
-	__u8 action;  /* enforced kill or deny; else 0 */
-	__u8 would;   /* strictest monitored action, or ACT_AUDIT; else 0 */
-	__u8 matched; /* rules that hold, at most 255 */
-	__u8 n_rules;
-	__u8 alias; /* 1 + number of the alias that decided */
-	__u8 pad[3];
+	__u8 action[NUM_DECIDED]; /* 0: nothing of this class */
+	__u8 n_rules;		  /* of rules */
+	__u8 matched;		  /* clauses that hold, at most 255 */
+	__u8 alias;		  /* 1 + number of the alias under which the enforced, monitored or audited action was decided; 0: the first name */
+	__u8 pad[2];
+	__u32 rule[NUM_DECIDED];
 	__u32 rules[REC_RULES];
 };
+
+#define NO_RULE (~0U)
 
 /*
  * Working memory of one judgement. Hooks can be preempted between migrate_disable and migrate_enable, and the next task on the same
@@ -206,21 +213,23 @@ struct scratch {
 	__u32 busy;
 	__u32 side;
 	__u32 op;
-	__u32 n_rows;
-	__u32 rows[NUM_SLOTS];
-	__u64 acc[4];	/* the words that may hold after judge_early */
-	__u64 left[4];	/* and after judge, for one name */
-	__u32 n_met;
-	__u32 allowed; /* the group whose allow rule was met last */
+	__u32 alias; /* of the name that is judged */
+	__u32 rows[NUM_SLOTS]; /* by slot; 0 is every clause */
+	__u64 early[4]; /* the words that may hold after judge_early */
+	__u64 left[4];	/* and after all slots, for one name */
+	__u32 met;	/* the group whose allow rule was met last */
+	__u32 state;	/* of the automaton that runs */
 	__u16 dim_off[NUM_DIMS];
 	__u16 dim_len[NUM_DIMS]; /* over MAX_STRING: too long to judge exactly */
 	struct verdict v;
-	struct verdict best;
-	__u32 state;	  /* of the automaton that runs */
-	__u32 path_flags; /* PATH_* of the last path_build */
-	__u32 path_total;
-	__u32 path_len;
-	__u32 canon_len;
+	/* The walk of path_build. */
+	__u64 dentry;
+	__u64 mnt;
+	__u64 root;
+	__u32 path_flags; /* PATH_* */
+	__u32 path_pos;
+	__u32 path_len;	 /* of the first name */
+	__u32 canon_len; /* of the canonical one */
 	struct comp comps[MAX_COMPS];
 	__u8 bytes[BYTES + 4096 + 16];
 };
@@ -346,7 +355,7 @@ __noinline int leaf_class(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 		if (x != load64(&t->tails[(tail + at) & (NUM_TAILS - 1)]))
 			return lf->miss;
 	}
-	if (len > tlen && s->bytes[(off + tlen) & (BYTES - 1)] != '/')
+	if (len > tlen && lf->kind == LEAF_UNDER && s->bytes[(off + tlen) & (BYTES - 1)] != '/')
 		return lf->miss;
 	return lf->match;
 }
@@ -380,34 +389,40 @@ __noinline int classify(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 	return t->accept[(a->accept_off + s->state) & (NUM_ALLSTATES - 1)];
 }
 
-/* meet ANDs the row of a slot's class into acc; false when nothing is left. */
-static __always_inline bool meet(struct scratch *s, struct tables *t, struct slot *sl, __u32 class, __u64 *acc,
-				 __u32 *n)
-{
-	__u32 ri = t->class_rows[(sl->class_row + class) & (NUM_CLASSROWS - 1)];
-	struct row *r;
-
-	if (!ri)
-		return true; /* every clause */
-	r = &t->rows[ri & (NUM_ROWS - 1)];
-	acc[0] &= r->sum[0];
-	acc[1] &= r->sum[1];
-	acc[2] &= r->sum[2];
-	acc[3] &= r->sum[3];
-	s->rows[*n & (NUM_SLOTS - 1)] = ri;
-	(*n)++;
-	return acc[0] | acc[1] | acc[2] | acc[3];
-}
-
-/*
- * tally_word takes the word wi of the operation (number q*64 + n, where low has the n lowest bits set) into the verdict: as Image.Judge,
- * after an enforced verdict the rest of the enforced words is skipped and the monitored ones and audits are still reported;
- * with alias only explicit words count. Its own function, as is tally, to keep what the verifier has to walk small.
- */
-__noinline int tally_word(__u32 si, __u32 q, __u64 low, __u32 alias)
+/* meet takes the row of a slot's class into s->left; 0 when nothing is left. */
+__noinline int meet(__u32 si, __u32 slot, __u32 class)
 {
 	struct scratch *s = scratch_at(si);
-	__u32 side, wi, matched, n_rows;
+	struct tables *t;
+	struct slot *sl;
+	struct row *r;
+	__u32 side, ri;
+
+	if (!s)
+		return 0;
+	side = s->side;
+	t = bpf_map_lookup_elem(&sides, &side);
+	if (!t)
+		return 0;
+	slot &= NUM_SLOTS - 1;
+	sl = &t->ops[s->op & (NUM_JUDGED - 1)].slots[slot];
+	ri = t->class_rows[(sl->class_row + class) & (NUM_CLASSROWS - 1)];
+	s->rows[slot] = ri;
+	if (!ri)
+		return 1;
+	r = &t->rows[ri & (NUM_ROWS - 1)];
+	s->left[0] &= r->sum[0];
+	s->left[1] &= r->sum[1];
+	s->left[2] &= r->sum[2];
+	s->left[3] &= r->sum[3];
+	return (s->left[0] | s->left[1] | s->left[2] | s->left[3]) != 0;
+}
+
+/* tally_word judges word q*64 + n of the operation, where low has the n lowest bits set: judgement.word of policy/judge.go. */
+__noinline int tally_word(__u32 si, __u32 q, __u64 low)
+{
+	struct scratch *s = scratch_at(si);
+	__u32 side, wi, matched, rule, class;
 	struct verdict *v;
 	struct op_table *ot;
 	struct tables *t;
@@ -425,81 +440,92 @@ __noinline int tally_word(__u32 si, __u32 q, __u64 low, __u32 alias)
 	ot = &t->ops[s->op & (NUM_JUDGED - 1)];
 	wi = q * 64 + popcount(low);
 	wd = &ot->words[wi & (NUM_OPWORDS - 1)];
-	if (wd->kind != WORD_EXPLICIT && alias)
+	if (wd->kind != WORD_EXPLICIT && s->alias)
 		return 0;
-	if (v->action && !wd->monitor && wd->action != ACT_AUDIT)
+	class = wd->action == ACT_AUDIT ? DECIDED_AUDIT : wd->monitor ? DECIDED_MONITOR : DECIDED_ENFORCED;
+	if (class == DECIDED_ENFORCED && wd->kind != WORD_ALLOW && wd->action <= v->action[DECIDED_ENFORCED])
 		return 0;
-	w = wd->valid;
-	n_rows = s->n_met;
-	for (int r = 0; r < NUM_SLOTS; r++) {
-		struct row *row;
+	w = wd->clauses;
+	for (int i = 0; i < NUM_SLOTS; i++) {
+		__u32 ri = s->rows[i];
+		struct row *row = &t->rows[ri & (NUM_ROWS - 1)];
 
-		if (r >= n_rows)
+		if (i >= ot->n_slots)
 			break;
-		row = &t->rows[s->rows[r] & (NUM_ROWS - 1)];
-		w &= t->words[(row->off[q] + popcount(row->sum[q] & low)) & (NUM_ROWWORDS - 1)];
+		if (ri)
+			w &= t->words[(row->off[q] + popcount(row->sum[q] & low)) & (NUM_ROWWORDS - 1)];
 	}
 	if (!w)
 		return 0;
 	if (wd->kind == WORD_ALLOW) {
-		s->allowed = wd->group;
+		s->met = wd->group;
 		return 0;
 	}
-	if (wd->kind == WORD_DEFAULT && s->allowed == wd->group)
+	if (wd->kind == WORD_DEFAULT && s->met == wd->group)
 		return 0;
+	rule = ot->rules[(wi * 64 + popcount((w & -w) - 1)) & (NUM_CLAUSES - 1)];
+	if (wd->action > v->action[class]) {
+		v->action[class] = wd->action;
+		v->rule[class] = rule;
+		if (class == DECIDED_ENFORCED || !v->action[DECIDED_ENFORCED])
+			v->alias = s->alias;
+	}
 	matched = v->matched + popcount(w);
 	v->matched = matched > 255 ? 255 : matched;
-	if (v->n_rules < REC_RULES) {
-		__u32 c = wi * 64 + popcount((w & -w) - 1);
-
-		v->rules[v->n_rules & (REC_RULES - 1)] = ot->rules[c & (NUM_CLAUSES - 1)];
-		v->n_rules++;
+	for (int i = 0; i < REC_RULES; i++) {
+		if (i >= v->n_rules)
+			break;
+		if (v->rules[i] == rule) {
+			v->matched--;
+			return 0;
+		}
 	}
-	if (wd->monitor || wd->action == ACT_AUDIT) {
-		if (wd->action > v->would)
-			v->would = wd->action;
-	} else {
-		v->action = wd->action;
+	if (v->n_rules < REC_RULES) {
+		v->rules[v->n_rules & (REC_RULES - 1)] = rule;
+		v->n_rules++;
 	}
 	return 0;
 }
 
-/* tally goes through the words that are left in s->left, in order, and fills s->v. */
-__noinline int tally(__u32 si, __u32 alias)
+/* tally goes through the words that are left, lowest first. */
+__noinline int tally(__u32 si)
 {
 	struct scratch *s = scratch_at(si);
 
 	if (!s)
 		return 0;
-	__builtin_memset(&s->v, 0, sizeof(s->v));
-	s->allowed = 0;
 	for (int q = 0; q < 4; q++) {
-		__u64 m = s->left[q];
-
 		for (int k = 0; k < 64; k++) {
-			__u64 low;
+			__u64 m = s->left[q];
 
 			if (!m)
 				break;
-			low = (m & -m) - 1;
-			m &= m - 1;
-			tally_word(si, q, low, alias);
+			s->left[q] = m & (m - 1);
+			tally_word(si, q, (m & -m) - 1);
 		}
 	}
 	return 0;
 }
 
-/*
- * judge completes a judgement that judge_early began: the slots that need a path read it at [off, off+len), and s->v becomes the
- * verdict under that name. Merged into s->best when it is stricter. alias is 0 for the first name.
- */
+/* slot_class is the class of the operation's slot i; DIM_PATH is read at [off, off+len). */
+static __always_inline int slot_class(struct scratch *s, __u32 si, struct tables *t, __u32 ai, __u32 off, __u32 len)
+{
+	__u32 dim = t->automata[ai].dim & (NUM_DIMS - 1);
+
+	if (dim != DIM_PATH) {
+		off = s->dim_off[dim];
+		len = s->dim_len[dim];
+	}
+	return classify(si, s->side, ai, off, len);
+}
+
+/* judge completes a judgement that judge_early began, for the name at [off, off+len); alias is 0 for the first name. */
 __noinline int judge(__u32 si, __u32 off, __u32 len, __u32 alias)
 {
 	struct scratch *s = scratch_at(si);
 	struct tables *t;
 	struct op_table *ot;
-	__u64 acc[4];
-	__u32 n, side;
+	__u32 side;
 
 	if (!s)
 		return 0;
@@ -508,39 +534,50 @@ __noinline int judge(__u32 si, __u32 off, __u32 len, __u32 alias)
 	if (!t)
 		return 0;
 	ot = &t->ops[s->op & (NUM_JUDGED - 1)];
-	acc[0] = s->acc[0];
-	acc[1] = s->acc[1];
-	acc[2] = s->acc[2];
-	acc[3] = s->acc[3];
-	n = s->n_rows;
+	s->alias = alias;
+	s->left[0] = s->early[0];
+	s->left[1] = s->early[1];
+	s->left[2] = s->early[2];
+	s->left[3] = s->early[3];
 	for (int i = 0; i < NUM_SLOTS; i++) {
-		struct slot *sl = &ot->slots[i];
-		__u32 dim, o, l, c;
+		__u32 ai = ot->slots[i].automaton & (NUM_AUTOMATA - 1);
 
 		if (i < ot->n_early)
 			continue;
 		if (i >= ot->n_slots)
 			break;
-		dim = t->automata[sl->automaton & (NUM_AUTOMATA - 1)].dim & (NUM_DIMS - 1);
-		o = dim == DIM_PATH ? off : s->dim_off[dim];
-		l = dim == DIM_PATH ? len : s->dim_len[dim];
-		c = classify(si, side, sl->automaton, o, l);
-		if (!meet(s, t, sl, c, acc, &n))
+		if (!meet(si, i, slot_class(s, si, t, ai, off, len)))
 			return 0;
 	}
-	s->left[0] = acc[0];
-	s->left[1] = acc[1];
-	s->left[2] = acc[2];
-	s->left[3] = acc[3];
-	s->n_met = n;
-	tally(si, alias);
-	/* Strictest first; on a tie the first name stands. */
-	if (s->v.action > s->best.action ||
-	    (s->v.action == s->best.action && !s->best.action && s->v.would > s->best.would)) {
-		s->best = s->v;
-		s->best.alias = alias;
-	}
-	return s->best.action;
+	tally(si);
+	return 0;
+}
+
+/* decided is the class that decides, NUM_DECIDED when none does. */
+static __always_inline __u32 decided(struct verdict *v)
+{
+	if (v->action[DECIDED_ENFORCED])
+		return DECIDED_ENFORCED;
+	if (v->action[DECIDED_MONITOR])
+		return DECIDED_MONITOR;
+	return v->action[DECIDED_AUDIT] ? DECIDED_AUDIT : NUM_DECIDED;
+}
+
+/* settle puts the deciding rule first, as Judge does at its end, and ends the list with NO_RULE. */
+static __always_inline void settle(struct verdict *v, __u32 class)
+{
+	__u32 rule;
+
+	for (int i = 0; i < REC_RULES; i++)
+		if (i >= v->n_rules)
+			v->rules[i] = NO_RULE;
+	if (class >= NUM_DECIDED)
+		return;
+	rule = v->rule[class];
+	for (int i = 0; i < REC_RULES; i++)
+		if (v->rules[i] == rule)
+			v->rules[i] = v->rules[0];
+	v->rules[0] = rule;
 }
 
 static __always_inline void set_dim(struct scratch *s, __u32 dim, __u32 off, __u32 len)

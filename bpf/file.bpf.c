@@ -41,7 +41,7 @@ static __always_inline __u8 access_of(__u32 mode, __u32 flags)
 }
 
 /*
- * verdict_file judges op on a file under all its names: s->best. The path stands behind the record, path_len and canon_len say how long
+ * verdict_file judges op on a file under all its names: s->v. The path stands behind the record, path_len and canon_len say how long
  * it and the canonical path at OFF_ALT are. Returns whether there is anything to act on or to report.
  */
 static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, __u64 dentry, __u64 mnt, __u64 inode,
@@ -111,7 +111,7 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, _
 			}
 		}
 	}
-	return s->best.action || s->best.would;
+	return decided(&s->v) < NUM_DECIDED;
 }
 
 /* judge_file judges op on a file, reports, and returns the action to take. */
@@ -119,26 +119,21 @@ static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op, __u
 				      __u8 access, __u8 rung)
 {
 	struct rec_file *r = (void *)&s->bytes[OFF_REC];
-	__u32 side, aoff = 0, pos = OFF_REC + sizeof(*r);
-	struct tables *t;
+	__u32 aoff = 0, pos = OFF_REC + sizeof(*r);
 
 	if (!verdict_file(s, si, op, dentry, mnt, inode, access))
-		return 0;
-	side = s->side;
-	t = bpf_map_lookup_elem(&sides, &side);
-	if (!t)
 		return 0;
 	r->path_len = clip(s->path_len);
 	pos += r->path_len;
 	r->alias_len = 0;
-	if (s->best.alias == 1) {
+	if (s->v.alias == 1) {
 		aoff = OFF_ALT;
 		r->alias_len = clip(s->canon_len);
-	} else if (s->best.alias > 1) {
-		struct inode_key k = { .ino = r->inode.ino, .dev = r->inode.dev, .n = s->best.alias - 2 };
+	} else if (s->v.alias > 1) {
+		struct inode_key k = { .ino = r->inode.ino, .dev = r->inode.dev, .n = s->v.alias - 2 };
 		struct inode_name *in = bpf_map_lookup_elem(&inodes, &k);
 
-		aoff = OFF_TMP + (s->best.alias - 2) * NAME_BYTES;
+		aoff = OFF_TMP + (s->v.alias - 2) * NAME_BYTES;
 		if (in)
 			r->alias_len = in->len & (NAME_BYTES - 1);
 	}
@@ -148,7 +143,7 @@ static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op, __u
 	pos += r->alias_len;
 	r->fs_len = read_fs(s, pos, inode);
 	pos += r->fs_len;
-	return report(s, t, REC_FILE, rung, r->inode.ino ^ (__u64)r->inode.dev << 40 ^ access, pos - OFF_REC);
+	return report(si, REC_FILE, rung, r->inode.ino ^ (__u64)r->inode.dev << 40 ^ access, pos - OFF_REC);
 }
 
 /* enforces tells whether refusing without a verdict is right: some enforced rule judges the operation. */

@@ -102,6 +102,8 @@ type KernelOpTable struct {
 	N_words   uint32
 	Need      uint32
 	Enforces  uint32
+	Pad       [2]uint32
+	All       [4]uint64
 	Slots     [16]KernelSlot
 	Words     [256]KernelWord
 	Rules     [16384]uint16
@@ -256,22 +258,23 @@ type KernelScratch struct {
 	Busy      uint32
 	Side      uint32
 	Op        uint32
-	N_rows    uint32
+	Alias     uint32
 	Rows      [16]uint32
-	Acc       [4]uint64
+	Early     [4]uint64
 	Left      [4]uint64
-	N_met     uint32
-	Allowed   uint32
+	Met       uint32
+	State     uint32
 	DimOff    [32]uint16
 	DimLen    [32]uint16
 	V         KernelVerdict
-	Best      KernelVerdict
-	State     uint32
+	_         [4]byte
+	Dentry    uint64
+	Mnt       uint64
+	Root      uint64
 	PathFlags uint32
-	PathTotal uint32
+	PathPos   uint32
 	PathLen   uint32
 	CanonLen  uint32
-	_         [4]byte
 	Comps     [256]struct {
 		_    structs.HostLayout
 		Name uint64
@@ -332,18 +335,18 @@ type KernelTestOpen struct {
 
 type KernelVerdict struct {
 	_       structs.HostLayout
-	Action  uint8
-	Would   uint8
-	Matched uint8
+	Action  [3]uint8
 	N_rules uint8
+	Matched uint8
 	Alias   uint8
-	Pad     [3]uint8
+	Pad     [2]uint8
+	Rule    [3]uint32
 	Rules   [4]uint32
 }
 
 type KernelWord struct {
 	_       structs.HostLayout
-	Valid   uint64
+	Clauses uint64
 	Kind    uint8
 	Action  uint8
 	Monitor uint8

@@ -84,11 +84,11 @@ static __always_inline int judge_net(struct scratch *s, __u32 si, __u32 op, __u8
 	if (!judge_early(si, op))
 		return 0;
 	judge(si, 0, 0, 0);
-	if (!s->best.action && !s->best.would)
+	if (decided(&s->v) >= NUM_DECIDED)
 		return 0;
 	r->remote_path_len = clip(r->remote_path_len);
 	r->local_path_len = clip(r->local_path_len);
-	return report(s, t, REC_NET, rung,
+	return report(si, REC_NET, rung,
 		      *(__u64 *)&r->remote[8] ^ *(__u64 *)r->remote * 31 ^ (__u64)r->remote_port << 48 ^
 			      (__u64)r->local_port << 32 ^ r->family ^ r->protocol << 8 ^ r->remote_path_len << 16 ^
 			      r->local_path_len << 17,

@@ -82,7 +82,7 @@ static __always_inline void read_dentry(__u64 dentry, struct dentry_part *d)
 	d->name = (__u64)BPF_CORE_READ(p, d_name.name);
 }
 
-/* path_write appends the first n comps, last first, at bytes[s->path_total]. */
+/* path_write appends the first n comps, last first, at bytes[s->path_pos]. */
 __noinline int path_write(__u32 si, __u32 n)
 {
 	struct scratch *s = scratch_at(si);
@@ -91,7 +91,7 @@ __noinline int path_write(__u32 si, __u32 n)
 		return 0;
 	for (int i = 0; i < MAX_COMPS; i++) {
 		struct comp *c;
-		__u32 len, pos;
+		__u32 len;
 
 		if (i >= n)
 			break;
@@ -99,12 +99,58 @@ __noinline int path_write(__u32 si, __u32 n)
 		len = c->len & 0xff;
 		if (!len)
 			continue; /* a mount was crossed */
-		pos = s->path_total;
-		s->bytes[pos & (BYTES - 1)] = '/';
-		bpf_probe_read_kernel(&s->bytes[(pos + 1) & (BYTES - 1)], len, (void *)c->name);
-		s->path_total = pos + 1 + len;
+		s->bytes[s->path_pos & (BYTES - 1)] = '/';
+		bpf_probe_read_kernel(&s->bytes[(s->path_pos + 1) & (BYTES - 1)], len, (void *)c->name);
+		s->path_pos += 1 + len;
 	}
 	return 0;
+}
+
+/* path_up goes from the root of a mount to where it is mounted; 0 at the root of all. */
+__noinline int path_up(__u32 si)
+{
+	struct scratch *s = scratch_at(si);
+	__u64 mnt, parent;
+
+	if (!s)
+		return 0;
+	mnt = s->mnt;
+	parent = (__u64)BPF_CORE_READ((struct mount *)mnt, mnt_parent);
+	if (!parent || parent == mnt)
+		return 0;
+	s->dentry = (__u64)BPF_CORE_READ((struct mount *)mnt, mnt_mountpoint);
+	s->mnt = parent;
+	s->root = (__u64)BPF_CORE_READ((struct mount *)parent, mnt.mnt_root);
+	return 1;
+}
+
+/* path_comp takes the name of s->dentry as component n and goes to its parent; 0 when the walk has ended. */
+__noinline int path_comp(__u32 si, __u32 n, __u32 canonical)
+{
+	struct scratch *s = scratch_at(si);
+	struct dentry_part d;
+	struct comp *c;
+	__u32 len;
+
+	if (!s)
+		return 0;
+	read_dentry(s->dentry, &d);
+	if (d.parent == s->dentry || !d.name) {
+		s->path_flags &= ~PATH_LONG;
+		/* The root of a file system; or, without a place in any tree, a pseudo file, whose name is its own. */
+		if (n || canonical || !d.name)
+			return 0;
+		s->path_flags |= PATH_PSEUDO;
+	}
+	len = d.hash_len >> 32;
+	if (len > 255 || s->path_pos + len + 1 > MAX_STRING - 4)
+		return 0;
+	c = &s->comps[n & (MAX_COMPS - 1)];
+	c->name = d.name;
+	c->len = len;
+	s->path_pos += len + 1;
+	s->dentry = d.parent;
+	return 1;
 }
 
 /*
@@ -115,89 +161,69 @@ __noinline int path_write(__u32 si, __u32 n)
 __noinline int path_build(__u32 si, __u32 off, __u64 dentry, __u64 vfsmnt, __u32 canonical)
 {
 	struct scratch *s = scratch_at(si);
-	struct mount_info *mi = NULL;
-	struct dentry_part d;
-	__u64 mnt, root;
-	__u32 n, pos, dev;
+	struct mount_info *mi;
+	__u32 n, dev;
 
 	if (!s || !dentry || !vfsmnt)
 		return 0;
-	mnt = vfsmnt - bpf_core_field_offset(struct mount, mnt);
-	root = (__u64)BPF_CORE_READ((struct vfsmount *)vfsmnt, mnt_root);
-	dev = BPF_CORE_READ((struct vfsmount *)vfsmnt, mnt_sb, s_dev);
-	mi = bpf_map_lookup_elem(&mounts, &dev);
-	if (canonical && !mi)
-		return 0;
-	/* What changes during the walk is kept in memory, where the verifier does not follow it: each turn then looks alike. */
-	s->path_total = 0;
+	/* The walk's state is kept in memory, where the verifier does not follow it: each turn then looks alike. */
+	s->dentry = dentry;
+	s->mnt = vfsmnt - bpf_core_field_offset(struct mount, mnt);
+	s->root = (__u64)BPF_CORE_READ((struct vfsmount *)vfsmnt, mnt_root);
+	s->path_pos = 0;
 	s->path_flags = PATH_LONG; /* until the root is reached */
 	if (BPF_CORE_READ((struct dentry *)dentry, d_hash.pprev) == NULL)
 		s->path_flags |= PATH_DELETED;
-	if (mi && !canonical &&
-	    (mi->mnt_id != BPF_CORE_READ((struct mount *)mnt, mnt_id) ||
-	     root != (__u64)BPF_CORE_READ((struct mount *)mnt, mnt.mnt_sb, s_root)))
-		s->path_flags |= PATH_OTHER;
+	dev = BPF_CORE_READ((struct vfsmount *)vfsmnt, mnt_sb, s_dev);
+	mi = bpf_map_lookup_elem(&mounts, &dev);
+	if (!mi) {
+		if (canonical)
+			return 0;
+	} else if (!canonical) {
+		struct mount *m = (void *)s->mnt;
+
+		if (mi->mnt_id != BPF_CORE_READ(m, mnt_id) ||
+		    s->root != (__u64)BPF_CORE_READ((struct vfsmount *)vfsmnt, mnt_sb, s_root))
+			s->path_flags |= PATH_OTHER;
+	}
 
 	for (n = 0; n < MAX_COMPS; n++) {
-		struct comp *c = &s->comps[n];
-
-		c->len = 0;
-		if (dentry == root && !canonical) {
-			__u64 parent = (__u64)BPF_CORE_READ((struct mount *)mnt, mnt_parent);
-
-			if (!parent || parent == mnt) {
-				s->path_flags &= ~PATH_LONG;
-				break;
-			}
-			dentry = (__u64)BPF_CORE_READ((struct mount *)mnt, mnt_mountpoint);
-			mnt = parent;
-			root = (__u64)BPF_CORE_READ((struct mount *)mnt, mnt.mnt_root);
-			continue;
-		}
-		read_dentry(dentry, &d);
-		if (d.parent == dentry || !d.name) {
+		s->comps[n].len = 0;
+		if (s->dentry == s->root && !canonical) {
+			if (path_up(si))
+				continue;
 			s->path_flags &= ~PATH_LONG;
-			/* The root of a file system; or, without a place in any tree, a pseudo file, whose name is its own. */
-			if (n || canonical || !d.name)
-				break;
-			s->path_flags |= PATH_PSEUDO;
-		}
-		c->name = d.name;
-		c->len = d.hash_len >> 32 & 0xff;
-		s->path_total += c->len + 1;
-		if (s->path_total > MAX_STRING - 4) {
-			c->len = 0;
 			break;
 		}
-		dentry = d.parent;
+		if (!path_comp(si, n, canonical))
+			break;
 		if (s->path_flags & PATH_PSEUDO) {
 			n++;
 			break;
 		}
 	}
 
-	pos = off;
+	dev = s->path_pos; /* the length without a prefix */
+	s->path_pos = off;
 	if (s->path_flags & PATH_LONG) {
-		s->bytes[pos & (BYTES - 1)] = '.';
-		s->bytes[(pos + 1) & (BYTES - 1)] = '.';
-		s->bytes[(pos + 2) & (BYTES - 1)] = '.';
-		pos += 3;
+		s->bytes[off & (BYTES - 1)] = '.';
+		s->bytes[(off + 1) & (BYTES - 1)] = '.';
+		s->bytes[(off + 2) & (BYTES - 1)] = '.';
+		s->path_pos += 3;
 	} else if (canonical && mi && mi->len > 1 && mi->len < NAME_BYTES) {
-		if (s->path_total + mi->len > MAX_STRING)
+		if (dev + mi->len > MAX_STRING)
 			s->path_flags |= PATH_LONG;
-		bpf_probe_read_kernel(&s->bytes[pos & (BYTES - 1)], mi->len & (NAME_BYTES - 1), mi->path);
-		pos += mi->len;
+		bpf_probe_read_kernel(&s->bytes[off & (BYTES - 1)], mi->len & (NAME_BYTES - 1), mi->path);
+		s->path_pos += mi->len;
 	}
-	s->path_total = pos;
 	path_write(si, n);
-	pos = s->path_total;
-	if (pos == off) {
-		s->bytes[pos & (BYTES - 1)] = '/';
-		pos++;
+	if (s->path_pos == off) {
+		s->bytes[off & (BYTES - 1)] = '/';
+		return 1;
 	}
 	if (s->path_flags & PATH_LONG)
 		return MAX_STRING + 1;
-	return pos - off;
+	return s->path_pos - off;
 }
 
 /* path_len is how much of a built path stands in memory: path_build's return value, or up to its last byte when it was too long. */

@@ -133,40 +133,39 @@ static __always_inline __u64 cgroup_of(struct task_struct *t)
 __noinline int cgroup_path(__u32 si, __u32 off, __u64 cgrp)
 {
 	struct scratch *s = scratch_at(si);
-	__u64 kn;
-	__u32 n = 0, pos = off;
+	__u32 n;
 
 	if (!s)
 		return 0;
-	kn = (__u64)BPF_CORE_READ((struct cgroup *)cgrp, kn);
-	for (int i = 0; i < CGROUP_DEPTH; i++) {
-		__u64 parent = kernfs_parent(kn);
+	s->dentry = (__u64)BPF_CORE_READ((struct cgroup *)cgrp, kn);
+	for (n = 0; n < CGROUP_DEPTH; n++) {
+		__u64 kn = s->dentry, parent = kernfs_parent(kn);
 
-		if (!kn || !parent)
+		if (!parent)
 			break;
-		s->comps[n & (CGROUP_DEPTH - 1)].name = (__u64)BPF_CORE_READ((struct kernfs_node *)kn, name);
-		n++;
-		kn = parent;
+		s->comps[n].name = (__u64)BPF_CORE_READ((struct kernfs_node *)kn, name);
+		s->dentry = parent;
 	}
+	s->path_pos = off;
 	for (int i = 0; i < CGROUP_DEPTH; i++) {
 		long len;
 
 		if (i >= n)
 			break;
-		s->bytes[pos & (BYTES - 1)] = '/';
-		pos++;
-		len = bpf_probe_read_kernel_str(&s->bytes[pos & (BYTES - 1)], NAME_BYTES,
+		s->bytes[s->path_pos & (BYTES - 1)] = '/';
+		len = bpf_probe_read_kernel_str(&s->bytes[(s->path_pos + 1) & (BYTES - 1)], NAME_BYTES,
 						(void *)s->comps[(n - 1 - i) & (CGROUP_DEPTH - 1)].name);
-		if (len > 1)
-			pos += len - 1;
-		if (pos - off > 2048 - NAME_BYTES || n == CGROUP_DEPTH)
+		s->path_pos += len < 1 ? 1 : len;
+		if (s->path_pos - off > 2048 - NAME_BYTES)
 			return MAX_STRING + 1;
 	}
-	if (pos == off) {
-		s->bytes[pos & (BYTES - 1)] = '/';
-		pos++;
+	if (n == CGROUP_DEPTH)
+		return MAX_STRING + 1;
+	if (s->path_pos == off) {
+		s->bytes[off & (BYTES - 1)] = '/';
+		return 1;
 	}
-	return pos - off;
+	return s->path_pos - off;
 }
 
 struct facts {
@@ -353,8 +352,7 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 given)
 	struct proc *p = NULL;
 	struct tables *t;
 	struct op_table *ot;
-	__u64 acc[4];
-	__u32 n = 0, side, words;
+	__u32 side;
 
 	if (!s)
 		return 0;
@@ -363,15 +361,16 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 given)
 	if (!t)
 		return 0;
 	s->op = op & (NUM_JUDGED - 1);
-	__builtin_memset(&s->best, 0, sizeof(s->best));
+	s->met = 0;
+	s->alias = 0;
+	__builtin_memset(&s->v, 0, sizeof(s->v));
 	ot = &t->ops[op & (NUM_JUDGED - 1)];
-	words = ot->n_words;
-	if (!words)
+	if (!ot->n_words)
 		return 0;
-	for (int q = 0; q < 4; q++) {
-		acc[q] = words >= 64 ? ~0ULL : (1ULL << (words & 63)) - 1;
-		words = words >= 64 ? words - 64 : 0;
-	}
+	s->left[0] = ot->all[0];
+	s->left[1] = ot->all[1];
+	s->left[2] = ot->all[2];
+	s->left[3] = ot->all[3];
 	if (ot->n_subject) {
 		/* Without an identity, which takes lack of memory, every fact of the subject counts as too long to judge. */
 		if (given || subject(si))
@@ -380,25 +379,23 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 given)
 			count_err(ERR_PROC);
 	}
 	for (int i = 0; i < NUM_SLOTS; i++) {
-		struct slot *sl = &ot->slots[i];
-		__u32 ai = sl->automaton & (NUM_AUTOMATA - 1), dim, c;
+		__u32 ai = ot->slots[i].automaton & (NUM_AUTOMATA - 1), c;
 
 		if (i >= ot->n_early)
 			break;
-		if (i < ot->n_subject) {
-			c = p ? p->cls[ai] : t->automata[ai].overlong;
-		} else {
-			dim = t->automata[ai].dim & (NUM_DIMS - 1);
-			c = classify(si, side, ai, s->dim_off[dim], s->dim_len[dim]);
-		}
-		if (!meet(s, t, sl, c, acc, &n))
+		if (i >= ot->n_subject)
+			c = slot_class(s, si, t, ai, 0, 0);
+		else if (p)
+			c = p->cls[ai];
+		else
+			c = t->automata[ai].overlong;
+		if (!meet(si, i, c))
 			return 0;
 	}
-	s->acc[0] = acc[0];
-	s->acc[1] = acc[1];
-	s->acc[2] = acc[2];
-	s->acc[3] = acc[3];
-	s->n_rows = n;
+	s->early[0] = s->left[0];
+	s->early[1] = s->left[1];
+	s->early[2] = s->left[2];
+	s->early[3] = s->left[3];
 	return 1;
 }
 
@@ -460,31 +457,46 @@ static __always_inline void send(struct scratch *s, struct rec_hdr *h, __u32 len
 }
 
 /*
- * report finishes the verdict record at OFF_REC and sends it, unless it is a repeat. Returns the action to take: what s->best says.
+ * report finishes the verdict record of len bytes at OFF_REC and sends it, unless it is a repeat. Returns the action to take.
  * A rung that cannot deny (KILL) reports a deny as one that would have been.
  */
-static __always_inline int report(struct scratch *s, struct tables *t, __u8 kind, __u8 rung, __u64 object, __u32 len)
+__noinline int report(__u32 si, __u32 kind, __u32 rung, __u64 object, __u32 len)
 {
-	struct rec_hdr *h = (void *)&s->bytes[OFF_REC];
-	__u64 now = bpf_ktime_get_boot_ns(), id = bpf_get_current_pid_tgid();
-	struct proc *p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
-	struct op_stats *st = stats_of(s->op);
-	__u8 action = s->best.action;
+	struct scratch *s = scratch_at(si);
+	struct rec_hdr *h;
+	struct tables *t;
+	struct proc *p;
+	struct op_stats *st;
 	struct fold_key k = {};
 	struct fold *f, nf = {};
+	__u64 now, id;
+	__u32 side, class;
+	int action = ACT_NONE;
 
+	if (!s)
+		return 0;
+	side = s->side;
+	t = bpf_map_lookup_elem(&sides, &side);
+	if (!t)
+		return 0;
+	class = decided(&s->v);
+	if (class >= NUM_DECIDED)
+		return 0;
+	settle(&s->v, class);
+	h = (void *)&s->bytes[OFF_REC];
+	now = bpf_ktime_get_boot_ns();
+	id = bpf_get_current_pid_tgid();
+	p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
+	st = stats_of(s->op);
 	h->kind = kind;
 	h->op = s->op;
-	h->flags = 0;
-	if (rung == RUNG_KILL && action == ACT_DENY) {
-		h->action = ACT_DENY;
-		h->flags = REC_MONITOR;
-		action = ACT_NONE;
-	} else if (action) {
-		h->action = action;
-	} else {
-		h->action = s->best.would;
-		h->flags = h->action == ACT_AUDIT ? 0 : REC_MONITOR;
+	h->action = s->v.action[class];
+	h->flags = class == DECIDED_MONITOR ? REC_MONITOR : 0;
+	if (class == DECIDED_ENFORCED) {
+		if (rung == RUNG_KILL && h->action == ACT_DENY)
+			h->flags = REC_MONITOR;
+		else
+			action = h->action;
 	}
 	h->time = now;
 	h->exec_id = p ? p->exec_id : 0;
@@ -492,15 +504,14 @@ static __always_inline int report(struct scratch *s, struct tables *t, __u8 kind
 	h->tid = id;
 	h->gen = t->gen;
 	h->rung = rung;
-	h->matched = s->best.matched;
-	for (int i = 0; i < REC_RULES; i++)
-		h->rules[i] = i < s->best.n_rules ? s->best.rules[i] : ~0U;
+	h->matched = s->v.matched;
 	for (int i = 0; i < REC_RULES; i++) {
-		__u32 hk = s->side * NUM_CLAUSES + (h->rules[i] & (NUM_CLAUSES - 1));
+		__u32 hk = side * NUM_CLAUSES + (s->v.rules[i] & (NUM_CLAUSES - 1));
 		struct hit *hit;
 
-		if (h->rules[i] == ~0U)
-			break;
+		h->rules[i] = s->v.rules[i];
+		if (h->rules[i] == NO_RULE)
+			continue;
 		hit = bpf_map_lookup_elem(&hits, &hk);
 		if (hit)
 			__sync_fetch_and_add(&hit->hits, 1);
@@ -524,7 +535,7 @@ static __always_inline int report(struct scratch *s, struct tables *t, __u8 kind
 	}
 	nf.start = now;
 	bpf_map_update_elem(&folds, &k, &nf, BPF_ANY);
-	send(s, h, len, h->action >= ACT_DENY && !(h->flags & REC_MONITOR), true);
+	send(s, h, len, action != ACT_NONE, true);
 	return action;
 }
 

@@ -72,7 +72,8 @@ int run_judge(void *ctx)
 			judge(si, OFF_REC + in->alias_off[n], in->alias_len[n], 1 + n);
 		}
 	}
-	in->out = s->best;
+	settle(&s->v, decided(&s->v));
+	in->out = s->v;
 	p->gen = 0;
 	scratch_put(s);
 	return 0;
@@ -131,7 +132,7 @@ int run_open(void *ctx)
 		judge_open_once(si, (__u64)f);
 	}
 	in->ns = bpf_ktime_get_ns() - start;
-	in->action = s->best.action ? s->best.action : s->best.would;
+	in->action = decided(&s->v) < NUM_DECIDED ? s->v.action[decided(&s->v) & 1] : 0;
 	dentry = (__u64)BPF_CORE_READ(f, f_path.dentry);
 	mnt = (__u64)BPF_CORE_READ(f, f_path.mnt);
 	in->ino = BPF_CORE_READ(f, f_inode, i_ino);
