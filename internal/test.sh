@@ -1,0 +1,62 @@
+#!/bin/sh
+# Everything that can be proved on one machine; make test runs it. Each step runs even if one
+# before it failed, and the summary at the end says what ran, what was skipped and why.
+set -u
+cd "$(dirname "$0")/.."
+
+if [ "$(id -u)" != 0 ]; then
+	echo "test: loading kernel programs, and sharing files with virtual machines, need root; make check does not" >&2
+	exit 1
+fi
+export CGO_ENABLED=0
+results=.cache/test
+rm -rf $results
+mkdir -p $results
+failed=
+start=$(date +%s)
+
+step() {
+	name=$1; shift
+	echo "== $name"
+	"$@" || failed="$failed, $name"
+}
+
+format() {
+	files=$(git ls-files -co --exclude-standard -- '*.go' | xargs -r ls -d 2>/dev/null | xargs -r gofmt -l)
+	[ -z "$files" ] || { echo "not formatted (gofmt -w):" $files; return 1; }
+	clang-format-19 --dry-run --Werror $(git ls-files 'bpf/*.c' 'bpf/*.h')
+}
+
+# The generated files are committed; they must be what the sources make.
+current() {
+	sha256sum bpf/*_bpfel.go bpf/*_bpfel.o >$results/generated &&
+		go generate ./... &&
+		{ sha256sum --quiet -c $results/generated || { echo "generated files were not current: commit them"; return 1; }; }
+}
+
+# -count=1: a result from the cache proves nothing about this kernel.
+unit() { go test -json -count=1 -skip '^TestKernel' ./... | go run ./internal/testsum/sum -live $results/unit.json; }
+
+# One package at a time: kernel programs see the whole machine.
+here() {
+	packages=$(grep -rl --include='*_test.go' '^func TestKernel' . | xargs -n 1 dirname | sort -u)
+	go test -json -count=1 -p 1 -run '^TestKernel' $packages | go run ./internal/testsum/sum -live $results/here.json
+}
+
+machines() { go run ./internal/vmtest/vmrun -matrix -timeout 8m -json $results/machines.json ./...; }
+
+step "format" format
+step "generated files" current
+step "vet" go vet ./...
+step "build" make --no-print-directory build VERSION="${VERSION-test}"
+step "unit tests" unit
+step "kernel tests on Linux $(uname -r), this machine" here
+step "kernel tests in virtual machines" machines
+
+echo
+echo "== summary, after $(($(date +%s) - start)) s"
+step "results" go run ./internal/testsum/sum $results/unit.json $results/here.json $results/machines.json
+if [ -n "$failed" ]; then
+	echo "test: failed: ${failed#, }"
+	exit 1
+fi
