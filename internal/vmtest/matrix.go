@@ -51,7 +51,7 @@ func (m *Matrix) Run(ctx context.Context, jsonFile string) (status int, err erro
 	if len(suites) == 0 {
 		return 0, fmt.Errorf("no package has tests that match %s", m.Pattern)
 	}
-	var record io.Writer = io.Discard
+	record := io.Discard
 	if jsonFile != "" {
 		f, err := os.Create(jsonFile)
 		if err != nil {

@@ -79,20 +79,39 @@ func (v *VM) run(ctx context.Context) (status int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	defer func() { cancel(); fsd.Wait() }()
+	defer func() {
+		cancel()
+		_ = fsd.Wait() // killed
+	}()
 	qemu := v.qemu(ctx, dir)
+	var qemuLog bytes.Buffer
+	qemu.Stdout, qemu.Stderr = &qemuLog, &qemuLog
 	if err := qemu.Start(); err != nil {
 		return 0, fmt.Errorf("start qemu (run make deps; Debian package qemu-system-x86): %w", err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- qemu.Wait() }()
+	ended := make(chan struct{})
+	go func() {
+		_ = qemu.Wait() // the status file says what the command did
+		close(ended)
+	}()
+	defer func() {
+		cancel()
+		<-ended
+	}()
 
 	status, err = v.watch(ctx, dir, ended)
 	console, _ := os.ReadFile(filepath.Join(dir, "console"))
 	if v.Console != nil {
-		v.Console.Write(console)
+		if _, err := v.Console.Write(console); err != nil {
+			return 0, fmt.Errorf("copy the console: %w", err)
+		}
 	}
 	if err != nil && ctx.Err() == nil {
+		cancel()
+		<-ended
+		if qemuLog.Len() > 0 {
+			fmt.Fprintf(v.Log, "vmtest: qemu says: %s", qemuLog.Bytes())
+		}
 		lines := strings.Split(strings.ReplaceAll(string(console), "\r", ""), "\n")
 		lines = lines[max(0, len(lines)-60):]
 		fmt.Fprintf(v.Log, "vmtest: %s: %v; the console's end:\n\t%s\n", v.Kernel.Release, err, strings.Join(lines, "\n\t"))
@@ -100,9 +119,9 @@ func (v *VM) run(ctx context.Context) (status int, err error) {
 	return status, err
 }
 
-// watch copies the command's output until it has ended, and returns its status.
-func (v *VM) watch(ctx context.Context, dir string, ended <-chan error) (status int, err error) {
-	stop := func(err error) (int, error) { return 0, err } // the caller's cancel kills qemu
+// watch copies the command's output until it has ended, and returns its status. On an error the
+// caller ends qemu.
+func (v *VM) watch(ctx context.Context, dir string, ended <-chan struct{}) (status int, err error) {
 	output := &follower{path: filepath.Join(dir, "output"), w: v.Output}
 	defer output.close()
 	timeout := v.Timeout
@@ -117,19 +136,19 @@ func (v *VM) watch(ctx context.Context, dir string, ended <-chan error) (status 
 		gone := false
 		select {
 		case <-ctx.Done():
-			return stop(ctx.Err())
+			return 0, ctx.Err()
 		case <-ended:
 			gone = true
 		case <-tick.C:
 		}
 		text, statusErr := os.ReadFile(filepath.Join(dir, "status"))
 		if err := output.copy(); err != nil {
-			return stop(fmt.Errorf("copy the output: %w", err))
+			return 0, fmt.Errorf("copy the output: %w", err)
 		}
 		if statusErr == nil {
 			status, err := strconv.Atoi(strings.TrimSpace(string(text)))
 			if err != nil {
-				return stop(fmt.Errorf("read the exit status: %w", err))
+				return 0, fmt.Errorf("read the exit status: %w", err)
 			}
 			if !gone { // let it power off; its file systems are in memory, so it need not
 				select {
@@ -147,20 +166,15 @@ func (v *VM) watch(ctx context.Context, dir string, ended <-chan error) (status 
 		}
 		switch late := time.Now().After(deadline); {
 		case gone && !booted:
-			return stop(fmt.Errorf("%w: qemu ended: %s", ErrBoot, qemuErrors(dir)))
+			return 0, fmt.Errorf("%w: qemu ended", ErrBoot)
 		case gone:
-			return stop(ErrCrash)
+			return 0, ErrCrash
 		case late && !booted:
-			return stop(fmt.Errorf("%w within %v", ErrBoot, bootTime))
+			return 0, fmt.Errorf("%w within %v", ErrBoot, bootTime)
 		case late:
-			return stop(fmt.Errorf("%w: %v", ErrTimeout, timeout))
+			return 0, fmt.Errorf("%w: %v", ErrTimeout, timeout)
 		}
 	}
-}
-
-func qemuErrors(dir string) string {
-	text, _ := os.ReadFile(filepath.Join(dir, "qemu.log"))
-	return string(bytes.TrimSpace(text))
 }
 
 func (v *VM) writeFiles(dir string) error {
@@ -220,8 +234,8 @@ func (v *VM) startFileServer(ctx context.Context, dir string) (*exec.Cmd, error)
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	cmd.Process.Kill()
-	cmd.Wait()
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
 	return nil, fmt.Errorf("virtiofsd made no socket: %s", bytes.TrimSpace(log.Bytes()))
 }
 
@@ -253,9 +267,6 @@ func (v *VM) qemu(ctx context.Context, dir string) *exec.Cmd {
 	}
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", append(args, extra...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if log, err := os.Create(filepath.Join(dir, "qemu.log")); err == nil {
-		cmd.Stdout, cmd.Stderr = log, log
-	}
 	return cmd
 }
 

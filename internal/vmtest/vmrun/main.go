@@ -73,7 +73,7 @@ func run(ctx context.Context) (status int, err error) {
 		return m.Run(ctx, *jsonFile)
 	}
 	if flag.NArg() == 0 {
-		return 0, errors.New("no command: vmrun -kernel NAME -- CMD ARG...")
+		return 0, errors.New("no command: vmrun -kernel NAME -- CMD ARG")
 	}
 	if *lsm != "with" && *lsm != "without" {
 		return 0, fmt.Errorf("-lsm %s: neither with nor without", *lsm)
