@@ -12,13 +12,22 @@ export CGO_ENABLED=0
 results=.cache/test
 rm -rf $results
 mkdir -p $results
-failed=
 start=$(date +%s)
 
+# step NAME COMMAND...: a step that fails is a failure among the tests.
 step() {
 	name=$1; shift
 	echo "== $name"
-	"$@" || failed="$failed, $name"
+	"$@" && return
+	echo "== $name: failed"
+	printf '{"Action":"fail","Package":"make test","Test":"%s"}\n' "$name" >>$results/steps.json
+}
+
+# Of steps that are tests, the failures are in their results.
+tests() {
+	name=$1; file=$2; shift 2
+	echo "== $name"
+	"$@" || [ -s "$file" ] || step "$name" false
 }
 
 format() {
@@ -35,28 +44,27 @@ current() {
 }
 
 # -count=1: a result from the cache proves nothing about this kernel.
-unit() { go test -json -count=1 -skip '^TestKernel' ./... | go run ./internal/testsum/sum -live $results/unit.json; }
+unit() { go test -json -count=1 -skip '^TestKernel' ./... | $results/sum -live $results/unit.json; }
 
 # One package at a time: kernel programs see the whole machine.
 here() {
 	packages=$(grep -rl --include='*_test.go' '^func TestKernel' . | xargs -n 1 dirname | sort -u)
-	go test -json -count=1 -p 1 -run '^TestKernel' $packages | go run ./internal/testsum/sum -live $results/here.json
+	go test -json -count=1 -p 1 -run '^TestKernel' $packages | $results/sum -live $results/here.json
 }
 
-machines() { go run ./internal/vmtest/vmrun -matrix -timeout 8m -json $results/machines.json ./...; }
+machines() { $results/vmrun -matrix -timeout 8m -json $results/machines.json ./...; }
 
+go build -o $results/ ./internal/testsum/sum ./internal/vmtest/vmrun || exit 1
+: >$results/steps.json
 step "format" format
 step "generated files" current
 step "vet" go vet ./...
 step "build" make --no-print-directory build VERSION="${VERSION-test}"
-step "unit tests" unit
-step "kernel tests on Linux $(uname -r), this machine" here
-step "kernel tests in virtual machines" machines
+tests "unit tests" $results/unit.json unit
+tests "kernel tests on Linux $(uname -r), this machine" $results/here.json here
+tests "kernel tests in virtual machines" $results/machines.json machines
 
 echo
 echo "== summary, after $(($(date +%s) - start)) s"
-step "results" go run ./internal/testsum/sum $results/unit.json $results/here.json $results/machines.json
-if [ -n "$failed" ]; then
-	echo "test: failed: ${failed#, }"
-	exit 1
-fi
+touch $results/unit.json $results/here.json $results/machines.json
+$results/sum $results/steps.json $results/unit.json $results/here.json $results/machines.json

@@ -150,22 +150,41 @@ func (s *Summary) Failures() []*Result {
 	return found
 }
 
+// skips returns the skipped tests: those that ran nowhere, and those that only ran elsewhere, in
+// a kernel that they are for.
+func (s *Summary) skips() (skipped, elsewhere []*Result) {
+	ran := map[string]bool{}
+	for _, r := range s.order {
+		if r.Action == "pass" || r.Action == "fail" {
+			ran[base(r)] = true
+		}
+	}
+	for _, r := range s.Results("skip") {
+		if ran[base(r)] {
+			elsewhere = append(elsewhere, r)
+		} else {
+			skipped = append(skipped, r)
+		}
+	}
+	return skipped, elsewhere
+}
+
+// base is a test's name without the kernel it met and without the module.
+func base(r *Result) string {
+	pkg, _, _ := strings.Cut(r.Package, " [")
+	return strings.TrimPrefix(pkg, "github.com/pavise-project/pavise/") + "." + r.Test
+}
+
 // NeverRan names the TestKernel* tests that were skipped in every kernel they met.
 func (s *Summary) NeverRan() []string {
 	var names []string
-	ran := map[string]bool{}
-	for _, r := range s.order {
-		if !strings.HasPrefix(r.Test, "TestKernel") || strings.Contains(r.Test, "/") {
-			continue
+	skipped, _ := s.skips()
+	for _, r := range skipped {
+		if strings.HasPrefix(r.Test, "TestKernel") && !strings.Contains(r.Test, "/") && !slices.Contains(names, base(r)) {
+			names = append(names, base(r))
 		}
-		pkg, _, _ := strings.Cut(r.Package, " [")
-		name := pkg + "." + r.Test
-		if _, known := ran[name]; !known {
-			names = append(names, name)
-		}
-		ran[name] = ran[name] || r.Action != "skip"
 	}
-	return slices.DeleteFunc(names, func(name string) bool { return ran[name] })
+	return names
 }
 
 // PackageLine is what go test prints when a package ends.
@@ -174,6 +193,9 @@ func PackageLine(r *Result) string {
 		return fmt.Sprintf("?   \t%s\t[no test files]", r.Package)
 	}
 	word := map[string]string{"pass": "ok  ", "fail": "FAIL", "skip": "ok  "}[r.Action]
+	if r.Elapsed == 0 { // unknown, of another machine
+		return word + "\t" + r.Package
+	}
 	return fmt.Sprintf("%s\t%s\t%.3fs", word, r.Package, r.Elapsed)
 }
 
@@ -196,6 +218,13 @@ func (s *Summary) PrintFailures(w io.Writer) {
 
 // PrintSkips writes the reasons of the skips, each with its tests and their kernels.
 func (s *Summary) PrintSkips(w io.Writer) {
+	skipped, elsewhere := s.skips()
+	printGroups(w, "left out where they are not for, and ran elsewhere", elsewhere)
+	printGroups(w, "skipped", skipped)
+}
+
+// printGroups writes results by their reason.
+func printGroups(w io.Writer, title string, results []*Result) {
 	type group struct {
 		reason string
 		names  []string
@@ -203,15 +232,15 @@ func (s *Summary) PrintSkips(w io.Writer) {
 		count  int
 	}
 	var groups []*group
-	for _, r := range s.Results("skip") {
+	for _, r := range results {
 		i := slices.IndexFunc(groups, func(g *group) bool { return g.reason == r.Reason() })
 		if i < 0 {
 			i = len(groups)
 			groups = append(groups, &group{reason: r.Reason(), places: map[string][]string{}})
 		}
 		g := groups[i]
-		pkg, place, _ := strings.Cut(r.Package, " [")
-		name := strings.TrimPrefix(pkg, "github.com/pavise-project/pavise/") + "." + r.Test
+		_, place, _ := strings.Cut(r.Package, " [")
+		name := base(r)
 		if place == "" {
 			place = "here"
 		}
@@ -222,15 +251,16 @@ func (s *Summary) PrintSkips(w io.Writer) {
 		g.count++
 	}
 	for _, g := range groups {
-		fmt.Fprintf(w, "skipped %d: %s\n", g.count, strings.TrimPrefix(g.reason, "skip: "))
+		fmt.Fprintf(w, "%s, %d: %s\n", title, g.count, strings.TrimPrefix(g.reason, "skip: "))
 		for _, name := range g.names {
 			fmt.Fprintf(w, "\t%s (%s)\n", name, strings.Join(g.places[name], ", "))
 		}
 	}
 }
 
-// Counts is the closing line.
+// Counts is the closing line. A test that was skipped in one kernel and ran in another is not
+// counted as skipped.
 func (s *Summary) Counts() string {
-	return fmt.Sprintf("%d passed, %d failed, %d skipped",
-		len(s.Results("pass")), len(s.Failures()), len(s.Results("skip")))
+	skipped, _ := s.skips()
+	return fmt.Sprintf("%d passed, %d failed, %d skipped", len(s.Results("pass")), len(s.Failures()), len(skipped))
 }

@@ -44,11 +44,11 @@ func (m *Matrix) Run(ctx context.Context, jsonFile string) (status int, err erro
 		return 0, fmt.Errorf("make a directory: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	suites, err := m.build(ctx, dir)
+	suites, broken, err := m.build(ctx, dir)
 	if err != nil {
 		return 0, err
 	}
-	if len(suites) == 0 {
+	if len(suites) == 0 && len(broken) == 0 {
 		return 0, fmt.Errorf("no package has tests that match %s", m.Pattern)
 	}
 	record := io.Discard
@@ -60,23 +60,32 @@ func (m *Matrix) Run(ctx context.Context, jsonFile string) (status int, err erro
 		defer f.Close()
 		record = f
 	}
-	for _, name := range m.Kernels {
-		k, err := Get(ctx, m.Log, name)
-		if err != nil {
+	// What cannot be run is a failure, and the rest is run all the same.
+	fail := func(what string, err error) error {
+		status = 1
+		fmt.Fprintf(m.Log, "FAIL\t%s: %v\n", what, err)
+		return write(record, testsum.Event{Action: "output", Package: what, Output: err.Error() + "\n"},
+			testsum.Event{Action: "fail", Package: what})
+	}
+	for _, err := range broken {
+		if err := fail("tests for virtual machines", err); err != nil {
 			return 0, err
 		}
+	}
+	for _, name := range m.Kernels {
 		for _, noLSM := range []bool{false, true} {
-			if noLSM && name == "5.10" {
-				continue // refused either way
+			if noLSM && name == "5.10" || len(selected(suites, name == "5.10")) == 0 {
+				continue // 5.10 is refused either way
 			}
-			if len(selected(suites, name == "5.10")) == 0 {
-				continue
+			sum, err := m.boot(ctx, name, noLSM, suites, record)
+			if ctx.Err() != nil {
+				return 0, ctx.Err()
 			}
-			sum, err := m.boot(ctx, k, noLSM, suites, record)
 			if err != nil {
-				return 0, err
-			}
-			if len(sum.Failures()) > 0 {
+				if err := fail("virtual machine ["+name+"]", err); err != nil {
+					return 0, err
+				}
+			} else if len(sum.Failures()) > 0 {
 				status = 1
 			}
 		}
@@ -84,16 +93,30 @@ func (m *Matrix) Run(ctx context.Context, jsonFile string) (status int, err erro
 	return status, nil
 }
 
+// write appends events in the form of go test -json.
+func write(w io.Writer, events ...testsum.Event) error {
+	for _, e := range events {
+		line, err := json.Marshal(e)
+		if err != nil {
+			return err
+		}
+		if _, err := w.Write(append(line, '\n')); err != nil {
+			return fmt.Errorf("keep the results: %w", err)
+		}
+	}
+	return nil
+}
+
 var kernelTest = regexp.MustCompile(`(?m)^func TestKernel`)
 
-// build compiles the tests of every package that has kernel tests.
-func (m *Matrix) build(ctx context.Context, dir string) ([]suite, error) {
+// build compiles the tests of every package that has kernel tests. A package that does not
+// compile is an error among broken.
+func (m *Matrix) build(ctx context.Context, dir string) (suites []suite, broken []error, err error) {
 	const format = `{{.ImportPath}}{{"\t"}}{{.Dir}}{{"\t"}}{{join .TestGoFiles " "}} {{join .XTestGoFiles " "}}`
 	list, err := m.goTool(ctx, append([]string{"list", "-f", format}, m.Packages...)...)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var suites []suite
 	for line := range strings.Lines(string(list)) {
 		f := strings.Split(strings.TrimRight(line, "\n"), "\t")
 		s := suite{pkg: f[0], dir: f[1], binary: filepath.Join(dir, strings.ReplaceAll(f[0], "/", "_")+".test")}
@@ -105,13 +128,14 @@ func (m *Matrix) build(ctx context.Context, dir string) ([]suite, error) {
 		}
 		fmt.Fprintf(m.Log, "vmtest: building the tests of %s\n", s.pkg)
 		if _, err := m.goTool(ctx, "test", "-c", "-o", s.binary, s.pkg); err != nil {
-			return nil, err
+			broken = append(broken, fmt.Errorf("compile %s: %w", s.pkg, err))
+			continue
 		}
 		names := exec.CommandContext(ctx, s.binary, "-test.list", m.Pattern)
 		names.Dir, names.Stderr = s.dir, m.Log
 		out, err := names.Output()
 		if err != nil {
-			return nil, fmt.Errorf("list the tests of %s: %w", s.pkg, err)
+			return nil, nil, fmt.Errorf("list the tests of %s: %w", s.pkg, err)
 		}
 		for _, test := range strings.Fields(string(out)) {
 			if strings.HasPrefix(test, "Test") {
@@ -122,7 +146,7 @@ func (m *Matrix) build(ctx context.Context, dir string) ([]suite, error) {
 			suites = append(suites, s)
 		}
 	}
-	return suites, nil
+	return suites, broken, nil
 }
 
 func (m *Matrix) goTool(ctx context.Context, args ...string) ([]byte, error) {
@@ -143,7 +167,11 @@ const (
 )
 
 // boot runs all suites in one machine and prints what came of it.
-func (m *Matrix) boot(ctx context.Context, k Kernel, noLSM bool, suites []suite, record io.Writer) (*testsum.Summary, error) {
+func (m *Matrix) boot(ctx context.Context, name string, noLSM bool, suites []suite, record io.Writer) (*testsum.Summary, error) {
+	k, err := Get(ctx, m.Log, name)
+	if err != nil {
+		return nil, err
+	}
 	mode := "lsm"
 	if noLSM {
 		mode = "nolsm"
@@ -197,12 +225,8 @@ func (m *Matrix) boot(ctx context.Context, k Kernel, noLSM bool, suites []suite,
 			return nil, err
 		}
 		events.Write(raw)
-		for _, e := range check(&one, s, pkg, runErr, ended, strings.TrimSpace(end)) {
-			line, err := json.Marshal(e)
-			if err != nil {
-				return nil, err
-			}
-			events.Write(append(line, '\n'))
+		if err := write(&events, check(&one, s, pkg, runErr, ended, strings.TrimSpace(end))...); err != nil {
+			return nil, err
 		}
 	}
 	if _, err := record.Write(events.Bytes()); err != nil {
