@@ -30,8 +30,7 @@ demo: ## in a second terminal, do what the demonstration's policies watch for
 	sh policies/demo/act.sh
 
 check: ## the fast loop: gofmt, vet, unit tests; nothing that needs root or a kernel
-	@files=$$(git ls-files -co --exclude-standard -- '*.go' | xargs -r ls -d 2>/dev/null | xargs -r gofmt -l); \
-		if [ -n "$$files" ]; then echo "not formatted (gofmt -w):" $$files >&2; exit 1; fi
+	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not formatted (make format):" $$files >&2; exit 1; }
 	go vet ./...
 	go test -short ./...
 
@@ -40,15 +39,15 @@ test: deps ## everything: unit tests, kernel tests here and in virtual machines 
 
 lint: deps $(GOLANGCI_LINT) ## golangci-lint and clang-format
 	$(GOLANGCI_LINT) run
-	clang-format-19 --dry-run --Werror $$(git ls-files 'bpf/*.c' 'bpf/*.h')
+	clang-format-19 --dry-run --Werror bpf/*.[ch]
 
 $(GOLANGCI_LINT):
 	GOBIN=$(CURDIR)/.cache/bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(patsubst golangci-lint-%,%,$(notdir $@))
 	mv .cache/bin/golangci-lint $@
 
 format: deps ## gofmt and clang-format, in place
-	gofmt -w $$(git ls-files '*.go')
-	clang-format-19 -i $$(git ls-files 'bpf/*.c' 'bpf/*.h')
+	gofmt -w .
+	clang-format-19 -i bpf/*.[ch]
 
 bench: ## the benchmarks; BENCH=regexp chooses
 	go test -run '^$$' -bench '$(BENCH)' -benchmem ./...

@@ -31,9 +31,9 @@ tests() {
 }
 
 format() {
-	files=$(git ls-files -co --exclude-standard -- '*.go' | xargs -r ls -d 2>/dev/null | xargs -r gofmt -l)
-	[ -z "$files" ] || { echo "not formatted (gofmt -w):" $files; return 1; }
-	clang-format-19 --dry-run --Werror $(git ls-files 'bpf/*.c' 'bpf/*.h')
+	files=$(gofmt -l .)
+	[ -z "$files" ] || { echo "not formatted (make format):" $files; return 1; }
+	clang-format-19 --dry-run --Werror bpf/*.[ch]
 }
 
 # The generated files are committed; they must be what the sources make.

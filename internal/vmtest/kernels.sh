@@ -47,10 +47,13 @@ trap 'exit 130' INT TERM HUP
 main=${PAVISE_DEBIAN_ARCHIVE-}
 security=${main:+$main-security}
 if [ -z "$main" ]; then
-	apt-get indextargets --format '$(RELEASE) $(REPO_URI)' 'Created-By: Packages' >"$tmp/targets"
-	main=$(awk '$1 ~ /^(bullseye|bookworm|trixie|forky|sid|stable|testing|unstable)$/ && $2 ~ /debian\/?$/ {print $2; exit}' "$tmp/targets")
-	security=$(awk '$1 ~ /-security$/ && $2 ~ /debian-security\/?$/ {print $2; exit}' "$tmp/targets")
-	main=${main%/}; security=${security%/}
+	# What apt would fetch to update itself; nothing is fetched. Other archives than Debian's have
+	# suites called bookworm too, so the one with updates is asked for first.
+	apt-get update --print-uris 2>"$tmp/log" |
+		sed -n "s|^'\(.*\)/dists/\([^']*\)/InRelease'.*|\2 \1|p" >"$tmp/suites" || true
+	main=$(awk '$1 ~ /-updates$/ {print $2; exit}' "$tmp/suites")
+	[ -n "$main" ] || main=$(awk '$1 ~ /^(bullseye|bookworm|trixie|forky|sid|stable|testing|unstable)$/ {print $2; exit}' "$tmp/suites")
+	security=$(awk '$1 ~ /-security$/ {print $2; exit}' "$tmp/suites")
 	[ -n "$main" ] || die "this system's apt sources name no Debian archive: set PAVISE_DEBIAN_ARCHIVE"
 	[ -n "$security" ] || security=$main-security
 fi
