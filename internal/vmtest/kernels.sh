@@ -64,6 +64,7 @@ apt() {
 	s=$tmp/apt/$suite
 	"$tool" -q -o "Dir::Etc::SourceList=$s/sources.list" -o Dir::Etc::SourceParts=/dev/null \
 		-o "Dir::State=$s" -o Dir::State::status=/dev/null -o "Dir::Cache=$s/cache" \
+		-o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false \
 		-o APT::Architecture=amd64 -o APT::Sandbox::User=root -o Acquire::Retries=3 "$@"
 }
 
