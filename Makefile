@@ -1,0 +1,77 @@
+# make help lists the targets. Go, git and make are all that must be there before: each target
+# brings what else it needs (Debian packages through apt, as root; Go tools through Go).
+SHELL := /bin/sh
+export PATH := $(PATH):/usr/local/go/bin
+export CGO_ENABLED := 0
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+PREFIX ?= /usr/local
+FUZZTIME ?= 10s
+BENCH ?= .
+GOLANGCI_LINT := .cache/bin/golangci-lint-v2.15.0
+
+# For generate and lint, and for the virtual machines.
+PACKAGES := clang-19 clang-format-19 llvm-19 libbpf-dev \
+	qemu-system-x86 qemu-system-common busybox-static kmod xz-utils debian-archive-keyring
+
+.PHONY: help build run demo check test lint format bench fuzz generate deps install clean
+.DEFAULT_GOAL := help
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build bin/pavise, a static binary
+	go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/...
+
+run: build ## run the agent with the shipped policies; DEMO=1: with a demonstration (root)
+	$(if $(DEMO),sh policies/demo/run.sh,bin/pavise run --policy policies)
+
+demo: ## in a second terminal, do what the demonstration's policies watch for
+	sh policies/demo/act.sh
+
+check: ## the fast loop: gofmt, vet, unit tests; nothing that needs root or a kernel
+	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "not formatted (make format):" $$files >&2; exit 1; }
+	go vet ./...
+	go test -short ./...
+
+test: deps ## everything: unit tests, kernel tests here and in virtual machines (root)
+	@VERSION=$(VERSION) sh internal/test.sh
+
+lint: deps $(GOLANGCI_LINT) ## golangci-lint and clang-format
+	$(GOLANGCI_LINT) run
+	clang-format-19 --dry-run --Werror bpf/*.[ch]
+
+$(GOLANGCI_LINT):
+	GOBIN=$(CURDIR)/.cache/bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(patsubst golangci-lint-%,%,$(notdir $@))
+	mv .cache/bin/golangci-lint $@
+
+format: deps ## gofmt and clang-format, in place
+	gofmt -w .
+	clang-format-19 -i bpf/*.[ch]
+
+bench: ## the benchmarks; BENCH=regexp chooses
+	go test -run '^$$' -bench '$(BENCH)' -benchmem ./...
+
+fuzz: ## each fuzz target for FUZZTIME (10s)
+	@grep -rHoE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | while IFS=: read -r file name; do \
+		name=$${name#func }; echo "$$name in $$(dirname $$file)"; \
+		go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$(dirname $$file) || exit 1; done
+
+generate: deps ## compile the kernel programs and make the Go files that hold them
+	go generate ./...
+
+deps: ## install the Debian packages that generate, lint and test need (root)
+	@command -v dpkg-query >/dev/null || { echo "deps: this is not Debian; install the likes of: $(PACKAGES)" >&2; exit 1; }; \
+	missing=; for p in $(PACKAGES); do \
+		[ "$$(dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null)" = installed ] || missing="$$missing $$p"; done; \
+	[ -n "$$missing" ] || exit 0; \
+	[ "$$(id -u)" = 0 ] || { echo "deps: installing needs root:$$missing" >&2; exit 1; }; \
+	echo "deps: installing$$missing"; export DEBIAN_FRONTEND=noninteractive; \
+	apt-get -q update </dev/null && apt-get -q -y install --no-install-recommends $$missing </dev/null
+
+install: build ## install the binaries below PREFIX (/usr/local)
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 bin/* $(DESTDIR)$(PREFIX)/bin/
+
+clean: ## remove what was built; the kernels in the user's cache stay
+	rm -rf bin .cache

@@ -1,0 +1,305 @@
+package vmtest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pavise-project/pavise/internal/kerntest"
+	"github.com/pavise-project/pavise/internal/testsum"
+)
+
+// Matrix runs the kernel tests of packages in several kernels, with and without BPF LSM.
+type Matrix struct {
+	Packages []string // patterns of go list
+	Kernels  []string // some of Names
+	Pattern  string   // of the tests
+	Timeout  time.Duration
+	Log      io.Writer
+}
+
+// suite is the test binary of one package.
+type suite struct {
+	pkg, dir, binary string
+	tests            []string
+}
+
+// Run builds the test binaries, boots each kernel and prints a line for each; the results go to
+// jsonFile, if given, with the kernel in brackets behind the package. The status is 1 if a test
+// failed, never ended, or was skipped for another reason than kerntest's.
+func (m *Matrix) Run(ctx context.Context, jsonFile string) (status int, err error) {
+	dir, err := os.MkdirTemp("", "vmtest-binaries-")
+	if err != nil {
+		return 0, fmt.Errorf("make a directory: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	suites, broken, err := m.build(ctx, dir)
+	if err != nil {
+		return 0, err
+	}
+	if len(suites) == 0 && len(broken) == 0 {
+		return 0, fmt.Errorf("no package has tests that match %s", m.Pattern)
+	}
+	record := io.Discard
+	if jsonFile != "" {
+		f, err := os.Create(jsonFile)
+		if err != nil {
+			return 0, fmt.Errorf("keep the results: %w", err)
+		}
+		defer f.Close()
+		record = f
+	}
+	// What cannot be run is a failure, and the rest is run all the same.
+	fail := func(what string, err error) error {
+		status = 1
+		fmt.Fprintf(m.Log, "FAIL\t%s: %v\n", what, err)
+		return write(record, testsum.Event{Action: "output", Package: what, Output: err.Error() + "\n"},
+			testsum.Event{Action: "fail", Package: what})
+	}
+	for _, err := range broken {
+		if err := fail("tests for virtual machines", err); err != nil {
+			return 0, err
+		}
+	}
+	for _, name := range m.Kernels {
+		for _, noLSM := range []bool{false, true} {
+			if noLSM && name == "5.10" || len(selected(suites, name == "5.10")) == 0 {
+				continue // 5.10 is refused either way
+			}
+			sum, err := m.boot(ctx, name, noLSM, suites, record)
+			if ctx.Err() != nil {
+				return 0, ctx.Err()
+			}
+			if err != nil {
+				if err := fail("virtual machine ["+name+"]", err); err != nil {
+					return 0, err
+				}
+			} else if len(sum.Failures()) > 0 {
+				status = 1
+			}
+		}
+	}
+	return status, nil
+}
+
+// write appends events in the form of go test -json.
+func write(w io.Writer, events ...testsum.Event) error {
+	for _, e := range events {
+		line, err := json.Marshal(e)
+		if err != nil {
+			return err
+		}
+		if _, err := w.Write(append(line, '\n')); err != nil {
+			return fmt.Errorf("keep the results: %w", err)
+		}
+	}
+	return nil
+}
+
+var kernelTest = regexp.MustCompile(`(?m)^func TestKernel`)
+
+// build compiles the tests of every package that has kernel tests. A package that does not
+// compile is an error among broken.
+func (m *Matrix) build(ctx context.Context, dir string) (suites []suite, broken []error, err error) {
+	const format = `{{.ImportPath}}{{"\t"}}{{.Dir}}{{"\t"}}{{join .TestGoFiles " "}} {{join .XTestGoFiles " "}}`
+	list, err := m.goTool(ctx, append([]string{"list", "-f", format}, m.Packages...)...)
+	if err != nil {
+		return nil, nil, err
+	}
+	for line := range strings.Lines(string(list)) {
+		f := strings.Split(strings.TrimRight(line, "\n"), "\t")
+		s := suite{pkg: f[0], dir: f[1], binary: filepath.Join(dir, strings.ReplaceAll(f[0], "/", "_")+".test")}
+		if !slices.ContainsFunc(strings.Fields(f[2]), func(name string) bool {
+			text, err := os.ReadFile(filepath.Join(s.dir, name))
+			return err == nil && kernelTest.Match(text)
+		}) {
+			continue
+		}
+		fmt.Fprintf(m.Log, "vmtest: building the tests of %s\n", s.pkg)
+		if _, err := m.goTool(ctx, "test", "-c", "-o", s.binary, s.pkg); err != nil {
+			broken = append(broken, fmt.Errorf("compile %s: %w", s.pkg, err))
+			continue
+		}
+		names := exec.CommandContext(ctx, s.binary, "-test.list", m.Pattern)
+		names.Dir, names.Stderr = s.dir, m.Log
+		out, err := names.Output()
+		if err != nil {
+			return nil, nil, fmt.Errorf("list the tests of %s: %w", s.pkg, err)
+		}
+		for _, test := range strings.Fields(string(out)) {
+			if strings.HasPrefix(test, "Test") {
+				s.tests = append(s.tests, test)
+			}
+		}
+		if len(s.tests) > 0 {
+			suites = append(suites, s)
+		}
+	}
+	return suites, broken, nil
+}
+
+func (m *Matrix) goTool(ctx context.Context, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Stderr = m.Log
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("go %s: %w", args[0], err)
+	}
+	return out, nil
+}
+
+// Lines that the script in the guest prints around the output of each binary.
+const (
+	beginMark = "\x01vmtest begin "
+	endMark   = "\x01vmtest end "
+)
+
+// boot runs all suites in one machine and prints what came of it.
+func (m *Matrix) boot(ctx context.Context, name string, noLSM bool, suites []suite, record io.Writer) (*testsum.Summary, error) {
+	k, err := Get(ctx, m.Log, name)
+	if err != nil {
+		return nil, err
+	}
+	mode := "lsm"
+	if noLSM {
+		mode = "nolsm"
+	}
+	place := k.Name + " " + mode
+	timeout := m.Timeout
+	if timeout == 0 {
+		timeout = 5 * time.Minute
+	}
+	// TestKernelOld* are for the kernel below the floor, and nothing else is.
+	pattern, skip := m.Pattern, "^TestKernelOld"
+	if k.Name == "5.10" {
+		pattern, skip = "^TestKernelOld", "^$"
+	}
+	suites = selected(suites, k.Name == "5.10")
+	var script strings.Builder
+	for i, s := range suites {
+		fmt.Fprintf(&script, "printf '%s%d\\n'\ncd %s\n", beginMark, i, quote(s.dir))
+		fmt.Fprintf(&script, "%s -test.v=test2json -test.run %s -test.skip %s -test.timeout %s\n",
+			quote(s.binary), quote(pattern), quote(skip), timeout-timeout/20)
+		fmt.Fprintf(&script, "printf '\\n%s%%d\\n' $?\n", endMark)
+	}
+	var output bytes.Buffer
+	vm := VM{
+		Kernel: k, NoLSM: noLSM, Timeout: timeout, Command: []string{"/bin/sh", "-c", script.String()},
+		Output: &output, Log: m.Log,
+	}
+	start := time.Now()
+	_, runErr := vm.Run(ctx)
+	if runErr != nil && !errors.Is(runErr, ErrBoot) && !errors.Is(runErr, ErrCrash) && !errors.Is(runErr, ErrTimeout) {
+		return nil, runErr
+	}
+	elapsed := time.Since(start)
+
+	parts := strings.Split(output.String(), beginMark)
+	var sum testsum.Summary
+	var events bytes.Buffer
+	for i, s := range suites {
+		pkg := s.pkg + " [" + place + "]"
+		var text string
+		if i+1 < len(parts) {
+			_, text, _ = strings.Cut(parts[i+1], "\n")
+		}
+		text, end, ended := strings.Cut(text, endMark)
+		raw, err := toEvents(ctx, pkg, text)
+		if err != nil {
+			return nil, err
+		}
+		var one testsum.Summary
+		if err := one.Read(bytes.NewReader(raw), nil); err != nil {
+			return nil, err
+		}
+		events.Write(raw)
+		if err := write(&events, check(&one, s, pkg, runErr, ended, strings.TrimSpace(end))...); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := record.Write(events.Bytes()); err != nil {
+		return nil, fmt.Errorf("keep the results: %w", err)
+	}
+	if err := sum.Read(&events, nil); err != nil {
+		return nil, err
+	}
+	word := "ok  "
+	if len(sum.Failures()) > 0 {
+		word = "FAIL"
+		sum.PrintFailures(m.Log)
+	}
+	fmt.Fprintf(m.Log, "%s\tLinux %s, %s: %s\t%.1fs\n", word, k.Release, mode, sum.Counts(), elapsed.Seconds())
+	return &sum, nil
+}
+
+// selected returns the suites with those of their tests that a kernel, old or not, is to run.
+func selected(suites []suite, old bool) []suite {
+	var chosen []suite
+	for _, s := range suites {
+		s.tests = slices.DeleteFunc(slices.Clone(s.tests), func(test string) bool {
+			return strings.HasPrefix(test, "TestKernelOld") != old
+		})
+		if len(s.tests) > 0 {
+			chosen = append(chosen, s)
+		}
+	}
+	return chosen
+}
+
+// toEvents turns the output of a test binary into the events of go test -json.
+func toEvents(ctx context.Context, pkg, text string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, "go", "tool", "test2json", "-p", pkg)
+	cmd.Stdin = strings.NewReader(text)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("convert the test output: %w", err)
+	}
+	return out, nil
+}
+
+// check returns what test2json cannot know: that a test is missing, was skipped without need, or
+// that the binary or the machine failed.
+func check(sum *testsum.Summary, s suite, pkg string, runErr error, ended bool, exit string) []testsum.Event {
+	var events []testsum.Event
+	fail := func(test, why string) {
+		events = append(events,
+			testsum.Event{Action: "output", Package: pkg, Test: test, Output: why + "\n"},
+			testsum.Event{Action: "fail", Package: pkg, Test: test})
+	}
+	for _, test := range s.tests {
+		if r := sum.Result(pkg, test); r == nil {
+			fail(test, "never started")
+		} else if r.Action == "" {
+			fail(test, "never ended")
+		}
+	}
+	for _, r := range sum.Results("skip") {
+		if strings.HasPrefix(r.Test, "TestKernel") && !strings.HasPrefix(r.Reason(), kerntest.NotExpected) {
+			fail(r.Test, "skipped, and only kerntest may skip a kernel test here")
+		}
+	}
+	switch code, err := strconv.Atoi(exit); {
+	case runErr != nil && !ended:
+		fail("", runErr.Error())
+	case err != nil:
+		fail("", "the test binary left no exit status")
+	case code != 0:
+		fail("", fmt.Sprintf("the test binary ended with status %d", code))
+	case len(events) > 0:
+		fail("", "some tests did not run as they should")
+	}
+	return events
+}

@@ -1,0 +1,90 @@
+package vmtest
+
+import (
+	"bytes"
+	"errors"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/pavise-project/pavise/internal/testsum"
+)
+
+// A matrix that calls a crashed or skipped test passed would be worse than none.
+func TestCheck(t *testing.T) {
+	const good = `{"Action":"pass","Package":"p","Test":"TestKernelA"}
+{"Action":"output","Package":"p","Test":"TestKernelB","Output":"    b_test.go:3: skip: not expected here: needs lsm\n"}
+{"Action":"skip","Package":"p","Test":"TestKernelB"}
+`
+	s := suite{tests: []string{"TestKernelA", "TestKernelB"}}
+	for _, test := range []struct {
+		name, events string
+		err          error
+		ended        bool
+		exit         string
+		want         string // of the output of the first failure
+	}{
+		{"all ran", good, nil, true, "0", ""},
+		{"never started", strings.SplitAfter(good, "\n")[0], nil, true, "0", "never started"},
+		{"own skip", strings.Replace(good, "not expected here", "no time", 1), nil, true, "0", "only kerntest"},
+		{"never ended", strings.Replace(good, `"pass"`, `"run"`, 1), nil, true, "0", "never ended"},
+		{"exit status", good, nil, true, "2", "status 2"},
+		{"no exit status", good, nil, true, "", "no exit status"},
+		{"crash", good, ErrCrash, false, "", ErrCrash.Error()},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var sum testsum.Summary
+			if err := sum.Read(strings.NewReader(test.events), nil); err != nil {
+				t.Fatal(err)
+			}
+			events := check(&sum, s, "p", test.err, test.ended, test.exit)
+			if test.want == "" {
+				if len(events) > 0 {
+					t.Errorf("unexpected: %+v", events)
+				}
+				return
+			}
+			if len(events) == 0 || !strings.Contains(events[0].Output, test.want) {
+				t.Errorf("%q is missing in %+v", test.want, events)
+			}
+			if last := len(events) - 1; last >= 0 && events[last].Action != "fail" {
+				t.Errorf("the last event is no failure: %+v", events[last])
+			}
+		})
+	}
+}
+
+func TestSelected(t *testing.T) {
+	suites := []suite{{pkg: "a", tests: []string{"TestKernelOldRefused", "TestKernelX"}}, {pkg: "b", tests: []string{"TestKernelY"}}}
+	if got := selected(suites, true); len(got) != 1 || got[0].tests[0] != "TestKernelOldRefused" {
+		t.Errorf("old: %+v", got)
+	}
+	if got := selected(suites, false); len(got) != 2 || len(got[0].tests) != 1 || got[0].tests[0] != "TestKernelX" {
+		t.Errorf("not old: %+v", got)
+	}
+}
+
+func TestQuote(t *testing.T) {
+	const s = "it's $HOME `x` \\ \"y\"\n*"
+	out, err := exec.Command("/bin/sh", "-c", "printf %s "+quote(s)).Output()
+	if err != nil || string(out) != s {
+		t.Errorf("%q, %v", out, err)
+	}
+}
+
+func TestArchive(t *testing.T) {
+	var a archive
+	a.add("bin", 0o040755, nil)
+	a.add("bin/x", 0o100644, []byte("hello"))
+	a.add("TRAILER!!!", 0, nil)
+	if a.buf.Len()%4 != 0 || bytes.Count(a.buf.Bytes(), []byte("070701")) != 3 {
+		t.Errorf("%q", a.buf.Bytes())
+	}
+}
+
+func TestFindMissing(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	if _, err := Find("6.1"); !errors.Is(err, ErrNoKernel) {
+		t.Error(err)
+	}
+}
