@@ -262,7 +262,7 @@ func (a *nfa) finish() {
 		}
 		n.live = n.live || n.end != 0 || n.under != 0
 		switch {
-		case n.loop() || n.decided != 0:
+		case n.loop() || n.decided != 0 && (n.child != 0 || n.end != 0 || n.under != 0):
 		case n.child == 0:
 			if n.under == 0 || a.tests.union(n.under, n.end) == n.under {
 				n.tail = 0
@@ -441,6 +441,9 @@ func (d *dfa) chain(n, decided int32) int32 {
 	k := leafKey{len: uint16(len(tail)), kind: LeafExact, match: d.tests.union(decided, p.end), miss: decided}
 	if p.under != 0 {
 		k.kind, k.match = LeafUnder, d.tests.union(decided, p.under)
+	}
+	if p.decided != 0 {
+		k.kind, k.match = LeafPrefix, d.tests.union(decided, p.decided)
 	}
 	if len(tail) > 0 {
 		off, ok := d.tailOff[string(tail)]

@@ -100,7 +100,7 @@ const LeafBit = 0x8000
 
 // Leaf compares what is left of the string (after the byte that led here) with a tail, so that
 // a long literal costs bytes and not rows. Match is the class when the whole rest equals the tail or, with
-// Under, begins with the tail followed by '/'; Miss otherwise. With Any the rest is not read and the class is Match.
+// Under, begins with the tail followed by '/' or, with LeafPrefix, begins with the tail; Miss otherwise. With Any the rest is not read and the class is Match.
 type Leaf struct {
 	TailOff     uint32
 	TailLen     uint16
@@ -113,9 +113,10 @@ type LeafKind uint8
 
 // The kinds of leaves.
 const (
-	LeafAny   LeafKind = 0
-	LeafExact LeafKind = 1
-	LeafUnder LeafKind = 2
+	LeafAny    LeafKind = 0
+	LeafExact  LeafKind = 1
+	LeafUnder  LeafKind = 2
+	LeafPrefix LeafKind = 3
 )
 
 // OpTable says how one operation is judged: the clause sets of its slots' classes are

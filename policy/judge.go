@@ -89,7 +89,7 @@ func (a *Automaton) class(s []byte) uint16 {
 		if len(rest) < n || string(rest[:n]) != string(a.Tails[l.TailOff:][:n]) {
 			return l.Miss
 		}
-		if len(rest) == n || l.Kind == LeafUnder && rest[n] == '/' {
+		if len(rest) == n || l.Kind == LeafPrefix || l.Kind == LeafUnder && rest[n] == '/' {
 			return l.Match
 		}
 		return l.Miss
