@@ -116,6 +116,8 @@ struct row {
 struct tables {
 	__u32 gen; /* never 0 once staged */
 	__u32 subject_need; /* dimensions of the subject that some operation reads */
+	__u32 aliases; /* a protected name leads through a symbolic link: files with one link are looked up too */
+	__u32 pad;
 	struct automaton automata[NUM_AUTOMATA];
 	struct op_table ops[NUM_JUDGED];
 	struct row rows[NUM_ROWS];

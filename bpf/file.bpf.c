@@ -96,7 +96,7 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, _
 			if (s->canon_len)
 				judge(si, OFF_ALT, s->canon_len, 1);
 		}
-		if (r->inode.links > 1) {
+		if (r->inode.links > 1 || t->aliases) {
 			struct inode_key k = { .ino = r->inode.ino, .dev = r->inode.dev };
 
 			for (int n = 0; n < INODE_NAMES; n++) {

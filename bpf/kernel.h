@@ -328,7 +328,17 @@ struct bpf_iter__task {
 #pragma clang attribute pop
 
 /* include/uapi/linux/bpf.h: the kernel rewrites accesses to it, its layout is fixed. */
-struct bpf_sock;
+struct bpf_sock {
+	__u32 bound_dev_if;
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__u32 mark;
+	__u32 priority;
+	__u32 src_ip4;
+	__u32 src_ip6[4];
+	__u32 src_port; /* host byte order */
+};
 
 struct bpf_sock_addr {
 	__u32 user_family;

@@ -109,6 +109,21 @@ type KernelOpTable struct {
 	Rules     [16384]uint16
 }
 
+type KernelOpened struct {
+	_       structs.HostLayout
+	Op      uint32
+	Fd      uint32
+	Count   uint32
+	Action  uint32
+	Ns      uint64
+	Ino     uint64
+	Dev     uint32
+	Links   uint32
+	PathLen uint32
+	Path    [4096]uint8
+	_       [4]byte
+}
+
 type KernelPool struct {
 	_     structs.HostLayout
 	Cells [2097152]uint16
@@ -294,6 +309,8 @@ type KernelTables struct {
 	_           structs.HostLayout
 	Gen         uint32
 	SubjectNeed uint32
+	Aliases     uint32
+	Pad         uint32
 	Automata    [32]KernelAutomaton
 	Ops         [8]KernelOpTable
 	Rows        [16384]KernelRow
@@ -316,21 +333,6 @@ type KernelTestJudge struct {
 	AliasLen   [4]uint16
 	Out        KernelVerdict
 	Bytes      [8192]uint8
-}
-
-type KernelTestOpen struct {
-	_       structs.HostLayout
-	Op      uint32
-	Fd      uint32
-	Count   uint32
-	Action  uint32
-	Ns      uint64
-	Ino     uint64
-	Dev     uint32
-	Links   uint32
-	PathLen uint32
-	Path    [4096]uint8
-	_       [4]byte
 }
 
 type KernelVerdict struct {
@@ -366,6 +368,7 @@ const (
 	KernelMapHits              = "hits"
 	KernelMapInodes            = "inodes"
 	KernelMapMounts            = "mounts"
+	KernelMapOpeneds           = "openeds"
 	KernelMapPools             = "pools"
 	KernelMapProcs             = "procs"
 	KernelMapScratches         = "scratches"
@@ -373,7 +376,6 @@ const (
 	KernelMapStats             = "stats"
 	KernelMapTelemetry         = "telemetry"
 	KernelMapTestJudges        = "test_judges"
-	KernelMapTestOpens         = "test_opens"
 	KernelProgCgBind4          = "cg_bind4"
 	KernelProgCgBind6          = "cg_bind6"
 	KernelProgCgConnect4       = "cg_connect4"
@@ -394,6 +396,10 @@ const (
 	KernelProgOnExit           = "on_exit"
 	KernelProgOnFork           = "on_fork"
 	KernelProgOnSysExit        = "on_sys_exit"
+	KernelProgProbeCgroup      = "probe_cgroup"
+	KernelProgProbeLsm         = "probe_lsm"
+	KernelProgProbeReturn      = "probe_return"
+	KernelProgResolve          = "resolve"
 	KernelProgRunJudge         = "run_judge"
 	KernelProgRunOpen          = "run_open"
 	KernelVarExecEvents        = "exec_events"
@@ -473,6 +479,10 @@ type KernelProgramSpecs struct {
 	OnExit         *ebpf.ProgramSpec `ebpf:"on_exit"`
 	OnFork         *ebpf.ProgramSpec `ebpf:"on_fork"`
 	OnSysExit      *ebpf.ProgramSpec `ebpf:"on_sys_exit"`
+	ProbeCgroup    *ebpf.ProgramSpec `ebpf:"probe_cgroup"`
+	ProbeLsm       *ebpf.ProgramSpec `ebpf:"probe_lsm"`
+	ProbeReturn    *ebpf.ProgramSpec `ebpf:"probe_return"`
+	Resolve        *ebpf.ProgramSpec `ebpf:"resolve"`
 	RunJudge       *ebpf.ProgramSpec `ebpf:"run_judge"`
 	RunOpen        *ebpf.ProgramSpec `ebpf:"run_open"`
 }
@@ -488,6 +498,7 @@ type KernelMapSpecs struct {
 	Hits       *ebpf.MapSpec `ebpf:"hits"`
 	Inodes     *ebpf.MapSpec `ebpf:"inodes"`
 	Mounts     *ebpf.MapSpec `ebpf:"mounts"`
+	Openeds    *ebpf.MapSpec `ebpf:"openeds"`
 	Pools      *ebpf.MapSpec `ebpf:"pools"`
 	Procs      *ebpf.MapSpec `ebpf:"procs"`
 	Scratches  *ebpf.MapSpec `ebpf:"scratches"`
@@ -495,7 +506,6 @@ type KernelMapSpecs struct {
 	Stats      *ebpf.MapSpec `ebpf:"stats"`
 	Telemetry  *ebpf.MapSpec `ebpf:"telemetry"`
 	TestJudges *ebpf.MapSpec `ebpf:"test_judges"`
-	TestOpens  *ebpf.MapSpec `ebpf:"test_opens"`
 }
 
 // KernelVariableSpecs contains global variables before they are loaded into the kernel.
@@ -544,6 +554,7 @@ type KernelMaps struct {
 	Hits       *ebpf.Map `ebpf:"hits"`
 	Inodes     *ebpf.Map `ebpf:"inodes"`
 	Mounts     *ebpf.Map `ebpf:"mounts"`
+	Openeds    *ebpf.Map `ebpf:"openeds"`
 	Pools      *ebpf.Map `ebpf:"pools"`
 	Procs      *ebpf.Map `ebpf:"procs"`
 	Scratches  *ebpf.Map `ebpf:"scratches"`
@@ -551,7 +562,6 @@ type KernelMaps struct {
 	Stats      *ebpf.Map `ebpf:"stats"`
 	Telemetry  *ebpf.Map `ebpf:"telemetry"`
 	TestJudges *ebpf.Map `ebpf:"test_judges"`
-	TestOpens  *ebpf.Map `ebpf:"test_opens"`
 }
 
 func (m *KernelMaps) Close() error {
@@ -563,6 +573,7 @@ func (m *KernelMaps) Close() error {
 		m.Hits,
 		m.Inodes,
 		m.Mounts,
+		m.Openeds,
 		m.Pools,
 		m.Procs,
 		m.Scratches,
@@ -570,7 +581,6 @@ func (m *KernelMaps) Close() error {
 		m.Stats,
 		m.Telemetry,
 		m.TestJudges,
-		m.TestOpens,
 	)
 }
 
@@ -617,6 +627,10 @@ type KernelPrograms struct {
 	OnExit         *ebpf.Program `ebpf:"on_exit"`
 	OnFork         *ebpf.Program `ebpf:"on_fork"`
 	OnSysExit      *ebpf.Program `ebpf:"on_sys_exit"`
+	ProbeCgroup    *ebpf.Program `ebpf:"probe_cgroup"`
+	ProbeLsm       *ebpf.Program `ebpf:"probe_lsm"`
+	ProbeReturn    *ebpf.Program `ebpf:"probe_return"`
+	Resolve        *ebpf.Program `ebpf:"resolve"`
 	RunJudge       *ebpf.Program `ebpf:"run_judge"`
 	RunOpen        *ebpf.Program `ebpf:"run_open"`
 }
@@ -643,6 +657,10 @@ func (p *KernelPrograms) Close() error {
 		p.OnExit,
 		p.OnFork,
 		p.OnSysExit,
+		p.ProbeCgroup,
+		p.ProbeLsm,
+		p.ProbeReturn,
+		p.Resolve,
 		p.RunJudge,
 		p.RunOpen,
 	)

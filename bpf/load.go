@@ -1,3 +1,353 @@
 package bpf
 
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -type rec_hdr -type rec_file -type rec_net -type rec_proc -type rec_exit -type rec_kind -type tables -type pool -type control -type hit -type verdict -type scratch -type automaton -type op_table -type word -type slot -type row -type leaf -type mount_info -type inode_key -type inode_name -type op_stats -type fold_key -type fold -type test_judge -type test_open Kernel pavise.bpf.c -- -I. -O2 -g -Wall -Werror -mcpu=v3
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -type rec_hdr -type rec_file -type rec_net -type rec_proc -type rec_exit -type rec_kind -type tables -type pool -type control -type hit -type verdict -type scratch -type automaton -type op_table -type word -type slot -type row -type leaf -type mount_info -type inode_key -type inode_name -type op_stats -type fold_key -type fold -type test_judge -type opened Kernel pavise.bpf.c -- -I. -O2 -g -Wall -Werror -mcpu=v3
+
+// ErrPrivileges says that the process may not load programs.
+var ErrPrivileges = errors.New("no privileges: run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_SYS_ADMIN and CAP_SYS_PTRACE")
+
+// ErrUnsupported says that the kernel lacks what Pavise cannot do without; the error that wraps it names it.
+var ErrUnsupported = errors.New("kernel not supported")
+
+const scratchPerCPU = 4 // SCRATCH_PER_CPU
+
+// Kernel is the one object of Pavise with its maps made: programs are loaded when they are first asked for, and attached and detached by name.
+type Kernel struct {
+	spec *ebpf.CollectionSpec
+	maps map[string]*ebpf.Map
+	vars map[string]*ebpf.Variable
+
+	mu       sync.Mutex
+	programs map[string]*ebpf.Program
+	links    map[string]link.Link
+	cgroup   int // the root of cgroup v2, -1 until it is needed
+	sides    []byte
+	pools    []byte
+}
+
+// Load checks that the kernel has what the base needs and makes the maps. Nothing is attached. The error wraps ErrPrivileges or
+// ErrUnsupported when that is the cause.
+func Load() (*Kernel, error) {
+	if err := checkBase(); err != nil {
+		return nil, err
+	}
+	spec, err := LoadKernel()
+	if err != nil {
+		return nil, fmt.Errorf("read the kernel object: %w", err)
+	}
+	if err := setMachine(spec); err != nil {
+		return nil, err
+	}
+	k := &Kernel{spec: spec, maps: map[string]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, links: map[string]link.Link{}, cgroup: -1}
+	coll, err := ebpf.NewCollection(&ebpf.CollectionSpec{Maps: spec.Maps, Types: spec.Types, ByteOrder: spec.ByteOrder, Variables: spec.Variables})
+	if err != nil {
+		return nil, fmt.Errorf("make the maps: %w", cause(err))
+	}
+	k.vars = coll.Variables
+	for name, m := range coll.Maps {
+		k.maps[name] = m
+		coll.DetachMap(name)
+	}
+	coll.Close()
+	if k.sides, err = mapMemory(k.maps["sides"]); err != nil {
+		return nil, errors.Join(err, k.Close())
+	}
+	if k.pools, err = mapMemory(k.maps["pools"]); err != nil {
+		return nil, errors.Join(err, k.Close())
+	}
+	return k, nil
+}
+
+// cause makes EPERM at load say what it most likely means.
+func cause(err error) error {
+	if errors.Is(err, unix.EPERM) && unix.Geteuid() != 0 {
+		return fmt.Errorf("%w (%w)", ErrPrivileges, err)
+	}
+	return err
+}
+
+// mapMemory maps the values of an array map made with BPF_F_MMAPABLE.
+func mapMemory(m *ebpf.Map) ([]byte, error) {
+	stride := (int(m.ValueSize()) + 7) &^ 7
+	page := os.Getpagesize()
+	size := (stride*int(m.MaxEntries()) + page - 1) &^ (page - 1)
+	b, err := unix.Mmap(m.FD(), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map the tables: %w", err)
+	}
+	return b, nil
+}
+
+// Tables returns the mapped tables of a side, 0 or 1. Writing the side that judges is the caller's mistake.
+func (k *Kernel) Tables(side int) *KernelTables {
+	stride := (int(unsafe.Sizeof(KernelTables{})) + 7) &^ 7
+	return (*KernelTables)(unsafe.Pointer(&k.sides[side*stride]))
+}
+
+// Pool returns the mapped transitions of a side.
+func (k *Kernel) Pool(side int) *KernelPool {
+	return (*KernelPool)(unsafe.Pointer(&k.pools[side*int(unsafe.Sizeof(KernelPool{}))]))
+}
+
+// Map returns a map of the object by its name in C, nil if there is none.
+func (k *Kernel) Map(name string) *ebpf.Map { return k.maps[name] }
+
+// Variable returns a variable of the object by its name in C, nil if there is none.
+func (k *Kernel) Variable(name string) *ebpf.Variable { return k.vars[name] }
+
+// Memory returns the bytes of kernel memory that the maps take, as the kernel reports them.
+func (k *Kernel) Memory() (uint64, error) {
+	var sum uint64
+	for name, m := range k.maps {
+		info, err := m.Info()
+		if err != nil {
+			return 0, fmt.Errorf("ask for the size of map %s: %w", name, err)
+		}
+		if n, ok := info.Memlock(); ok {
+			sum += n
+		}
+	}
+	return sum, nil
+}
+
+// program loads a program when it is first asked for.
+func (k *Kernel) program(name string) (*ebpf.Program, error) {
+	if p := k.programs[name]; p != nil {
+		return p, nil
+	}
+	spec := k.spec.Programs[name]
+	if spec == nil {
+		return nil, fmt.Errorf("load program %s: there is none of that name", name)
+	}
+	coll, err := ebpf.NewCollectionWithOptions(&ebpf.CollectionSpec{
+		Maps: k.spec.Maps, Programs: map[string]*ebpf.ProgramSpec{name: spec},
+		Types: k.spec.Types, ByteOrder: k.spec.ByteOrder, Variables: k.spec.Variables,
+	}, ebpf.CollectionOptions{MapReplacements: k.maps})
+	if err != nil {
+		return nil, cause(err)
+	}
+	defer coll.Close()
+	k.programs[name] = coll.DetachProgram(name)
+	return k.programs[name], nil
+}
+
+// Program loads a program and returns it, for Program.Run and for tests.
+func (k *Kernel) Program(name string) (*ebpf.Program, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.program(name)
+}
+
+// Attach loads and attaches a program to the hook that its section names; attached already is no error.
+func (k *Kernel) Attach(name string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.links[name] != nil {
+		return nil
+	}
+	p, err := k.program(name)
+	if err != nil {
+		return err
+	}
+	var l link.Link
+	switch p.Type() {
+	case ebpf.LSM:
+		l, err = link.AttachLSM(link.LSMOptions{Program: p})
+	case ebpf.Tracing:
+		l, err = link.AttachTracing(link.TracingOptions{Program: p})
+	case ebpf.CGroupSockAddr:
+		l, err = k.attachCgroup(p, k.spec.Programs[name].AttachType)
+	default:
+		return fmt.Errorf("attach program %s: its type %s has no hook", name, p.Type())
+	}
+	if err != nil {
+		return fmt.Errorf("attach program %s: %w", name, err)
+	}
+	k.links[name] = l
+	return nil
+}
+
+// Detach detaches a program; not attached is no error.
+func (k *Kernel) Detach(name string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	l := k.links[name]
+	if l == nil {
+		return nil
+	}
+	delete(k.links, name)
+	if err := l.Close(); err != nil {
+		return fmt.Errorf("detach program %s: %w", name, err)
+	}
+	return nil
+}
+
+// Attached reports whether a program is attached.
+func (k *Kernel) Attached(name string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.links[name] != nil
+}
+
+// attachCgroup attaches to the root of cgroup v2 through a mount of its own, so that it needs no mount point and finds the root on hybrid hosts too.
+func (k *Kernel) attachCgroup(p *ebpf.Program, at ebpf.AttachType) (link.Link, error) {
+	if k.cgroup < 0 {
+		fs, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC)
+		if err != nil {
+			return nil, fmt.Errorf("open cgroup v2: %w", err)
+		}
+		defer unix.Close(fs)
+		if err := unix.FsconfigCreate(fs); err != nil {
+			return nil, fmt.Errorf("open cgroup v2: %w", err)
+		}
+		if k.cgroup, err = unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0); err != nil {
+			k.cgroup = -1
+			return nil, fmt.Errorf("open cgroup v2: %w", err)
+		}
+	}
+	return link.AttachRawLink(link.RawLinkOptions{Target: k.cgroup, Program: p, Attach: at})
+}
+
+// Iterate runs an iterator program over everything it visits.
+func (k *Kernel) Iterate(name string) error {
+	p, err := k.Program(name)
+	if err != nil {
+		return err
+	}
+	it, err := link.AttachIter(link.IterOptions{Program: p})
+	if err != nil {
+		return fmt.Errorf("attach iterator %s: %w", name, err)
+	}
+	defer it.Close()
+	r, err := it.Open()
+	if err != nil {
+		return fmt.Errorf("open iterator %s: %w", name, err)
+	}
+	defer r.Close()
+	var buf [4096]byte
+	for {
+		n, err := r.Read(buf[:])
+		if n == 0 || err != nil {
+			break // the program writes nothing: the end
+		}
+	}
+	return nil
+}
+
+// Call runs a program of type syscall once, on the calling thread.
+func (k *Kernel) Call(name string) error {
+	p, err := k.Program(name)
+	if err != nil {
+		return err
+	}
+	ret, err := p.Run(&ebpf.RunOptions{})
+	if err != nil {
+		return fmt.Errorf("run program %s: %w", name, err)
+	}
+	if ret != 0 {
+		return fmt.Errorf("run program %s: it returned %d", name, ret)
+	}
+	return nil
+}
+
+// Missed returns how often the kernel skipped a program because it was running already on that CPU, over all attached programs.
+func (k *Kernel) Missed() (n uint64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, p := range k.programs {
+		if s, err := p.Stats(); err == nil {
+			n += s.RecursionMisses
+		}
+	}
+	return n
+}
+
+// Close detaches and frees everything.
+func (k *Kernel) Close() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var errs []error
+	for name, l := range k.links {
+		if err := l.Close(); err != nil {
+			errs = append(errs, fmt.Errorf("detach program %s: %w", name, err))
+		}
+	}
+	for _, p := range k.programs {
+		errs = append(errs, p.Close())
+	}
+	for _, b := range [][]byte{k.sides, k.pools} {
+		if b != nil {
+			errs = append(errs, unix.Munmap(b))
+		}
+	}
+	for _, m := range k.maps {
+		errs = append(errs, m.Close())
+	}
+	if k.cgroup >= 0 {
+		errs = append(errs, unix.Close(k.cgroup))
+	}
+	k.links, k.programs, k.maps, k.sides, k.pools, k.cgroup = nil, nil, nil, nil, nil, -1
+	return errors.Join(errs...)
+}
+
+// checkBase probes for what nothing works without; each line has the first kernel that has it.
+func checkBase() error {
+	if _, err := btf.LoadKernelSpec(); err != nil {
+		return fmt.Errorf("%w: it has no BTF at /sys/kernel/btf/vmlinux (CONFIG_DEBUG_INFO_BTF): %w", ErrUnsupported, err)
+	}
+	var missing []string
+	var errs []error
+	for _, f := range []struct {
+		what, since string
+		probe       func() error
+	}{
+		{"ring buffers", "5.8", func() error { return features.HaveMapType(ebpf.RingBuf) }},
+		{"task storage", "5.11", func() error { return features.HaveMapType(ebpf.TaskStorage) }},
+		{"bpf_get_current_task_btf in tracing programs", "5.11", func() error { return features.HaveProgramHelper(ebpf.Tracing, asm.FnGetCurrentTaskBtf) }},
+		{"atomic operations in programs", "5.12", features.HaveV3ISA},
+		{"programs of type syscall", "5.14", func() error { return features.HaveProgramType(ebpf.Syscall) }},
+	} {
+		switch err := f.probe(); {
+		case err == nil:
+		case errors.Is(err, ebpf.ErrNotSupported):
+			missing = append(missing, f.what+" (Linux "+f.since+")")
+		case errors.Is(err, unix.EPERM):
+			return fmt.Errorf("%w (%w)", ErrPrivileges, err)
+		default:
+			errs = append(errs, fmt.Errorf("probe for %s: %w", f.what, err))
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("%w: it lacks %s", ErrUnsupported, list(missing))
+	}
+	return errors.Join(errs...)
+}
+
+func list(s []string) string {
+	out := ""
+	for i, x := range s {
+		switch {
+		case i == 0:
+		case i == len(s)-1:
+			out += " and "
+		default:
+			out += ", "
+		}
+		out += x
+	}
+	return out
+}

@@ -376,6 +376,20 @@ static __always_inline int cgroup_net(struct bpf_sock_addr *ctx, __u32 op, bool 
 	if (op == OP_BIND) {
 		r->local_port = __builtin_bswap16(ctx->user_port);
 	} else {
+		struct bpf_sock *sk = ctx->sk;
+
+		if (sk) {
+			r->local_port = sk->src_port;
+			if (v6) {
+				a[0] = sk->src_ip6[0];
+				a[1] = sk->src_ip6[1];
+				a[2] = sk->src_ip6[2];
+				a[3] = sk->src_ip6[3];
+				__builtin_memcpy(r->local, a, 16);
+			} else {
+				put_v4(r->local, sk->src_ip4);
+			}
+		}
 		r->remote_port = __builtin_bswap16(ctx->user_port);
 		loopback_if_any(dst);
 	}

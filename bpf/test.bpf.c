@@ -79,34 +79,14 @@ int run_judge(void *ctx)
 	return 0;
 }
 
-struct test_open {
-	__u32 op;
-	__u32 fd;
-	__u32 count;
-	__u32 action; /* of the last */
-	__u64 ns;     /* for all */
-	__u64 ino;
-	__u32 dev;
-	__u32 links;
-	__u32 path_len;
-	__u8 path[4096];
-};
-
 /*
  * Times the judgement of an opened file, as file_open makes it, count times; nothing is reported.
  */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct test_open);
-} test_opens SEC(".maps");
-
 SEC("syscall")
 int run_open(void *ctx)
 {
 	__u32 zero = 0;
-	struct test_open *in = bpf_map_lookup_elem(&test_opens, &zero);
+	struct opened *in = bpf_map_lookup_elem(&openeds, &zero);
 	struct file *f;
 	__u64 dentry, mnt, start;
 	struct control *c = ctl();

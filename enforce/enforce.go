@@ -1,0 +1,346 @@
+package enforce
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/bpf"
+	"github.com/pavise-project/pavise/policy"
+	"golang.org/x/sys/unix"
+)
+
+// What Open's errors wrap.
+var (
+	ErrUnsupported = bpf.ErrUnsupported
+	ErrPrivileges  = bpf.ErrPrivileges
+)
+
+// Options of Open.
+type Options struct {
+	Log *slog.Logger
+	// Skip names rungs that are not to be used: to see what a machine without them does.
+	Skip []pavise.Rung
+}
+
+// Enforcer holds the kernel's side of the agent. Its methods may be called from any goroutine; Read from one only.
+type Enforcer struct {
+	k      *bpf.Kernel
+	log    *slog.Logger
+	rings  *bpf.Rings
+	status [pavise.NumOps]OpStatus
+	rung   [pavise.NumOps]rung
+
+	mu     sync.Mutex
+	ctl    bpf.KernelControl
+	gen    uint32
+	side   int // that judges
+	rules  int // of the generation that judges
+	proved [pavise.NumOps]bool
+	dirty  bool // the other side may still be read
+	names  names
+	mounts mounts
+}
+
+// Open loads the base, and finds for each operation the best rung by trying it. Nothing of the machine is judged yet. The error wraps ErrUnsupported
+// or ErrPrivileges when that is why.
+func Open(ctx context.Context, o Options) (*Enforcer, error) {
+	log := o.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	k, err := bpf.Load()
+	if err != nil {
+		return nil, err
+	}
+	e := &Enforcer{k: k, log: log, names: names{}}
+	if e.rings, err = k.NewRings(); err != nil {
+		return nil, errors.Join(err, k.Close())
+	}
+	skip := map[pavise.Rung]bool{}
+	for _, r := range o.Skip {
+		skip[r] = true
+	}
+	e.choose(skip)
+	if err := ctx.Err(); err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	return e, nil
+}
+
+// lifecycle are the programs that identity depends on. They are attached for as long as the agent runs.
+var lifecycle = []string{"on_exit", "on_exec", "on_fork"}
+
+// Start attaches the lifecycle programs, then gives everything that already runs its identity: the records of found processes come through Read.
+func (e *Enforcer) Start() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.mounts.refresh(e.k); err != nil {
+		return err
+	}
+	if err := e.putControl(); err != nil {
+		return err
+	}
+	for _, p := range lifecycle {
+		if err := e.k.Attach(p); err != nil {
+			return short(err)
+		}
+	}
+	for i := range uint32(2) {
+		if err := e.setPhase(i); err != nil {
+			return err
+		}
+		if err := e.k.Iterate("found_task"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (e *Enforcer) setPhase(i uint32) error {
+	v := e.k.Variable("iter_phase")
+	if v == nil {
+		return errors.New("find the iterator's phase: the object has no variable of that name")
+	}
+	if err := v.Set(i); err != nil {
+		return fmt.Errorf("set the iterator's phase: %w", err)
+	}
+	return nil
+}
+
+// Applied says what an Apply did.
+type Applied struct {
+	Generation        uint32
+	Staged, Activated time.Duration // writing and checking the tables; the one write that activates them
+}
+
+// Apply makes an Image the one that judges: all or nothing. What judged before goes on until the one write that activates the new generation, and
+// for good if Apply fails.
+func (e *Enforcer) Apply(img *policy.Image) (Applied, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := fits(img); err != nil {
+		return Applied{}, err
+	}
+	need := e.programs(img)
+	var added []string
+	undo := func(err error) (Applied, error) {
+		for _, p := range added {
+			err = errors.Join(err, e.k.Detach(p))
+		}
+		return Applied{}, err
+	}
+	for p, op := range need {
+		if !e.k.Attached(p) {
+			if err := e.k.Attach(p); err != nil {
+				return undo(fmt.Errorf("attach %s for %s: %w", p, op, short(err)))
+			}
+			added = append(added, p)
+		}
+	}
+	for _, op := range judged {
+		if img.Ops[op].Used() && !e.proved[op] && e.rung[op].rung != pavise.RungNone {
+			if err := e.prove(op); err != nil {
+				return undo(fmt.Errorf("prove the %s rung of %s on this kernel: %w", e.rung[op].rung, op, err))
+			}
+			e.proved[op] = true
+		}
+	}
+	start := time.Now()
+	if err := e.grace(); err != nil {
+		return undo(err)
+	}
+	side := 1 - e.side
+	gen := e.gen + 1
+	if gen == 0 {
+		gen = 1
+	}
+	if err := stage(e.k.Tables(side), e.k.Pool(side), img, gen); err != nil {
+		return undo(err)
+	}
+	stale, aliases, err := e.names.add(e.k, img.Protected)
+	if err != nil {
+		return undo(err)
+	}
+	e.k.Tables(side).Aliases = aliases
+	if err := e.clearHits(side, len(img.Rules)); err != nil {
+		return undo(err)
+	}
+	old := e.ctl
+	e.ctl.Active = uint32(side)
+	e.ctl.Hooks = e.hooks(img)
+	staged := time.Now()
+	if err := e.putControl(); err != nil {
+		e.ctl = old
+		return undo(err)
+	}
+	done := time.Now()
+	e.side, e.gen, e.rules, e.dirty = side, gen, len(img.Rules), true
+	e.names.remove(e.k, stale)
+	for _, r := range ladder {
+		for _, x := range r {
+			for _, p := range x.all() {
+				if _, ok := need[p]; !ok && e.k.Attached(p) {
+					if err := e.k.Detach(p); err != nil {
+						e.log.Warn("detach a program that nothing needs", "program", p, "err", err)
+					}
+				}
+			}
+		}
+	}
+	return Applied{Generation: gen, Staged: staged.Sub(start), Activated: done.Sub(staged)}, nil
+}
+
+func (r *rung) all() []string {
+	if r.unix == "" {
+		return r.programs
+	}
+	return append([]string{r.unix}, r.programs...)
+}
+
+// programs returns what must be attached to judge by an Image, and for which operation.
+func (e *Enforcer) programs(img *policy.Image) map[string]pavise.Op {
+	need := map[string]pavise.Op{}
+	for _, op := range judged {
+		if !img.Ops[op].Used() {
+			continue
+		}
+		r := &e.rung[op]
+		for _, p := range r.programs {
+			need[p] = op
+		}
+		if r.unix != "" && judgesUnix(img, op) {
+			need[r.unix] = op
+		}
+	}
+	return need
+}
+
+// judgesUnix tells whether a rule on the operation names a Unix socket's path: only then is the program worth its cost.
+func judgesUnix(img *policy.Image, op pavise.Op) bool {
+	for _, s := range img.Ops[op].Slots {
+		if d := img.Automata[s.Automaton].Dim; d == policy.DimRemotePath || d == policy.DimLocalPath {
+			return true
+		}
+	}
+	return false
+}
+
+// hooks is the set of operations that are judged on return.
+func (e *Enforcer) hooks(img *policy.Image) (h uint32) {
+	for _, op := range judged {
+		r := &e.rung[op]
+		if img.Ops[op].Used() && (r.rung == pavise.RungKillOnReturn || r.unix != "" && judgesUnix(img, op)) {
+			h |= 1 << op
+		}
+	}
+	return h
+}
+
+// grace waits until no program can still read the side that is to be written: membarrier's global command is synchronize_rcu (kernel/sched/membarrier.c).
+func (e *Enforcer) grace() error {
+	if !e.dirty {
+		return nil
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); errno != 0 {
+		// Refused with nohz_full: reading a map's contents through a batch does not wait, updating an outer map does; a pause is honest and enough.
+		time.Sleep(100 * time.Millisecond)
+	}
+	e.dirty = false
+	return nil
+}
+
+const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL, include/uapi/linux/membarrier.h
+
+// Read calls fn with each record, critical ones first, until ctx is done or fn fails. The record is valid only during the call.
+func (e *Enforcer) Read(ctx context.Context, fn func(rec []byte) error) error {
+	return e.rings.Read(ctx, fn)
+}
+
+// Refresh follows what changes outside: mounts, and the inodes behind protected names. The agent calls it about once a second; it is cheap when nothing has
+// changed.
+func (e *Enforcer) Refresh() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.mounts.refresh(e.k); err != nil {
+		return err
+	}
+	return e.names.refresh(e.k)
+}
+
+// Close detaches everything and frees it.
+func (e *Enforcer) Close() error {
+	var errs []error
+	if e.rings != nil {
+		errs = append(errs, e.rings.Close())
+	}
+	return errors.Join(append(errs, e.k.Close())...)
+}
+
+// OpCounters conserve: Seen = Delivered + Folded + Lost.
+type OpCounters struct{ Seen, Delivered, Folded, Lost uint64 }
+
+// Counters are the kernel's own.
+type Counters struct {
+	Ops      [pavise.NumOps]OpCounters
+	RuleHits []uint64 // by rule of the generation that judges, since it was activated
+	RuleLost []uint64 // and how many of their events were lost
+	// What should not happen: no working memory, no identity, a program skipped because it was running already.
+	NoScratch, NoIdentity, Missed uint64
+	MapBytes                      uint64 // kernel memory of all maps
+}
+
+// Counters reads them.
+func (e *Enforcer) Counters() (c Counters, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	stats := e.k.Map("stats")
+	for op := range min(int(pavise.NumOps), int(stats.MaxEntries())) {
+		var per []bpf.KernelOpStats
+		if err := stats.Lookup(uint32(op), &per); err != nil {
+			return c, fmt.Errorf("read the counters of %s: %w", pavise.Op(op), err)
+		}
+		for _, s := range per {
+			o := &c.Ops[op]
+			o.Seen += s.Seen
+			o.Delivered += s.Delivered
+			o.Folded += s.Folded
+			o.Lost += s.Lost
+		}
+	}
+	for i, n := range []*uint64{&c.NoScratch, &c.NoIdentity} {
+		var per []uint64
+		if err := e.k.Map("errors").Lookup(uint32(i), &per); err != nil {
+			return c, fmt.Errorf("read the error counters: %w", err)
+		}
+		for _, v := range per {
+			*n += v
+		}
+	}
+	c.Missed = e.k.Missed()
+	c.RuleHits, c.RuleLost = make([]uint64, e.rules), make([]uint64, e.rules)
+	base := uint32(e.side) * policy.MaxRules
+	for i := range e.rules {
+		var h bpf.KernelHit
+		if err := e.k.Map("hits").Lookup(base+uint32(i), &h); err != nil {
+			return c, fmt.Errorf("read the hits of rule %d: %w", i, err)
+		}
+		c.RuleHits[i], c.RuleLost[i] = h.Hits, h.Lost
+	}
+	c.MapBytes, err = e.k.Memory()
+	return c, err
+}
+
+// clearHits makes the hits of a side's first n rules zero.
+func (e *Enforcer) clearHits(side, n int) error {
+	for i := range n {
+		if err := e.k.Map("hits").Put(uint32(side*policy.MaxRules+i), bpf.KernelHit{}); err != nil {
+			return fmt.Errorf("clear the hits of rule %d: %w", i, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,228 @@
+package enforce
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/pavise-project/pavise/bpf"
+	"golang.org/x/sys/unix"
+)
+
+// inodeNames is how many names one inode can have in the kernel's table (INODE_NAMES in bpf/path.h).
+const inodeNames = 4
+
+// maxName is the longest name in the kernel's tables (NAME_BYTES - 1).
+const maxName = 255
+
+// names keeps the kernel's table of protected names: inode -> the exact paths in rules that lead to it. A file with several links, or reached
+// through a symbolic link in the rule's own path, is then judged under the rule's name too.
+type names map[string]*named
+
+type named struct {
+	users int // 1 or 2: the generation that judges and the one that is staged
+	key   bpf.KernelInodeKey
+	in    bool // key is in the table
+	alias bool // the path leads through a symbolic link, so that the file is never seen under it
+}
+
+// add registers the paths of a new Image. It returns those of the old one that are not in the new, to be removed once the new one judges; and 1
+// when files with one link must be looked up too.
+func (n names) add(k *bpf.Kernel, paths []string) (stale []string, aliases uint32, err error) {
+	want := map[string]bool{}
+	for _, p := range paths {
+		want[p] = true
+		if n[p] == nil {
+			n[p] = &named{}
+		}
+	}
+	if err := n.refresh(k); err != nil {
+		return nil, 0, err
+	}
+	for p, x := range n {
+		if !want[p] {
+			stale = append(stale, p)
+		} else if x.alias {
+			aliases = 1
+		}
+	}
+	return stale, aliases, nil
+}
+
+func (n names) remove(k *bpf.Kernel, stale []string) {
+	for _, p := range stale {
+		x := n[p]
+		delete(n, p)
+		if x.in {
+			n.drop(k, x.key)
+		}
+	}
+}
+
+// refresh looks at every path again and corrects the table where another file stands there now.
+func (n names) refresh(k *bpf.Kernel) error {
+	if len(n) == 0 {
+		return nil
+	}
+	runtime.LockOSThread() // resolve looks at the files of the calling thread
+	defer runtime.UnlockOSThread()
+	for p, x := range n {
+		if len(p) > maxName {
+			continue
+		}
+		key, alias, ok := identify(k, p)
+		if x.in && (!ok || key.Ino != x.key.Ino || key.Dev != x.key.Dev) {
+			n.drop(k, x.key)
+			x.in = false
+		}
+		if !ok || x.in {
+			continue
+		}
+		x.alias = alias
+		if err := n.put(k, p, key, x); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// put takes the first free place among an inode's names.
+func (n names) put(k *bpf.Kernel, p string, key bpf.KernelInodeKey, x *named) error {
+	v := bpf.KernelInodeName{Len: uint32(len(p))}
+	copy(v.Name[:], p)
+	for key.N = 0; key.N < inodeNames; key.N++ {
+		err := k.Map("inodes").Update(key, &v, ebpf.UpdateNoExist)
+		switch {
+		case err == nil:
+			x.key, x.in = key, true
+			return nil
+		case !errors.Is(err, ebpf.ErrKeyExist):
+			return fmt.Errorf("register the inode of %s: %w", p, err)
+		}
+	}
+	return nil // its first four names protect it as well: rules on this one see it under its own path
+}
+
+// drop removes a name and moves the last one of that inode into its place: the kernel stops at the first gap.
+func (n names) drop(k *bpf.Kernel, key bpf.KernelInodeKey) {
+	m := k.Map("inodes")
+	last := key
+	for i := uint32(inodeNames - 1); i > key.N; i-- {
+		cand := key
+		cand.N = i
+		var v bpf.KernelInodeName
+		if m.Lookup(cand, &v) != nil {
+			continue
+		}
+		if m.Put(key, &v) == nil {
+			last = cand
+			for _, x := range n {
+				if x.in && x.key == cand {
+					x.key = key
+				}
+			}
+		}
+		break
+	}
+	_ = m.Delete(last)
+}
+
+// identify asks the kernel for the identity of the file at a path, without opening it for reading.
+func identify(k *bpf.Kernel, path string) (key bpf.KernelInodeKey, alias, ok bool) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return key, false, false
+	}
+	defer unix.Close(fd)
+	o := bpf.KernelOpened{Fd: uint32(fd)}
+	m := k.Map("openeds")
+	if m.Put(uint32(0), &o) != nil || k.Call("resolve") != nil || m.Lookup(uint32(0), &o) != nil {
+		return key, false, false
+	}
+	real, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+	return bpf.KernelInodeKey{Ino: o.Ino, Dev: o.Dev}, err == nil && real != path, true
+}
+
+// mounts keeps the kernel's table of where each file system is first mounted.
+type mounts struct {
+	last []byte
+	in   map[uint32]bool
+}
+
+func (m *mounts) refresh(k *bpf.Kernel) error {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return fmt.Errorf("read the mounts: %w", err)
+	}
+	if bytes.Equal(b, m.last) {
+		return nil
+	}
+	found := parseMounts(string(b))
+	for dev, mi := range found {
+		if err := k.Map("mounts").Put(dev, &mi); err != nil {
+			return fmt.Errorf("register a mount: %w", err)
+		}
+	}
+	for dev := range m.in {
+		if _, ok := found[dev]; !ok {
+			_ = k.Map("mounts").Delete(dev)
+		}
+	}
+	m.last, m.in = b, map[uint32]bool{}
+	for dev := range found {
+		m.in[dev] = true
+	}
+	return nil
+}
+
+// parseMounts takes from mountinfo (proc_pid_mountinfo(5)) the first mount of the root of each file system. Lines that it cannot read, and mount points too
+// long for the kernel's table, are left out: such a file system's other mounts are judged as they are seen.
+func parseMounts(info string) map[uint32]bpf.KernelMountInfo {
+	out := map[uint32]bpf.KernelMountInfo{}
+	for line := range strings.Lines(info) {
+		f := strings.Fields(line)
+		if len(f) < 5 || f[3] != "/" {
+			continue
+		}
+		id, err := strconv.ParseUint(f[0], 10, 32)
+		major, minor, ok := strings.Cut(f[2], ":")
+		ma, err1 := strconv.ParseUint(major, 10, 12)
+		mi, err2 := strconv.ParseUint(minor, 10, 20)
+		point := unescape(f[4])
+		if err != nil || err1 != nil || err2 != nil || !ok || len(point) > maxName {
+			continue
+		}
+		dev := uint32(ma<<20 | mi)
+		if _, ok := out[dev]; ok {
+			continue
+		}
+		x := bpf.KernelMountInfo{MntId: uint32(id), Len: uint32(len(point))}
+		copy(x.Path[:], point)
+		out[dev] = x
+	}
+	return out
+}
+
+// unescape undoes mountinfo's octal escapes.
+func unescape(s string) string {
+	if !strings.Contains(s, `\`) {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if c, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(c))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}

@@ -1,0 +1,239 @@
+package enforce
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+
+	"github.com/cilium/ebpf"
+	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/bpf"
+	"github.com/pavise-project/pavise/policy"
+	"golang.org/x/sys/unix"
+)
+
+// onReturn is the program of the kill-on-return rung. process.exec's is part of the lifecycle programs.
+const onReturn = "on_sys_exit"
+
+// rung is how an operation is judged by one mechanism.
+type rung struct {
+	rung       pavise.Rung
+	programs   []string
+	unix       string       // the program that judges Unix sockets, where another one does; it can only kill
+	deny, kill bool         // what it can do
+	missing    []policy.Dim // what it cannot deny by
+	never      []policy.Dim // what it cannot know at all
+	notes      []string
+}
+
+var (
+	unixPaths = []policy.Dim{policy.DimRemotePath, policy.DimLocalPath}
+	remote    = []policy.Dim{policy.DimRemoteAddr, policy.DimRemotePort, policy.DimRemotePath}
+)
+
+// ladder is, for each operation that can be judged, the rungs that can, best first.
+var ladder = map[pavise.Op][]rung{
+	pavise.OpExec: {
+		{rung: pavise.RungLSM, programs: []string{"lsm_bprm_check"}, deny: true, kill: true},
+		{rung: pavise.RungKillOnReturn, kill: true, notes: []string{"the process is killed before the first instruction of the new program"}},
+	},
+	pavise.OpOpen: {
+		{rung: pavise.RungLSM, programs: []string{"lsm_file_open"}, deny: true, kill: true},
+		{rung: pavise.RungKillOnReturn, programs: []string{onReturn}, kill: true, notes: []string{
+			"the process is killed before it can use the file; a file that the call created or truncated stays so",
+			"files opened through io_uring are not judged",
+		}},
+	},
+	pavise.OpConnect: {
+		{rung: pavise.RungLSM, programs: []string{"lsm_connect", "lsm_unix_connect", "lsm_sendmsg"}, deny: true, kill: true},
+		{rung: pavise.RungCgroup, programs: []string{"cg_connect4", "cg_connect6"}, unix: onReturn, deny: true, kill: true, missing: unixPaths, notes: []string{
+			"IPv4 and IPv6; rules on Unix socket paths are judged on return, where the process can only be killed",
+		}},
+	},
+	pavise.OpBind: {
+		{rung: pavise.RungLSM, programs: []string{"lsm_bind"}, deny: true, kill: true},
+		{rung: pavise.RungCgroup, programs: []string{"cg_bind4", "cg_bind6"}, unix: onReturn, deny: true, kill: true, missing: unixPaths, notes: []string{
+			"IPv4 and IPv6; rules on Unix socket paths are judged on return, where the process can only be killed",
+		}},
+	},
+	pavise.OpListen: {
+		{rung: pavise.RungLSM, programs: []string{"lsm_listen"}, deny: true, kill: true},
+		{rung: pavise.RungKillOnReturn, programs: []string{onReturn}, kill: true},
+	},
+	pavise.OpAccept: {
+		{rung: pavise.RungLSM, programs: []string{"lsm_accept"}, deny: true, kill: true, never: remote, notes: []string{
+			"judged before a connection is taken: rules on net.remote.* need another rung",
+		}},
+		{rung: pavise.RungKillOnReturn, programs: []string{onReturn}, kill: true},
+	},
+	pavise.OpSend: {
+		{rung: pavise.RungLSM, programs: []string{"lsm_sendmsg", "lsm_unix_send"}, deny: true, kill: true},
+		{rung: pavise.RungCgroup, programs: []string{"cg_sendmsg4", "cg_sendmsg6"}, deny: true, kill: true, missing: unixPaths, never: unixPaths, notes: []string{
+			"UDP sent without connect only",
+		}},
+	},
+}
+
+// judged are the operations of the ladder, in order.
+var judged = []pavise.Op{pavise.OpExec, pavise.OpOpen, pavise.OpConnect, pavise.OpBind, pavise.OpListen, pavise.OpAccept, pavise.OpSend}
+
+// RungTry is one rung that was tried for an operation.
+type RungTry struct {
+	Rung pavise.Rung
+	OK   bool
+	Err  error // why not
+}
+
+// OpStatus is what this machine can do about one operation.
+type OpStatus struct {
+	Op         pavise.Op
+	Rung       pavise.Rung // RungNone: it cannot be judged
+	Deny, Kill bool
+	Why        string // why no higher rung is used; empty at the top
+	Notes      []string
+	Tried      []RungTry
+	Missing    []policy.Dim // facts by which this rung cannot deny
+	Never      []policy.Dim // facts that this rung does not know at all
+}
+
+// probe tries one mechanism with the smallest program that needs the same of the kernel.
+func (e *Enforcer) probe(r pavise.Rung) error {
+	switch r {
+	case pavise.RungLSM:
+		return e.try("probe_lsm", func() error {
+			if _, err := unix.Getpgid(0); !errors.Is(err, unix.EPERM) {
+				return errors.New("the program was attached and is not called: \"bpf\" is not in the kernel's list of security modules (lsm= on its command line)")
+			}
+			return nil
+		})
+	case pavise.RungCgroup:
+		return e.try("probe_cgroup", func() error {
+			if err := connectUDP(); !errors.Is(err, unix.EPERM) {
+				return fmt.Errorf("the program was attached and does not deny (connect: %w)", err)
+			}
+			return nil
+		})
+	case pavise.RungKillOnReturn:
+		return e.try("probe_return", func() error {
+			got, err := signalled(func() { _, _ = unix.Getpgid(0) })
+			if err == nil && !got {
+				err = errors.New("the program was attached and its signal does not arrive")
+			}
+			return err
+		})
+	}
+	return ebpf.ErrNotSupported
+}
+
+// try attaches a program, names this thread to it, and lets act see its effect.
+func (e *Enforcer) try(program string, act func() error) error {
+	if err := e.k.Attach(program); err != nil {
+		return short(err)
+	}
+	err := e.as(pavise.OpNone, unix.Gettid, act)
+	return errors.Join(err, e.k.Detach(program))
+}
+
+// short cuts a verifier's log to its error.
+func short(err error) error {
+	var v *ebpf.VerifierError
+	if errors.As(err, &v) && v.Cause != nil {
+		return fmt.Errorf("load program: %w", v.Cause)
+	}
+	return err
+}
+
+// as runs act on a locked thread while the control names id as the one that tests op.
+func (e *Enforcer) as(op pavise.Op, id func() int, act func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	e.ctl.SelftestTid, e.ctl.SelftestOp, e.ctl.SelftestHits = uint32(id()), uint32(op), 0
+	if err := e.putControl(); err != nil {
+		return err
+	}
+	err := act()
+	var c bpf.KernelControl
+	if lerr := e.k.Map("controls").Lookup(uint32(0), &c); lerr != nil {
+		err = errors.Join(err, lerr)
+	} else if err == nil && c.SelftestHits == 0 {
+		err = errors.New("the program was attached and is not called")
+	}
+	e.ctl.SelftestTid, e.ctl.SelftestOp, e.ctl.SelftestHits = 0, 0, 0
+	return errors.Join(err, e.putControl())
+}
+
+func (e *Enforcer) putControl() error {
+	if err := e.k.Map("controls").Put(uint32(0), &e.ctl); err != nil {
+		return fmt.Errorf("write the control: %w", err)
+	}
+	return nil
+}
+
+// choose probes each mechanism once and takes, for each operation, the best that works.
+func (e *Enforcer) choose(skip map[pavise.Rung]bool) {
+	tried := map[pavise.Rung]error{}
+	for _, op := range judged {
+		st := OpStatus{Op: op}
+		for _, r := range ladder[op] {
+			if _, ok := tried[r.rung]; !ok {
+				if skip[r.rung] {
+					tried[r.rung] = errors.New("switched off by an option")
+				} else {
+					tried[r.rung] = e.probe(r.rung)
+				}
+			}
+			err := tried[r.rung]
+			st.Tried = append(st.Tried, RungTry{Rung: r.rung, OK: err == nil, Err: err})
+			if err != nil {
+				if st.Why != "" {
+					st.Why += "; "
+				}
+				st.Why += fmt.Sprintf("%s: %v", r.rung, err)
+				continue
+			}
+			st.Rung, st.Deny, st.Kill, st.Notes, st.Missing, st.Never = r.rung, r.deny, r.kill, r.notes, r.missing, r.never
+			e.rung[op] = r
+			break
+		}
+		e.status[op] = st
+		if st.Rung == pavise.RungKillOnReturn && op == pavise.OpExec {
+			e.ctl.Hooks |= 1 << op
+		}
+	}
+}
+
+// Machine returns what the compiler must know of this machine, by operation.
+func (e *Enforcer) Machine() (m [pavise.NumOps]policy.Support) {
+	for op, st := range e.status {
+		m[op] = policy.Support{Rung: st.Rung, Deny: st.Deny, Kill: st.Kill, Missing: st.Missing, Never: st.Never, Why: st.Why}
+	}
+	return m
+}
+
+// Doctor attaches what each operation would use, proves it on the live kernel, and tells what it found. Nothing is denied to anyone else.
+func (e *Enforcer) Doctor() []OpStatus {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var out []OpStatus
+	for _, op := range judged {
+		st := e.status[op]
+		if st.Rung != pavise.RungNone {
+			was := map[string]bool{}
+			for _, p := range e.rung[op].programs {
+				was[p] = e.k.Attached(p)
+			}
+			if err := e.prove(op); err != nil {
+				st.Why = fmt.Sprintf("%s: the self-test failed: %v", st.Rung, err)
+				st.Tried[len(st.Tried)-1] = RungTry{Rung: st.Rung, Err: err}
+				st.Rung, st.Deny, st.Kill = pavise.RungNone, false, false
+			}
+			for _, p := range e.rung[op].programs {
+				if !was[p] {
+					_ = e.k.Detach(p)
+				}
+			}
+		}
+		out = append(out, st)
+	}
+	return out
+}

@@ -1,0 +1,237 @@
+package enforce
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"github.com/pavise-project/pavise"
+	"golang.org/x/sys/unix"
+)
+
+// prove attaches the programs of an operation's rung and shows their effect on a harmless act of this thread's own, or, for process.exec on
+// the kill-on-return rung, of a child's. Programs stay attached.
+func (e *Enforcer) prove(op pavise.Op) error {
+	r := e.rung[op]
+	for _, p := range r.programs {
+		if err := e.k.Attach(p); err != nil {
+			return short(err)
+		}
+	}
+	if r.rung == pavise.RungKillOnReturn {
+		hooks := e.ctl.Hooks
+		e.ctl.Hooks |= 1 << op
+		defer func() { e.ctl.Hooks = hooks; _ = e.putControl() }()
+		if op == pavise.OpExec {
+			return e.as(op, unix.Getpid, killedChild)
+		}
+		return e.as(op, unix.Gettid, func() error {
+			var aerr error
+			got, err := signalled(func() { aerr = acts[op](nil) })
+			switch {
+			case err != nil:
+				return err
+			case aerr != nil:
+				return fmt.Errorf("the act itself failed: %w", aerr)
+			case !got:
+				return errors.New("the program was called and its signal does not arrive")
+			}
+			return nil
+		})
+	}
+	return e.as(op, unix.Gettid, func() error {
+		if err := acts[op](func() {}); !errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("the act was not refused (it gave: %v)", err)
+		}
+		return nil
+	})
+}
+
+// acts are harmless acts on loopback or on the process's own descriptors. ready, when it is not nil, asks for the shortest way to the hook.
+var acts = map[pavise.Op]func(ready func()) error{
+	pavise.OpExec: func(func()) error {
+		// A file that no format handler takes: execve fails with ENOEXEC, after the security hook and before anything is done.
+		fd, err := unix.MemfdCreate("pavise-selftest", 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		if err := unix.Fchmod(fd, 0o700); err != nil {
+			return err
+		}
+		empty, argv := []byte{0}, [2]*byte{}
+		argv[0] = &empty[0]
+		_, _, e := syscall.RawSyscall6(unix.SYS_EXECVEAT, uintptr(fd), uintptr(unsafe.Pointer(&empty[0])),
+			uintptr(unsafe.Pointer(&argv)), uintptr(unsafe.Pointer(&argv[1])), unix.AT_EMPTY_PATH, 0)
+		return e
+	},
+	pavise.OpOpen: func(func()) error {
+		fd, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			unix.Close(fd)
+		}
+		return err
+	},
+	pavise.OpConnect: func(func()) error { return connectUDP() },
+	pavise.OpBind: func(func()) error {
+		return socket(unix.SOCK_DGRAM, func(fd int) error { return unix.Bind(fd, loopback(0)) })
+	},
+	pavise.OpListen: func(func()) error {
+		return socket(unix.SOCK_STREAM, func(fd int) error {
+			if err := unix.Bind(fd, loopback(0)); err != nil {
+				return err
+			}
+			return unix.Listen(fd, 1)
+		})
+	},
+	pavise.OpAccept: func(ready func()) error {
+		return socket(unix.SOCK_STREAM|unix.SOCK_NONBLOCK, func(fd int) error {
+			if err := unix.Bind(fd, loopback(0)); err != nil {
+				return err
+			}
+			if err := unix.Listen(fd, 1); err != nil {
+				return err
+			}
+			if ready == nil { // something to accept
+				sa, err := unix.Getsockname(fd)
+				if err != nil {
+					return err
+				}
+				c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+				if err != nil {
+					return err
+				}
+				defer unix.Close(c)
+				if err := unix.Connect(c, sa); err != nil {
+					return err
+				}
+			}
+			n, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
+			if err == nil {
+				unix.Close(n)
+			}
+			return err
+		})
+	},
+	pavise.OpSend: func(func()) error {
+		return socket(unix.SOCK_DGRAM, func(fd int) error { return unix.Sendto(fd, nil, 0, loopback(9)) })
+	},
+}
+
+func loopback(port int) unix.Sockaddr {
+	return &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}
+}
+
+func socket(typ int, act func(fd int) error) error {
+	fd, err := unix.Socket(unix.AF_INET, typ|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return act(fd)
+}
+
+// connectUDP names a peer and sends nothing.
+func connectUDP() error {
+	return socket(unix.SOCK_DGRAM, func(fd int) error { return unix.Connect(fd, loopback(9)) })
+}
+
+// signalled tells whether act made a program send SIGCONT to this thread, which holds it back while act runs.
+func signalled(act func()) (bool, error) {
+	var set, old unix.Sigset_t
+	set.Val[0] = 1 << (unix.SIGCONT - 1)
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &set, &old); err != nil {
+		return false, err
+	}
+	defer unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil)
+	fd, err := unix.Signalfd(-1, &set, unix.SFD_NONBLOCK|unix.SFD_CLOEXEC)
+	if err != nil {
+		return false, err
+	}
+	defer unix.Close(fd)
+	act()
+	var buf [128]byte
+	n, err := unix.Read(fd, buf[:])
+	switch {
+	case errors.Is(err, unix.EAGAIN):
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	for errors.Is(err, nil) { // every call that the thread made meanwhile may have sent one
+		_, err = unix.Read(fd, buf[:])
+	}
+	return n > 0, nil
+}
+
+// killedChild runs the smallest program there is, which ends with 0, and expects it to be killed before it can.
+func killedChild() error {
+	code, ok := exitCode[runtime.GOARCH]
+	if !ok {
+		return fmt.Errorf("there is no program to try on %s", runtime.GOARCH)
+	}
+	fd, err := unix.MemfdCreate("pavise-selftest", 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Write(fd, elf(code.machine, code.text)); err != nil {
+		return err
+	}
+	if err := unix.Fchmod(fd, 0o700); err != nil {
+		return err
+	}
+	// Open for writing it could not be executed: go through a new description.
+	ro, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(ro)
+	pid, err := syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", ro), []string{"pavise-selftest"}, nil)
+	if err != nil {
+		return fmt.Errorf("start the program to be killed: %w", err)
+	}
+	var st unix.WaitStatus
+	if _, err := unix.Wait4(pid, &st, 0, nil); err != nil {
+		return err
+	}
+	if !st.Signaled() || st.Signal() != unix.SIGKILL {
+		return fmt.Errorf("the program was not killed (it ended with status %#x)", uint32(st))
+	}
+	return nil
+}
+
+// exitCode is exit(0) in machine code.
+var exitCode = map[string]struct {
+	machine uint16
+	text    []byte
+}{
+	"amd64": {62, []byte{0xb8, 60, 0, 0, 0, 0x31, 0xff, 0x0f, 0x05}},                               // mov eax, 60; xor edi, edi; syscall
+	"arm64": {183, []byte{0xa8, 0x0b, 0x80, 0xd2, 0x00, 0x00, 0x80, 0xd2, 0x01, 0x00, 0x00, 0xd4}}, // mov x8, 93; mov x0, 0; svc 0
+}
+
+// elf makes a static executable of one segment (System V ABI, "Object Files").
+func elf(machine uint16, text []byte) []byte {
+	const base, head = 0x400000, 64 + 56
+	b := []byte{0x7f, 'E', 'L', 'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+	le := binary.LittleEndian
+	b = le.AppendUint16(b, 2) // ET_EXEC
+	b = le.AppendUint16(b, machine)
+	b = le.AppendUint32(b, 1)
+	b = le.AppendUint64(b, base+head) // entry
+	b = le.AppendUint64(b, 64)        // program headers
+	b = le.AppendUint64(b, 0)
+	b = le.AppendUint32(b, 0)
+	for _, x := range []uint16{64, 56, 1, 0, 0, 0} {
+		b = le.AppendUint16(b, x)
+	}
+	b = le.AppendUint32(b, 1) // PT_LOAD
+	b = le.AppendUint32(b, 5) // read, execute
+	for _, x := range []uint64{0, base, base, uint64(head + len(text)), uint64(head + len(text)), 4096} {
+		b = le.AppendUint64(b, x)
+	}
+	return append(b, text...)
+}

@@ -1,0 +1,212 @@
+package enforce
+
+import (
+	"fmt"
+	"math/bits"
+	"slices"
+
+	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/bpf"
+	"github.com/pavise-project/pavise/policy"
+)
+
+// fits checks an Image against the sizes of the kernel's tables. The compiler keeps the same limits; this is the last line before memory is written.
+func fits(img *policy.Image) error {
+	var cells, states, leaves, tails, classes int
+	for _, a := range img.Automata {
+		cells += len(a.Next)
+		states += len(a.Accept)
+		leaves += len(a.Leaves)
+		tails += len(a.Tails)
+	}
+	var t *bpf.KernelTables
+	var p *bpf.KernelPool
+	for op := range img.Ops {
+		o := &img.Ops[op]
+		if o.Used() && op >= len(t.Ops) {
+			return fmt.Errorf("stage tables: the kernel does not judge %s", pavise.Op(op))
+		}
+		for _, s := range o.Slots {
+			classes += len(s.ClassRow)
+		}
+		if len(o.Slots) > policy.MaxSlots || len(o.Words) > policy.MaxOpWords {
+			return fmt.Errorf("stage tables: %s has %d slots and %d words; the limits are %d and %d",
+				pavise.Op(op), len(o.Slots), len(o.Words), policy.MaxSlots, policy.MaxOpWords)
+		}
+	}
+	for _, l := range []struct {
+		what     string
+		n, limit int
+	}{
+		{"automata", len(img.Automata), len(t.Automata)},
+		{"transitions", cells, len(p.Cells)},
+		{"states", states, len(t.Accept)},
+		{"leaves", leaves, len(t.Leaves)},
+		{"bytes of tails", tails, len(t.Tails) - 8},
+		{"rows", len(img.Rows), len(t.Rows)},
+		{"words", len(img.Words), len(t.Words)},
+		{"classes", classes, len(t.ClassRows)},
+		{"rules", len(img.Rules), policy.MaxRules},
+	} {
+		if l.n > l.limit {
+			return fmt.Errorf("stage tables: %d %s; the limit is %d", l.n, l.what, l.limit)
+		}
+	}
+	return nil
+}
+
+// stage writes an Image into the tables of a side that does not judge. It writes each table at once and returns how to check what was written.
+func stage(t *bpf.KernelTables, p *bpf.KernelPool, img *policy.Image, gen uint32) error {
+	if err := fits(img); err != nil {
+		return err
+	}
+	w := writer{t: t, p: p}
+	t.Gen = gen
+	t.SubjectNeed = 0
+	for i := range t.Automata {
+		if i >= len(img.Automata) {
+			t.Automata[i] = bpf.KernelAutomaton{}
+			continue
+		}
+		w.automaton(&t.Automata[i], &img.Automata[i])
+	}
+	for op := range t.Ops {
+		w.op(&t.Ops[op], img, op)
+	}
+	for i := range img.Rows {
+		t.Rows[i] = row(&img.Rows[i])
+	}
+	copy(t.Words[:], img.Words)
+	return verify(t, p, img)
+}
+
+// writer appends to the shared tables.
+type writer struct {
+	t                                    *bpf.KernelTables
+	p                                    *bpf.KernelPool
+	cell, accept, leaf, tail, classIndex int
+}
+
+func (w *writer) automaton(k *bpf.KernelAutomaton, a *policy.Automaton) {
+	*k = bpf.KernelAutomaton{
+		CellOff: uint32(w.cell), AcceptOff: uint32(w.accept), LeafOff: uint32(w.leaf), TailOff: uint32(w.tail),
+		Start: a.Start, Overlong: uint16(a.Classes - 1), Shift: a.Shift, Dim: uint8(a.Dim), Column: a.Column,
+	}
+	w.cell += copy(w.p.Cells[w.cell:], a.Next)
+	w.accept += copy(w.t.Accept[w.accept:], a.Accept)
+	for _, l := range a.Leaves {
+		w.t.Leaves[w.leaf] = leaf(l)
+		w.leaf++
+	}
+	w.tail += copy(w.t.Tails[w.tail:], a.Tails)
+	if a.Dim < policy.DimPath {
+		w.t.SubjectNeed |= 1 << a.Dim
+	}
+}
+
+func leaf(l policy.Leaf) bpf.KernelLeaf {
+	return bpf.KernelLeaf{TailOff: l.TailOff, TailLen: l.TailLen, Kind: uint16(l.Kind), Match: l.Match, Miss: l.Miss}
+}
+
+func row(r *policy.Row) bpf.KernelRow {
+	k := bpf.KernelRow{Sum: r.Summary}
+	off := r.Off
+	for q, s := range r.Summary {
+		k.Off[q] = off
+		off += uint32(bits.OnesCount64(s))
+	}
+	return k
+}
+
+func (w *writer) op(k *bpf.KernelOpTable, img *policy.Image, op int) {
+	o := &img.Ops[op]
+	k.N_words = 0 // until the rest is there
+	k.N_slots, k.N_subject, k.N_early = uint32(len(o.Slots)), 0, 0
+	k.Need, k.Enforces, k.All = 0, 0, [4]uint64{}
+	for i, s := range o.Slots {
+		dim := img.Automata[s.Automaton].Dim
+		k.Slots[i].Automaton = uint32(s.Automaton)
+		k.Slots[i].ClassRow = uint32(w.classIndex)
+		w.classIndex += copy(w.t.ClassRows[w.classIndex:], s.ClassRow)
+		k.Need |= 1 << dim
+		if dim < policy.DimPath {
+			k.N_subject = uint32(i + 1)
+		}
+		if !late(dim) {
+			k.N_early = uint32(i + 1)
+		}
+	}
+	for i, x := range o.Words {
+		k.Words[i] = word(x)
+		k.All[i/64] |= 1 << (i % 64)
+		if x.Kind != policy.WordAllow && !x.Monitor && x.Action >= pavise.ActionDeny {
+			k.Enforces = 1
+		}
+	}
+	for i, r := range o.Rule {
+		k.Rules[i] = uint16(r)
+	}
+	k.N_words = uint32(len(o.Words))
+}
+
+func word(x policy.Word) bpf.KernelWord {
+	k := bpf.KernelWord{Kind: uint8(x.Kind), Action: uint8(x.Action), Group: x.Group}
+	if x.Clauses > 0 {
+		k.Clauses = ^uint64(0) >> (64 - x.Clauses)
+	}
+	if x.Monitor {
+		k.Monitor = 1
+	}
+	return k
+}
+
+// late dimensions are read after all others, because they cost most.
+func late(d policy.Dim) bool {
+	return d == policy.DimPath || d == policy.DimRemotePath || d == policy.DimLocalPath
+}
+
+// verify reads a staged side back.
+func verify(t *bpf.KernelTables, p *bpf.KernelPool, img *policy.Image) error {
+	bad := func(what string) error {
+		return fmt.Errorf("stage tables: what was written of the %s does not read back; nothing was activated", what)
+	}
+	for i := range img.Automata {
+		a, k := &img.Automata[i], &t.Automata[i]
+		if k.Column != a.Column || k.Start != a.Start || k.Shift != a.Shift ||
+			!slices.Equal(p.Cells[k.CellOff:][:len(a.Next)], a.Next) ||
+			!slices.Equal(t.Accept[k.AcceptOff:][:len(a.Accept)], a.Accept) ||
+			!slices.Equal(t.Tails[k.TailOff:][:len(a.Tails)], a.Tails) {
+			return bad(fmt.Sprintf("automaton of %s", a.Dim))
+		}
+		for j, l := range a.Leaves {
+			if t.Leaves[int(k.LeafOff)+j] != leaf(l) {
+				return bad("leaves")
+			}
+		}
+	}
+	for op := range t.Ops {
+		o, k := &img.Ops[op], &t.Ops[op]
+		if int(k.N_words) != len(o.Words) || int(k.N_slots) != len(o.Slots) {
+			return bad(pavise.Op(op).String())
+		}
+		for i, s := range o.Slots {
+			if !slices.Equal(t.ClassRows[k.Slots[i].ClassRow:][:len(s.ClassRow)], s.ClassRow) {
+				return bad(pavise.Op(op).String())
+			}
+		}
+		for i, x := range o.Words {
+			if k.Words[i] != word(x) {
+				return bad(pavise.Op(op).String())
+			}
+		}
+	}
+	for i := range img.Rows {
+		if t.Rows[i] != row(&img.Rows[i]) {
+			return bad("rows")
+		}
+	}
+	if !slices.Equal(t.Words[:len(img.Words)], img.Words) {
+		return bad("words")
+	}
+	return nil
+}
