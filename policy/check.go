@@ -31,12 +31,14 @@ type Condition struct {
 	uses []use
 	warn []problem
 	at   place
+
+	starts map[int64][2]int // where a dotted name begins, by the id of its expression
 }
 
 // use is one mention of a field.
 type use struct {
 	field *Field
-	id    int64
+	expr  ast.Expr
 }
 
 // problem is a finding at a place in a condition, its line and column from 1.
@@ -77,14 +79,23 @@ func (c *Condition) text(e ast.Expr) string {
 }
 
 // start returns the line and column where e begins.
-func start(info *ast.SourceInfo, e ast.Expr) (line, col int) {
+func (c *Condition) start(e ast.Expr) (line, col int) {
+	info := c.ast.NativeRep().SourceInfo()
+	return startOf(info, c.starts, e)
+}
+
+func startOf(info *ast.SourceInfo, starts map[int64][2]int, e ast.Expr) (line, col int) {
 	ast.PreOrderVisit(e, ast.NewExprVisitor(func(e ast.Expr) {
-		if _, ok := info.GetOffsetRange(e.ID()); !ok {
-			return
+		at, ok := starts[e.ID()]
+		if !ok {
+			if _, ok = info.GetOffsetRange(e.ID()); !ok {
+				return
+			}
+			l := info.GetStartLocation(e.ID())
+			at = [2]int{l.Line(), l.Column() + 1}
 		}
-		l := info.GetStartLocation(e.ID())
-		if line == 0 || l.Line() < line || l.Line() == line && l.Column()+1 < col {
-			line, col = l.Line(), l.Column()+1
+		if line == 0 || at[0] < line || at[0] == line && at[1] < col {
+			line, col = at[0], at[1]
 		}
 	}))
 	if line == 0 {
@@ -103,7 +114,7 @@ func checkCondition(src string, policy bool) (*Condition, []problem) {
 	if iss.Err() != nil {
 		return nil, issues(iss)
 	}
-	c := &checker{policy: policy, info: parsed.NativeRep().SourceInfo()}
+	c := &checker{policy: policy, info: parsed.NativeRep().SourceInfo(), starts: map[int64][2]int{}}
 	c.names(parsed.NativeRep().Expr(), nil)
 	if len(c.problems) > 0 {
 		return nil, c.problems
@@ -114,11 +125,11 @@ func checkCondition(src string, policy bool) (*Condition, []problem) {
 	}
 	root := checked.NativeRep().Expr()
 	if t := checked.OutputType(); !t.IsExactType(cel.BoolType) {
-		line, col := start(c.info, root)
+		line, col := startOf(c.info, c.starts, root)
 		return nil, []problem{{line, col, fmt.Sprintf("condition is a %s, not a boolean", t), "compare it with something"}}
 	}
 	c.ast = checked
-	cond := &Condition{Source: src, ast: checked}
+	cond := &Condition{Source: src, ast: checked, starts: c.starts}
 	c.cond = cond
 	c.walk(root, nil)
 	cond.tree = c.build(root)
@@ -133,6 +144,7 @@ func checkCondition(src string, policy bool) (*Condition, []problem) {
 type checker struct {
 	policy   bool
 	info     *ast.SourceInfo
+	starts   map[int64][2]int
 	ast      *cel.Ast
 	cond     *Condition
 	uses     []use
@@ -141,7 +153,7 @@ type checker struct {
 }
 
 func (c *checker) fail(e ast.Expr, hint, format string, args ...any) {
-	line, col := start(c.info, e)
+	line, col := startOf(c.info, c.starts, e)
 	c.problems = append(c.problems, problem{line, col, fmt.Sprintf(format, args...), hint})
 }
 
@@ -202,6 +214,13 @@ func (c *checker) names(e ast.Expr, vars []string) {
 		if name == "" {
 			c.names(e.AsSelect().Operand(), vars)
 			return
+		}
+		line, col := startOf(c.info, c.starts, e)
+		for x := e; ; x = x.AsSelect().Operand() { // the checker makes one name of a part of the chain
+			c.starts[x.ID()] = [2]int{line, col}
+			if x.Kind() != ast.SelectKind {
+				break
+			}
 		}
 		if isVar(name) {
 			return
@@ -298,7 +317,7 @@ func (c *checker) walk(e ast.Expr, vars []string) {
 		switch e.Kind() {
 		case ast.IdentKind:
 			if f := fieldByName[strings.TrimPrefix(e.AsIdent(), ".")]; f != nil {
-				c.uses = append(c.uses, use{f, e.ID()})
+				c.uses = append(c.uses, use{f, e})
 			}
 		case ast.CallKind:
 			call := e.AsCall()
@@ -443,23 +462,21 @@ func boolLiteral(e ast.Expr) (value, ok bool) {
 // checkOps reports the fields of cond that do not exist for one of ops. The subject is about the process alone.
 func (c *Condition) checkOps(ops []pavise.Op, subject bool) []problem {
 	var out []problem
-	info := c.ast.NativeRep().SourceInfo()
 	seen := map[string]bool{}
 	for _, u := range c.uses {
 		if u.field.Ops == nil || seen[u.field.Name] {
 			continue
 		}
-		l := info.GetStartLocation(u.id)
-		col := l.Column() + 1
+		line, col := c.start(u.expr)
 		if subject {
 			seen[u.field.Name] = true
-			out = append(out, problem{l.Line(), col, fmt.Sprintf("field %q is not about the process", u.field.Name), "the subject selects processes; move it into a rule's when"})
+			out = append(out, problem{line, col, fmt.Sprintf("field %q is not about the process", u.field.Name), "the subject selects processes; move it into a rule's when"})
 			continue
 		}
 		for _, op := range ops {
 			if !u.field.has(op) {
 				seen[u.field.Name] = true
-				out = append(out, problem{l.Line(), col, fmt.Sprintf("field %q does not exist for %s: it exists for %s", u.field.Name, op, opList(u.field.Ops)), ""})
+				out = append(out, problem{line, col, fmt.Sprintf("field %q does not exist for %s: it exists for %s", u.field.Name, op, opList(u.field.Ops)), ""})
 				break
 			}
 		}

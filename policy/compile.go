@@ -45,6 +45,7 @@ const (
 	StateAudit       State = "audit"        // it only records
 	StateDegraded    State = "degraded"     // it should be enforced, cannot be, and is only recorded or killed for instead
 	StateNotObserved State = "not observed" // the operation cannot be seen
+	StateNoEffect    State = "no effect"    // the rule can never apply
 )
 
 // Report says what became of every rule of a set.
@@ -289,8 +290,7 @@ func (w *policyNormaliser) rule(index int, r *RuleSpec, groups map[pavise.Op]*ou
 		if r.Action == pavise.ActionAllow && group == nil {
 			part.skip = true
 			nr.parts = append(nr.parts, part)
-			rep.State, rep.Why = StateAudit, "has no effect without a default"
-			rep.State = StateNotObserved
+			rep.State, rep.Why = StateNoEffect, "the policy has no default for the operation"
 			w.n.report.Rules = append(w.n.report.Rules, rep)
 			continue
 		}
@@ -320,12 +320,13 @@ func (w *policyNormaliser) rule(index int, r *RuleSpec, groups map[pavise.Op]*ou
 			o = w.ladder(op, r.Action, dims, at)
 			part.action = o.action
 		}
+		if len(n.cubes) == 0 {
+			w.n.report.Warnings = append(w.n.report.Warnings, &Error{File: at.File, Line: at.Line, Column: at.Column, Field: at.Field, Msg: fmt.Sprintf("condition never holds for %s", op)})
+			o = &outcome{state: StateNoEffect, action: o.action, why: "the condition never holds"}
+		}
 		part.cubes, part.monitor, part.skip = n.cubes, o.monitor, o.state == StateNotObserved
 		if o.monitor {
 			monitors++
-		}
-		if len(n.cubes) == 0 {
-			w.n.report.Warnings = append(w.n.report.Warnings, &Error{File: at.File, Line: at.Line, Column: at.Column, Field: at.Field, Msg: fmt.Sprintf("condition never holds for %s", op)})
 		}
 		rep.Effective, rep.State, rep.Why = o.action, o.state, o.why
 		if o.state == StateNotObserved {
@@ -391,7 +392,7 @@ func (w *policyNormaliser) normalise(op pavise.Op, missing map[Dim]bool, at *Err
 		e := *at
 		t := limit.node
 		if t.cond != nil {
-			line, col := start(t.cond.ast.NativeRep().SourceInfo(), t.expr)
+			line, col := t.cond.start(t.expr)
 			e = *t.cond.at.error(problem{line: line, col: col})
 			e.Msg = fmt.Sprintf("too many alternatives for %s: %d clauses, the limit is %d, from: %s", op, limit.n, maxClauses, t.cond.text(t.expr))
 		}
@@ -418,7 +419,7 @@ func (w *policyNormaliser) undecided(op pavise.Op, a pavise.Action, n *normal) {
 		if t.kind == cUser && len(n.warnings) > 0 {
 			continue
 		}
-		line, col := start(t.cond.ast.NativeRep().SourceInfo(), t.expr)
+		line, col := t.cond.start(t.expr)
 		e := t.cond.at.error(problem{line: line, col: col})
 		what := fmt.Sprintf("%s needs %s, which the kernel cannot decide", t.cond.text(t.expr), t.field)
 		if f := fieldByName[t.field]; f == nil {

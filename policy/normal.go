@@ -135,7 +135,9 @@ func normalise(op pavise.Op, m *Machine, missing map[Dim]bool, conds ...*Conditi
 		if n.err != nil {
 			return nil, n.err
 		}
-		cubes = n.product(c.tree, cubes, more)
+		if cubes = n.product(c.tree, cubes, more); len(cubes) == 0 {
+			n.unknown, n.warnings = nil, nil
+		}
 		if n.err != nil {
 			return nil, n.err
 		}
@@ -185,14 +187,25 @@ func (n *normaliser) cubes(t *cnode, neg bool) []cube {
 	case cAnd, cOr:
 		if (t.kind == cAnd) != neg {
 			out := []cube{{}}
+			unknown, warnings := len(n.unknown), len(n.warnings)
 			for _, s := range t.subs {
-				out = n.product(t, out, n.cubes(s, neg))
+				if out = n.product(t, out, n.cubes(s, neg)); len(out) == 0 { // false, whatever was unknown
+					n.unknown, n.warnings = n.unknown[:unknown], n.warnings[:warnings]
+					break
+				}
 			}
 			return out
 		}
 		var out []cube
+		before := len(n.unknown)
 		for _, s := range t.subs {
-			out = append(out, n.cubes(s, neg)...)
+			unknown := len(n.unknown)
+			more := n.cubes(s, neg)
+			if len(more) == 1 && len(more[0]) == 0 && len(n.unknown) == unknown { // true, whatever was unknown
+				n.unknown = n.unknown[:before]
+				return more
+			}
+			out = append(out, more...)
 		}
 		return n.bound(t, merge(out))
 	}
@@ -232,7 +245,7 @@ func (n *normaliser) userAtom(t *cnode) (*natom, error) {
 			id, err = n.m.LookupUser(name)
 		}
 		if err != nil {
-			line, col := start(t.cond.ast.NativeRep().SourceInfo(), t.expr)
+			line, col := t.cond.start(t.expr)
 			n.warnings = append(n.warnings, t.cond.at.error(problem{line, col, fmt.Sprintf("user %q is not known on this machine: %v", name, err), "use process.user.id"}))
 			return nil, err
 		}

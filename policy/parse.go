@@ -738,8 +738,8 @@ func (p *parser) warn(pol *Policy) {
 		for _, u := range c.uses {
 			if u.field.Void && !seen[u.field.Name] {
 				seen[u.field.Name] = true
-				l := c.ast.NativeRep().SourceInfo().GetStartLocation(u.id)
-				pol.Warnings = append(pol.Warnings, c.at.error(problem{l.Line(), l.Column() + 1, fmt.Sprintf("nothing in this version fills %s: it is always empty", u.field.Name), ""}))
+				line, col := c.start(u.expr)
+				pol.Warnings = append(pol.Warnings, c.at.error(problem{line, col, fmt.Sprintf("nothing in this version fills %s: it is always empty", u.field.Name), ""}))
 			}
 		}
 	}

@@ -662,6 +662,9 @@ func prefixPatterns(p netip.Prefix) []pattern {
 
 // patternText shows a pattern, one to one.
 func patternText(p *pattern) string {
+	if len(p.Items) == 0 && !p.Under {
+		return "<empty>"
+	}
 	var b strings.Builder
 	for _, it := range p.Items {
 		switch c, one := it.single(); {

@@ -471,11 +471,7 @@ func (c *checker) enum(e ast.Expr, f *Field, els []ast.Expr, texts []string) *cn
 				known = append(known, name)
 			}
 			sort.Strings(known)
-			if near := nearest(s, known); near != "" {
-				c.fail(els[min(i, len(els)-1)], fmt.Sprintf("did you mean %q?", near), "unknown value %q of %s", s, f.Name)
-			} else {
-				c.fail(els[min(i, len(els)-1)], "it is one of "+strings.Join(known, ", "), "unknown value %q of %s", s, f.Name)
-			}
+			c.fail(els[min(i, len(els)-1)], "it is one of "+strings.Join(known, ", "), "unknown value %q of %s", s, f.Name)
 			continue
 		}
 		if f.kind == kindType {
@@ -574,7 +570,7 @@ func (c *checker) order(e ast.Expr, fn string, a, b ast.Expr) *cnode {
 		return c.node(e, cTrue)
 	}
 	if lo == 0 && hi > 0 && f.size == 2 {
-		line, col := start(c.info, e)
+		line, col := startOf(c.info, c.starts, e)
 		c.warn = append(c.warn, problem{line, col, fmt.Sprintf("%s is also 0 for sockets without a port, as Unix sockets, and this holds for them", f.Name), fmt.Sprintf("add %s > 0 if that is not meant", f.Name)})
 	}
 	return c.spans(e, f, []span{{uint64(lo), uint64(hi)}})
