@@ -278,7 +278,7 @@ func (c *checker) oneOf(e ast.Expr, f *Field, els []ast.Expr) *cnode {
 		return n
 	case kindDirection:
 		for i, s := range texts {
-			if s != "in" && s != "out" {
+			if s != "in" && s != "out" && (s != "" || c.policy) {
 				c.fail(els[i], "it is \"in\" or \"out\"", "unknown direction %q", s)
 			}
 		}
