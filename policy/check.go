@@ -20,6 +20,8 @@ import (
 const (
 	maxCondition = 256 << 10 // code points
 	maxRecursion = 64
+	maxCalls     = 2000 // operators and functions: the time to check grows with their square
+	maxProblems  = 20   // that are reported
 )
 
 // Condition is a parsed and checked CEL expression over the fields of the language.
@@ -116,6 +118,9 @@ func checkCondition(src string, policy bool) (*Condition, []problem) {
 	}
 	c := &checker{policy: policy, info: parsed.NativeRep().SourceInfo(), starts: map[int64][2]int{}}
 	c.names(parsed.NativeRep().Expr(), nil)
+	if c.calls > maxCalls {
+		return nil, []problem{{1, 1, fmt.Sprintf("condition has %d operators and functions: the limit is %d", c.calls, maxCalls), "use in [...], or several arguments"}}
+	}
 	if len(c.problems) > 0 {
 		return nil, c.problems
 	}
@@ -150,9 +155,13 @@ type checker struct {
 	uses     []use
 	problems []problem
 	warn     []problem
+	calls    int
 }
 
 func (c *checker) fail(e ast.Expr, hint, format string, args ...any) {
+	if len(c.problems) == maxProblems {
+		return
+	}
 	line, col := startOf(c.info, c.starts, e)
 	c.problems = append(c.problems, problem{line, col, fmt.Sprintf(format, args...), hint})
 }
@@ -235,6 +244,7 @@ func (c *checker) names(e ast.Expr, vars []string) {
 			c.unknownField(e, name)
 		}
 	case ast.CallKind:
+		c.calls++
 		call := e.AsCall()
 		if call.IsMemberFunction() {
 			c.names(call.Target(), vars)

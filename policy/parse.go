@@ -26,6 +26,7 @@ const (
 	maxFile  = 1 << 20 // bytes
 	maxDepth = 16      // of mappings and sequences
 	maxName  = 63
+	maxErrs  = 100 // that are reported
 )
 
 // Mode says whether a policy acts.
@@ -172,15 +173,15 @@ func Parse(name string, data []byte) ([]*Policy, error) {
 			continue
 		}
 		found = true
-		n := len(p.errs)
+		n := p.count
 		pol := p.policy(root)
-		pol.Source, pol.File, pol.Line = bytes.TrimSpace(d.body), name, d.line
+		pol.Source, pol.File, pol.Line = trimBlank(d.body), name, d.line
 		if first, dup := seen[pol.Name]; dup && pol.Name != "" {
 			p.fail(p.nameLine, p.nameCol, "metadata.name", "", "duplicate policy name %q: the first is at line %d", pol.Name, first)
 		} else {
 			seen[pol.Name] = p.nameLine
 		}
-		if len(p.errs) == n {
+		if p.count == n {
 			set = append(set, pol)
 		}
 	}
@@ -192,6 +193,9 @@ func Parse(name string, data []byte) ([]*Policy, error) {
 			a, b := p.errs[i], p.errs[j]
 			return a.Line < b.Line || a.Line == b.Line && a.Column < b.Column
 		})
+		if more := p.count - len(p.errs); more > 0 {
+			p.errs = append(p.errs, &Error{File: name, Msg: fmt.Sprintf("%d more errors", more)})
+		}
 		return set, p.errs
 	}
 	return set, nil
@@ -232,6 +236,18 @@ func documents(data []byte) []document {
 	return out
 }
 
+// trimBlank removes blank lines before and white space after a document; its first line keeps its indentation.
+func trimBlank(b []byte) []byte {
+	b = bytes.TrimRight(b, " \t\r\n")
+	for {
+		line, rest, ok := bytes.Cut(b, []byte("\n"))
+		if !ok || len(bytes.TrimSpace(line)) > 0 {
+			return b
+		}
+		b = rest
+	}
+}
+
 func isMarker(b []byte) bool {
 	return bytes.HasPrefix(b, []byte("---")) && (len(b) == 3 || strings.IndexByte(" \t\r\n", b[3]) >= 0)
 }
@@ -248,12 +264,20 @@ type parser struct {
 	file              string
 	lines             []string
 	errs              Errors
+	count             int // of all errors
 	base              int // lines before the current document
 	nameLine, nameCol int
 }
 
 func (p *parser) fail(line, col int, field, hint, format string, args ...any) {
-	p.errs = append(p.errs, &Error{File: p.file, Line: line, Column: col, Field: field, Msg: fmt.Sprintf(format, args...), Hint: hint})
+	p.report(&Error{File: p.file, Line: line, Column: col, Field: field, Msg: fmt.Sprintf(format, args...), Hint: hint})
+}
+
+// report keeps the first errors, and counts the others: a bad policy is bad after any number of them.
+func (p *parser) report(e *Error) {
+	if p.count++; len(p.errs) < maxErrs {
+		p.errs = append(p.errs, e)
+	}
 }
 
 func (p *parser) at(n *yaml.Node, field, hint, format string, args ...any) {
@@ -291,9 +315,9 @@ func (p *parser) decode(d document) (root *yaml.Node) {
 	if root.Kind == yaml.ScalarNode && root.Tag == "!!null" {
 		return nil
 	}
-	n := len(p.errs)
+	n := p.count
 	p.plain(root, 1)
-	if len(p.errs) > n {
+	if p.count > n {
 		return nil
 	}
 	return root
@@ -315,8 +339,6 @@ func (p *parser) yamlError(d document, err error) {
 // plain refuses what policies do without: anchors, aliases, tags, deep nesting, duplicate keys.
 func (p *parser) plain(n *yaml.Node, depth int) {
 	switch {
-	case len(p.errs) > 20:
-		return
 	case depth > maxDepth:
 		p.at(n, "", "", "nested more than %d deep", maxDepth)
 		return
@@ -514,7 +536,7 @@ func (p *parser) condition(v *yaml.Node, field string, ops []pavise.Op, subject 
 		problems = c.checkOps(ops, subject)
 	}
 	for _, pr := range problems {
-		p.errs = append(p.errs, at.error(pr))
+		p.report(at.error(pr))
 	}
 	if c == nil {
 		return nil
