@@ -64,6 +64,7 @@ func TestParseLimits(t *testing.T) {
 	for src, want := range map[string]string{
 		strings.Repeat("#", maxFile+1): "f: file of 1048577 bytes is too long: the limit is 1048576; split it",
 		"a: b\nc: \x00":                "f:2:4: file has a NUL byte",
+		"a: b\nc: é\rd: e":             "f:2:5: unusual line break; end lines with a newline",
 		"a: \xff":                      "f: file is not UTF-8",
 		"a: \"\\0\"":                   "f:1:4: value has a NUL byte",
 	} {

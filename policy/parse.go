@@ -164,6 +164,12 @@ func Parse(name string, data []byte) ([]*Policy, error) {
 		p.fail(0, 0, "", "", "file is not UTF-8")
 		return nil, p.errs
 	}
+	for i, l := range p.lines { // YAML would count these as lines, and editors do not
+		if at := strings.IndexAny(strings.TrimSuffix(l, "\r"), "\r\u0085\u2028\u2029"); at >= 0 {
+			p.fail(i+1, utf8.RuneCountInString(l[:at])+1, "", "end lines with a newline", "unusual line break")
+			return nil, p.errs
+		}
+	}
 	var set []*Policy
 	seen := map[string]int{}
 	found := false
@@ -333,7 +339,7 @@ func (p *parser) yamlError(d document, err error) {
 	if i := strings.IndexByte(msg, '\n'); i >= 0 {
 		msg = msg[:i]
 	}
-	p.fail(d.line-1+max(1, line), 1, "", "", "bad YAML: %s", msg)
+	p.fail(min(d.line-1+max(1, line), len(p.lines)), 1, "", "", "bad YAML: %s", msg)
 }
 
 // plain refuses what policies do without: anchors, aliases, tags, deep nesting, duplicate keys.
