@@ -3,6 +3,7 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -246,7 +247,7 @@ func (w *policyNormaliser) group(op pavise.Op) *outcome {
 	dims := map[Dim]bool{}
 	conds := [][]*Condition{{w.p.Subject}}
 	for i := range w.p.Rules {
-		if r := &w.p.Rules[i]; r.Action == pavise.ActionAllow && slicesHas(r.On, op) {
+		if r := &w.p.Rules[i]; r.Action == pavise.ActionAllow && slices.Contains(r.On, op) {
 			conds = append(conds, []*Condition{w.p.Subject, r.When})
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -665,7 +666,7 @@ func (p *parser) rules(pol *Policy, v *yaml.Node) {
 				on = v
 				for j, s := range p.texts(v, f) {
 					if op, ok := p.op(v.Content[min(j, len(v.Content)-1)], fmt.Sprintf("%s[%d]", f, j), s); ok {
-						if slicesHas(r.On, op) {
+						if slices.Contains(r.On, op) {
 							p.at(v.Content[j], fmt.Sprintf("%s[%d]", f, j), "", "duplicate operation %q", s)
 							continue
 						}
@@ -721,15 +722,6 @@ func (p *parser) rules(pol *Policy, v *yaml.Node) {
 	}
 }
 
-func slicesHas(ops []pavise.Op, op pavise.Op) bool {
-	for _, o := range ops {
-		if o == op {
-			return true
-		}
-	}
-	return false
-}
-
 // warn notes what is accepted and probably not meant.
 func (p *parser) warn(pol *Policy) {
 	add := func(line, col int, field, hint, format string, args ...any) {
@@ -741,7 +733,7 @@ func (p *parser) warn(pol *Policy) {
 		field := fmt.Sprintf("spec.rules[%d]", i)
 		conds = append(conds, r.When)
 		for _, op := range r.On {
-			if r.Action == pavise.ActionAllow && !slicesHas(pol.Default, op) {
+			if r.Action == pavise.ActionAllow && !slices.Contains(pol.Default, op) {
 				add(r.line, r.col, field+".action", fmt.Sprintf("add default: {%s: deny}, or remove the rule", op), "allow has no effect: the policy has no default for %s", op)
 			}
 		}
