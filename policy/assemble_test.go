@@ -159,14 +159,6 @@ func not(s byteSet) byteSet {
 	return s
 }
 
-func literal(s string) []item {
-	var items []item
-	for i := range len(s) {
-		items = append(items, item{Set: one(s[i])})
-	}
-	return items
-}
-
 // glob makes a pattern: ? a byte but '/', * any of these, ** any bytes; a '/' at the end makes it under.
 func glob(s string) pattern {
 	var p pattern

@@ -17,8 +17,7 @@ const countBudget = 4 * MaxStates
 // allBytes is the set of all bytes.
 var allBytes = byteSet{^uint64(0), ^uint64(0), ^uint64(0), ^uint64(0)}
 
-func (s *byteSet) has(b byte) bool { return s[b>>6]>>(b&63)&1 != 0 }
-func (s *byteSet) remove(b byte)   { s[b>>6] &^= 1 << (b & 63) }
+func (s *byteSet) remove(b byte) { s[b>>6] &^= 1 << (b & 63) }
 
 func (s *byteSet) len() int {
 	return bits.OnesCount64(s[0]) + bits.OnesCount64(s[1]) + bits.OnesCount64(s[2]) + bits.OnesCount64(s[3])

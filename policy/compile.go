@@ -1,0 +1,590 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+	"strings"
+
+	"github.com/pavise-project/pavise"
+)
+
+// Support is what this machine can do for one operation. The agent finds it by trying.
+type Support struct {
+	Rung    pavise.Rung
+	Deny    bool
+	Kill    bool
+	Missing []Dim  // facts that the kernel does not have at this rung
+	Why     string // why not more, for messages
+}
+
+// Machine is what the compiler must know of the machine. It is not changed once used.
+type Machine struct {
+	Ops                     [pavise.NumOps]Support
+	LookupUser, LookupGroup func(name string) (uint32, error)
+}
+
+func (s *Support) missing() map[Dim]bool {
+	if len(s.Missing) == 0 {
+		return nil
+	}
+	m := make(map[Dim]bool, len(s.Missing))
+	for _, d := range s.Missing {
+		m[d] = true
+	}
+	return m
+}
+
+// State says what becomes of a rule on this machine.
+type State string
+
+// The states.
+const (
+	StateEnforced    State = "enforced"
+	StateMonitored   State = "monitored"    // its policy only monitors
+	StateAudit       State = "audit"        // it only records
+	StateDegraded    State = "degraded"     // it should be enforced, cannot be, and is only recorded or killed for instead
+	StateNotObserved State = "not observed" // the operation cannot be seen
+	StateNoEffect    State = "no effect"    // the rule can never apply
+)
+
+// Report says what became of every rule of a set.
+type Report struct {
+	Policies []PolicyReport `json:"policies"`
+}
+
+// PolicyReport is the part of a Report about one policy.
+type PolicyReport struct {
+	Name     string       `json:"name"`
+	Mode     Mode         `json:"mode"`
+	Rules    []RuleReport `json:"rules"`
+	Warnings []*Error     `json:"warnings,omitempty"`
+}
+
+// RuleReport is the part of a Report about one rule and operation.
+type RuleReport struct {
+	Rule      string        `json:"rule"`
+	Op        pavise.Op     `json:"op"`
+	Action    pavise.Action `json:"action"`    // as asked
+	Effective pavise.Action `json:"effective"` // as done, or as recorded
+	State     State         `json:"state"`
+	Rung      pavise.Rung   `json:"rung"`
+	Why       string        `json:"why,omitempty"`     // when degraded or not observed
+	Clauses   []string      `json:"clauses,omitempty"` // the kernel's part, each a conjunction
+	User      []string      `json:"user,omitempty"`    // the fields that user space decides
+	Residual  string        `json:"residual,omitempty"`
+}
+
+// Warnings returns the warnings of all policies.
+func (r *Report) Warnings() []*Error {
+	var all []*Error
+	for i := range r.Policies {
+		all = append(all, r.Policies[i].Warnings...)
+	}
+	return all
+}
+
+// normalPolicy is a policy in normal form for one machine.
+type normalPolicy struct {
+	machine *Machine
+	rules   []normalRule // in the policy's order, then the defaults
+	report  PolicyReport
+	errs    Errors
+	facts   [][]string // fields that user space decides, by rule
+}
+
+// normalRule is one rule, or a default, in normal form.
+type normalRule struct {
+	rule    Rule
+	parts   []normalPart
+	allowed bool // an allow rule: used only with a default
+}
+
+// normalPart is a rule for one operation.
+type normalPart struct {
+	op      pavise.Op
+	cubes   []cube
+	kind    WordKind
+	action  pavise.Action
+	monitor bool
+	skip    bool // not observed, or an allow without a default
+}
+
+// normal returns the policy in normal form for m, and keeps it for the next time.
+func (p *Policy) normal(m *Machine) *normalPolicy {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cache == nil || p.cache.machine != m {
+		p.cache = normalisePolicy(p, m)
+	}
+	return p.cache
+}
+
+// policyNormaliser carries what the rules of one policy share.
+type policyNormaliser struct {
+	p *Policy
+	m *Machine
+	n *normalPolicy
+}
+
+func normalisePolicy(p *Policy, m *Machine) *normalPolicy {
+	w := &policyNormaliser{p: p, m: m, n: &normalPolicy{machine: m}}
+	w.n.report = PolicyReport{Name: p.Name, Mode: p.Mode, Warnings: append([]*Error(nil), p.Warnings...)}
+	// A default and its allow rules stand or fall together.
+	groups := map[pavise.Op]*outcome{}
+	for _, op := range p.Default {
+		groups[op] = w.group(op)
+	}
+	for i := range p.Rules {
+		w.rule(i, &p.Rules[i], groups)
+	}
+	for _, op := range p.Default {
+		w.defaultRule(op, groups[op])
+	}
+	return w.n
+}
+
+// outcome is what becomes of a rule for one operation.
+type outcome struct {
+	state   State
+	action  pavise.Action
+	monitor bool
+	why     string
+}
+
+func (w *policyNormaliser) fail(e *Error) {
+	for _, o := range w.n.errs {
+		if *o == *e {
+			return
+		}
+	}
+	w.n.errs = append(w.n.errs, e)
+}
+
+func (w *policyNormaliser) ruleError(line, col int, field, hint, format string, args ...any) {
+	w.fail(&Error{File: w.p.File, Line: line, Column: col, Field: field, Msg: fmt.Sprintf(format, args...), Hint: hint})
+}
+
+// enforced reports whether a rule acts by its policy's wish.
+func (w *policyNormaliser) enforced(a pavise.Action) bool {
+	return w.p.Mode == ModeEnforce && a != pavise.ActionAudit
+}
+
+// ladder decides what becomes of an action on op, whose clauses use dims.
+func (w *policyNormaliser) ladder(op pavise.Op, a pavise.Action, dims map[Dim]bool, at *Error) *outcome {
+	s := &w.m.Ops[op]
+	if a == pavise.ActionAudit || w.p.Mode != ModeEnforce {
+		state := StateMonitored
+		if a == pavise.ActionAudit {
+			state = StateAudit
+		}
+		o := &outcome{state: state, action: a, monitor: a != pavise.ActionAudit}
+		if s.Rung == pavise.RungNone {
+			o.state, o.why = StateNotObserved, reason(s)
+		}
+		return o
+	}
+	why := ""
+	var lacks []string
+	for _, d := range s.Missing {
+		if dims[d] {
+			lacks = append(lacks, d.String())
+		}
+	}
+	can := s.Deny
+	if a == pavise.ActionKill {
+		can = s.Kill
+	}
+	switch {
+	case s.Rung == pavise.RungNone:
+		why = "it cannot be observed: " + reason(s)
+	case len(lacks) > 0:
+		why = fmt.Sprintf("the kernel does not know %s at rung %s: %s", strings.Join(lacks, ", "), s.Rung, reason(s))
+	case !can:
+		why = fmt.Sprintf("rung %s cannot %s: %s", s.Rung, a, reason(s))
+	default:
+		return &outcome{state: StateEnforced, action: a}
+	}
+	switch w.p.Fallback {
+	case FallbackKill:
+		if s.Kill && s.Rung != pavise.RungNone && len(lacks) == 0 {
+			return &outcome{state: StateDegraded, action: pavise.ActionKill, why: why}
+		}
+		e := *at
+		e.Msg = fmt.Sprintf("cannot %s %s on this machine: %s", a, op, why)
+		e.Hint = "spec.fallback: kill cannot help, as the process cannot be killed for it either; " + helps
+		w.fail(&e)
+	case FallbackMonitor:
+		o := &outcome{state: StateDegraded, action: a, monitor: true, why: why}
+		if s.Rung == pavise.RungNone {
+			o.state = StateNotObserved
+		}
+		return o
+	default:
+		e := *at
+		e.Msg = fmt.Sprintf("cannot %s %s on this machine: %s", a, op, why)
+		e.Hint = helps
+		if s.Kill && a == pavise.ActionDeny && len(lacks) == 0 {
+			e.Hint = "set spec.fallback to kill or monitor, or " + helps[len("set spec.fallback to monitor, or "):]
+		}
+		w.fail(&e)
+	}
+	return &outcome{state: StateNotObserved, action: a, monitor: true, why: why}
+}
+
+const helps = "set spec.fallback to monitor, or enable what is missing (pavise doctor shows it; BPF LSM needs lsm=...,bpf on the kernel's command line)"
+
+func reason(s *Support) string {
+	if s.Why == "" {
+		return "no reason was given"
+	}
+	return s.Why
+}
+
+// group decides what becomes of a policy's default on op with its allow rules.
+func (w *policyNormaliser) group(op pavise.Op) *outcome {
+	dims := map[Dim]bool{}
+	conds := [][]*Condition{{w.p.Subject}}
+	for i := range w.p.Rules {
+		if r := &w.p.Rules[i]; r.Action == pavise.ActionAllow && slices.Contains(r.On, op) {
+			conds = append(conds, []*Condition{w.p.Subject, r.When})
+		}
+	}
+	for _, cs := range conds {
+		if n, err := normalise(op, w.m, nil, cs...); err == nil {
+			addDims(dims, n.cubes)
+		}
+	}
+	at := w.p.defaultLines[op]
+	o := w.ladder(op, pavise.ActionDeny, dims, &Error{File: w.p.File, Line: at[0], Column: at[1], Field: "spec.default." + op.String()})
+	if o.monitor && o.state != StateNotObserved {
+		for _, d := range w.m.Ops[op].Missing {
+			if dims[d] { // a default is never judged by a part of its conditions
+				o.state = StateNotObserved
+				o.why = fmt.Sprintf("the kernel does not know %s at rung %s: %s", d, w.m.Ops[op].Rung, reason(&w.m.Ops[op]))
+			}
+		}
+	}
+	return o
+}
+
+func addDims(dims map[Dim]bool, cubes []cube) {
+	for _, c := range cubes {
+		for d := range c {
+			dims[d] = true
+		}
+	}
+}
+
+func (w *policyNormaliser) rule(index int, r *RuleSpec, groups map[pavise.Op]*outcome) {
+	field := fmt.Sprintf("spec.rules[%d]", index)
+	nr := normalRule{rule: Rule{Policy: w.p.Name, Name: r.Name, Index: index, Ops: r.On, Action: r.Action, Severity: r.Severity, Message: r.Message, Tags: r.Tags}}
+	enforced := w.enforced(r.Action)
+	monitors := 0
+	var user []string
+	for _, op := range r.On {
+		rep := RuleReport{Rule: r.Name, Op: op, Action: r.Action, Effective: r.Action, Rung: w.m.Ops[op].Rung}
+		part := normalPart{op: op, kind: WordExplicit, action: r.Action}
+		group := groups[op]
+		at := &Error{File: w.p.File, Line: r.line, Column: r.col, Field: field}
+		if r.Action == pavise.ActionAllow && group == nil {
+			part.skip = true
+			nr.parts = append(nr.parts, part)
+			rep.State, rep.Why = StateNoEffect, "the policy has no default for the operation"
+			w.n.report.Rules = append(w.n.report.Rules, rep)
+			continue
+		}
+		// What the kernel does not know is an error where it must decide, and left to user space elsewhere.
+		var missing map[Dim]bool
+		if !enforced && r.Action != pavise.ActionAllow {
+			missing = w.m.Ops[op].missing()
+		}
+		n, ok := w.normalise(op, missing, at, w.p.Subject, r.When)
+		if !ok {
+			continue
+		}
+		if len(n.unknown) > 0 && (enforced || r.Action == pavise.ActionAllow) {
+			w.undecided(op, r.Action, n)
+			continue
+		}
+		if !enforced {
+			w.n.report.Warnings = append(w.n.report.Warnings, n.warnings...)
+		}
+		var o *outcome
+		if r.Action == pavise.ActionAllow {
+			part.kind, part.action = WordAllow, pavise.ActionNone
+			o = &outcome{state: group.state, action: r.Action, monitor: group.monitor, why: group.why}
+		} else {
+			dims := map[Dim]bool{}
+			addDims(dims, n.cubes)
+			o = w.ladder(op, r.Action, dims, at)
+			part.action = o.action
+		}
+		if len(n.cubes) == 0 {
+			w.n.report.Warnings = append(w.n.report.Warnings, &Error{File: at.File, Line: at.Line, Column: at.Column, Field: at.Field, Msg: fmt.Sprintf("condition never holds for %s", op)})
+			o = &outcome{state: StateNoEffect, action: o.action, why: "the condition never holds"}
+		}
+		part.cubes, part.monitor, part.skip = n.cubes, o.monitor, o.state == StateNotObserved
+		if o.monitor {
+			monitors++
+		}
+		rep.Effective, rep.State, rep.Why = o.action, o.state, o.why
+		if o.state == StateNotObserved {
+			rep.Rung = pavise.RungNone
+		}
+		for _, c := range n.cubes {
+			rep.Clauses = append(rep.Clauses, c.String())
+		}
+		if len(n.unknown) > 0 {
+			rep.User = unknownFields(n.unknown)
+			user = append(user, rep.User...)
+		}
+		w.n.report.Rules = append(w.n.report.Rules, rep)
+		nr.parts = append(nr.parts, part)
+	}
+	nr.rule.Monitor = monitors > 0 && monitors == len(r.On)
+	if len(user) > 0 {
+		x, err := residual(w.p.Subject, r.When)
+		if err != nil {
+			w.ruleError(r.line, r.col, field, "", "prepare the part for user space: %v", err)
+		} else {
+			nr.rule.Residual = x
+			for i := range w.n.report.Rules {
+				if rep := &w.n.report.Rules[i]; rep.Rule == r.Name && len(rep.User) > 0 {
+					rep.Residual = x.String()
+				}
+			}
+		}
+	}
+	w.n.rules = append(w.n.rules, nr)
+}
+
+func (w *policyNormaliser) defaultRule(op pavise.Op, o *outcome) {
+	name := "default/" + op.String()
+	at := w.p.defaultLines[op]
+	nr := normalRule{rule: Rule{Policy: w.p.Name, Name: name, Index: -1, Ops: []pavise.Op{op}, Action: pavise.ActionDeny, Monitor: o.monitor, Severity: "medium"}}
+	n, ok := w.normalise(op, nil, &Error{File: w.p.File, Line: at[0], Column: at[1], Field: "spec.default." + op.String()}, w.p.Subject)
+	if !ok {
+		return
+	}
+	if len(n.unknown) > 0 {
+		w.undecided(op, pavise.ActionDeny, n)
+		return
+	}
+	nr.parts = []normalPart{{op: op, cubes: n.cubes, kind: WordDefault, action: o.action, monitor: o.monitor, skip: o.state == StateNotObserved}}
+	rep := RuleReport{Rule: name, Op: op, Action: pavise.ActionDeny, Effective: o.action, State: o.state, Rung: w.m.Ops[op].Rung, Why: o.why}
+	if o.state == StateNotObserved {
+		rep.Rung = pavise.RungNone
+	}
+	for _, c := range n.cubes {
+		rep.Clauses = append(rep.Clauses, c.String())
+	}
+	w.n.report.Rules = append(w.n.report.Rules, rep)
+	w.n.rules = append(w.n.rules, nr)
+}
+
+// normalise brings conditions to normal form and reports what is too big.
+func (w *policyNormaliser) normalise(op pavise.Op, missing map[Dim]bool, at *Error, conds ...*Condition) (*normal, bool) {
+	n, err := normalise(op, w.m, missing, conds...)
+	var limit *clauseError
+	switch {
+	case errors.As(err, &limit):
+		e := *at
+		t := limit.node
+		if t.cond != nil {
+			line, col := t.cond.start(t.expr)
+			e = *t.cond.at.error(problem{line: line, col: col})
+			e.Msg = fmt.Sprintf("too many alternatives for %s: %d clauses, the limit is %d, from: %s", op, limit.n, maxClauses, t.cond.text(t.expr))
+		}
+		e.Hint = "split the rule"
+		w.fail(&e)
+		return nil, false
+	case err != nil:
+		e := *at
+		e.Msg = err.Error()
+		w.fail(&e)
+		return nil, false
+	}
+	return n, true
+}
+
+// undecided reports what the kernel cannot decide and would have to.
+func (w *policyNormaliser) undecided(op pavise.Op, a pavise.Action, n *normal) {
+	if len(n.warnings) > 0 {
+		for _, e := range n.warnings {
+			w.fail(e)
+		}
+	}
+	for _, t := range n.unknown {
+		if t.kind == cUser && len(n.warnings) > 0 {
+			continue
+		}
+		line, col := t.cond.start(t.expr)
+		e := t.cond.at.error(problem{line: line, col: col})
+		what := fmt.Sprintf("%s needs %s, which the kernel cannot decide", t.cond.text(t.expr), t.field)
+		if f := fieldByName[t.field]; f == nil {
+			what = fmt.Sprintf("%s is nothing that the kernel can decide", t.cond.text(t.expr))
+		} else if f.kind != kindUser {
+			what = fmt.Sprintf("%s asks of %s what the kernel cannot decide", t.cond.text(t.expr), t.field)
+		}
+		switch {
+		case w.p.Mode == ModeEnforce:
+			e.Msg = fmt.Sprintf("cannot enforce %s on %s: %s", a, op, what)
+		default:
+			e.Msg = fmt.Sprintf("cannot monitor the default on %s with its allow rules: %s", op, what)
+		}
+		if t.why != "" {
+			e.Hint = t.why
+		}
+		if a != pavise.ActionAllow && w.p.Mode == ModeEnforce {
+			if e.Hint != "" {
+				e.Hint += ", or "
+			}
+			e.Hint += "make it an audit rule or set spec.mode: monitor"
+		}
+		w.fail(e)
+	}
+}
+
+func unknownFields(ts []*cnode) []string {
+	var out []string
+	seen := map[string]bool{}
+	for _, t := range ts {
+		name := t.field
+		if t.kind == cAtom {
+			name = t.cond.text(t.expr)
+		}
+		if name == "" {
+			name = t.cond.text(t.expr)
+		}
+		if !seen[name] {
+			seen[name] = true
+			out = append(out, name)
+		}
+	}
+	sort.Strings(out)
+	return out
+}
+
+// residual is the whole condition of a rule, for user space.
+func residual(conds ...*Condition) (*Expr, error) {
+	var parts []string
+	for _, c := range conds {
+		if c != nil {
+			parts = append(parts, strings.TrimSpace(c.Source))
+		}
+	}
+	src := strings.Join(parts, "")
+	if len(parts) > 1 {
+		for i := range parts {
+			if strings.Contains(parts[i], "//") { // perhaps a comment
+				parts[i] += "\n"
+			}
+			parts[i] = "(" + parts[i] + ")"
+		}
+		src = strings.Join(parts, " && ")
+	}
+	return compileExpr(src, true)
+}
+
+// Compile makes one Image of a set of policies for a machine. The error is an Errors with every fault. It changes nothing of
+// the policies but what they remember of it, so that compiling a set again costs little where nothing changed.
+func Compile(set []*Policy, m *Machine) (*Image, *Report, error) {
+	prog, report, err := compile(set, m)
+	if err != nil {
+		return nil, report, err
+	}
+	img, err := assemble(prog)
+	if err != nil {
+		return nil, report, fmt.Errorf("assemble image: %w", err)
+	}
+	return img, report, nil
+}
+
+// compile makes the program of a set.
+func compile(set []*Policy, m *Machine) (*program, *Report, error) {
+	sorted := append([]*Policy(nil), set...)
+	sort.SliceStable(sorted, func(i, j int) bool { return sorted[i].Name < sorted[j].Name })
+	var errs Errors
+	report := &Report{}
+	prog := &program{}
+	in := &interner{byKey: map[string]int{}}
+	var groups [pavise.NumOps]uint16
+	protected := map[string]bool{}
+	for i, p := range sorted {
+		if i > 0 && sorted[i-1].Name == p.Name {
+			errs = append(errs, &Error{File: p.File, Line: p.Line, Column: 1, Field: "metadata.name", Msg: fmt.Sprintf("duplicate policy name %q: the first is in %s:%d", p.Name, sorted[i-1].File, sorted[i-1].Line)})
+			continue
+		}
+		n := p.normal(m)
+		errs = append(errs, n.errs...)
+		report.Policies = append(report.Policies, n.report)
+		if len(errs) > 0 {
+			continue
+		}
+		var group [pavise.NumOps]uint16
+		for _, op := range p.Default {
+			groups[op]++
+			group[op] = groups[op]
+		}
+		for r := range n.rules {
+			nr := &n.rules[r]
+			number := uint32(len(prog.Rules)) //nolint:gosec // bounded by assemble
+			prog.Rules = append(prog.Rules, nr.rule)
+			for _, part := range nr.parts {
+				if part.skip {
+					continue
+				}
+				for _, c := range part.cubes {
+					cl := clause{Op: part.op, Rule: number, Preds: in.preds(c), Kind: part.kind, Monitor: part.monitor}
+					if part.kind != WordAllow {
+						cl.Action = part.action
+					}
+					if part.kind != WordExplicit {
+						cl.Group = group[part.op]
+					} else if part.op == pavise.OpOpen || part.op == pavise.OpExec {
+						if q := c[DimPath]; q != nil {
+							q.exactPaths(false, func(s string) { protected[s] = true })
+						}
+					}
+					prog.Clauses = append(prog.Clauses, cl)
+				}
+			}
+		}
+	}
+	if len(errs) > 0 {
+		return nil, report, errs
+	}
+	if len(prog.Rules) > MaxRules {
+		return nil, report, Errors{{Msg: fmt.Sprintf("too many rules: %d, the limit is %d", len(prog.Rules), MaxRules), Hint: "join rules with in [...] or under(...)"}}
+	}
+	prog.Atoms = in.atoms
+	for s := range protected {
+		prog.Protected = append(prog.Protected, s)
+	}
+	sort.Strings(prog.Protected)
+	return prog, report, nil
+}
+
+// Explanation is what `pavise explain` shows: the Report, each rule's clauses with it, and the Image, whose Stats say
+// what it costs.
+type Explanation struct {
+	Report *Report `json:"report"`
+	Normal string  `json:"normal"` // the clauses of the whole set, one a line
+	Atoms  int     `json:"atoms"`
+	Image  *Image  `json:"-"`
+}
+
+// Explain compiles a set and says how it is decided.
+func Explain(set []*Policy, m *Machine) (*Explanation, error) {
+	prog, report, err := compile(set, m)
+	if err != nil {
+		return &Explanation{Report: report}, err
+	}
+	x := &Explanation{Report: report, Normal: prog.String(), Atoms: len(prog.Atoms)}
+	if x.Image, err = assemble(prog); err != nil {
+		return x, fmt.Errorf("assemble image: %w", err)
+	}
+	return x, nil
+}

@@ -1,0 +1,177 @@
+package policy
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/pavise-project/pavise"
+)
+
+var update = flag.Bool("update", false, "write what is got to testdata")
+
+const (
+	caseSep   = "==========\n"
+	resultSep = "----------\n"
+)
+
+// testMachine can do everything.
+func testMachine() *Machine {
+	m := &Machine{LookupUser: func(name string) (uint32, error) {
+		switch name {
+		case "root":
+			return 0, nil
+		case "www-data":
+			return 33, nil
+		}
+		return 0, errors.New("no such user")
+	}}
+	for op := range m.Ops {
+		m.Ops[op] = Support{Rung: pavise.RungLSM, Deny: true, Kill: true}
+	}
+	return m
+}
+
+// machines are what a policy case may name in a first line "# machine: NAME".
+func machineFor(t *testing.T, src string) *Machine {
+	m := testMachine()
+	line, _, _ := strings.Cut(src, "\n")
+	name, ok := strings.CutPrefix(line, "# machine: ")
+	if !ok {
+		return m
+	}
+	all := func(s Support) {
+		for op := range m.Ops {
+			m.Ops[op] = s
+		}
+	}
+	switch name {
+	case "kill":
+		all(Support{Rung: pavise.RungKillOnReturn, Kill: true, Why: "bpf is not in lsm="})
+	case "cgroup":
+		all(Support{Rung: pavise.RungCgroup, Deny: true, Missing: []Dim{DimExe, DimParentExe}, Why: "the hook runs without the task's file"})
+	case "none":
+		all(Support{Why: "no tracing in this kernel"})
+	default:
+		t.Fatalf("no machine %q", name)
+	}
+	return m
+}
+
+// TestData runs testdata/*.txt: policies (policy-*.txt) to their program and report, conditions (condition-*.txt, with the
+// operation in the first line) to their normal form; or either to its errors.
+func TestData(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no test data", err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var out []string
+			for i, c := range strings.Split(string(data), caseSep) {
+				src, want, ok := strings.Cut(c, resultSep)
+				if !ok && !*update {
+					t.Fatalf("case %d has no result", i+1)
+				}
+				var got string
+				if strings.HasPrefix(filepath.Base(file), "policy") {
+					got = policyResult(t, src)
+				} else {
+					got = conditionResult(t, src)
+				}
+				if got != want && !*update {
+					t.Errorf("case %d:\n%s\ngot:\n%s\nwant:\n%s", i+1, src, got, want)
+				}
+				out = append(out, src+resultSep+got)
+			}
+			if *update {
+				if err := os.WriteFile(file, []byte(strings.Join(out, caseSep)), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func conditionResult(t *testing.T, src string) string {
+	first, cond, _ := strings.Cut(src, "\n")
+	op, ok := judgedOp(first)
+	if !ok {
+		t.Fatalf("no operation %q", first)
+	}
+	c, problems := checkCondition(cond, true)
+	if c != nil {
+		problems = c.checkOps([]pavise.Op{op}, false)
+	}
+	var b strings.Builder
+	for _, p := range problems {
+		fmt.Fprintln(&b, (&place{}).error(p))
+	}
+	if len(problems) > 0 {
+		return b.String()
+	}
+	n, err := normalise(op, testMachine(), nil, c)
+	if err != nil {
+		return err.Error() + "\n"
+	}
+	if len(n.cubes) == 0 {
+		b.WriteString("false\n")
+	}
+	for _, c := range n.cubes {
+		b.WriteString(c.String() + "\n")
+	}
+	for _, f := range unknownFields(n.unknown) {
+		b.WriteString("user: " + f + "\n")
+	}
+	for _, w := range n.warnings {
+		fmt.Fprintf(&b, "warning: %v\n", w)
+	}
+	for _, w := range c.warn {
+		fmt.Fprintf(&b, "warning: %s\n", w.msg)
+	}
+	return b.String()
+}
+
+func policyResult(t *testing.T, src string) string {
+	src = strings.ReplaceAll(src, "%256x%", strings.Repeat("x", 256))
+	set, err := Parse("p.yaml", []byte(src))
+	if err != nil {
+		return err.Error() + "\n"
+	}
+	prog, report, err := compile(set, machineFor(t, src))
+	if err != nil {
+		return err.Error() + "\n"
+	}
+	var b strings.Builder
+	b.WriteString(prog.String())
+	for _, p := range report.Policies {
+		for _, r := range p.Rules {
+			fmt.Fprintf(&b, "%s/%s %s: %s by %s", p.Name, r.Rule, r.Op, r.State, r.Rung)
+			if r.Effective != r.Action {
+				fmt.Fprintf(&b, ", %s instead of %s", r.Effective, r.Action)
+			}
+			if len(r.User) > 0 {
+				fmt.Fprintf(&b, ", user space: %s", strings.Join(r.User, ", "))
+			}
+			if r.Residual != "" {
+				fmt.Fprintf(&b, ", residual: %s", r.Residual)
+			}
+			if r.Why != "" {
+				fmt.Fprintf(&b, "; %s", r.Why)
+			}
+			b.WriteString("\n")
+		}
+	}
+	for _, w := range report.Warnings() {
+		fmt.Fprintf(&b, "warning: %v\n", w)
+	}
+	return b.String()
+}

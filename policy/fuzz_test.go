@@ -1,0 +1,94 @@
+package policy
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/pavise-project/pavise"
+)
+
+func seeds(f *testing.F, kind string) {
+	files, _ := filepath.Glob("testdata/" + kind + "-*.txt")
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		for _, c := range strings.Split(string(data), caseSep) {
+			src, _, _ := strings.Cut(c, resultSep)
+			if kind == "condition" {
+				_, src, _ = strings.Cut(src, "\n")
+			}
+			f.Add(src)
+		}
+	}
+}
+
+// FuzzParse: no input makes Parse or Compile panic, and every error has a place inside of the file.
+func FuzzParse(f *testing.F) {
+	seeds(f, "policy")
+	f.Add("--- |\n x\n--- >-\n a\n b\n")
+	f.Add("apiVersion: \"\\x0a\"\n? [a]\n: b\n")
+	m := testMachine()
+	f.Fuzz(func(t *testing.T, src string) {
+		if len(src) > 1<<14 {
+			return
+		}
+		set, err := Parse("f", []byte(src))
+		if err != nil {
+			es, ok := err.(Errors)
+			if !ok || len(es) == 0 {
+				t.Fatalf("not a list: %v", err)
+			}
+			lines := strings.Count(src, "\n") + 1
+			for _, e := range es {
+				if e.Line < 0 || e.Line > lines+1 || e.Column < 0 || e.Msg == "" {
+					t.Fatalf("bad place of %v in %d lines", e, lines)
+				}
+			}
+		}
+		_, _ = Explain(set, m)
+		for _, p := range set { // the source of a policy is the policy
+			again, err := Parse("f", p.Source)
+			if err != nil || len(again) != 1 || again[0].Name != p.Name {
+				t.Fatalf("source of %s does not parse: %v\n%q", p.Name, err, p.Source)
+			}
+		}
+	})
+}
+
+// FuzzCondition: no condition makes the checker, the normal form or the evaluation panic; and where the kernel decides
+// all of a condition, user space agrees.
+func FuzzCondition(f *testing.F) {
+	seeds(f, "condition")
+	m := testMachine()
+	r := newRand()
+	f.Fuzz(func(t *testing.T, src string) {
+		if len(src) > 1<<12 {
+			return
+		}
+		x, errWhere := CompileWhere(src)
+		c, problems := checkCondition(src, true)
+		if len(problems) == 0 && errWhere != nil {
+			t.Fatalf("%q is for policies and not for events: %v", src, errWhere)
+		}
+		if len(problems) > 0 {
+			return
+		}
+		for _, op := range judgedOps {
+			n, err := normalise(op, m, nil, c)
+			if err != nil || len(n.unknown) > 0 || len(c.checkOps([]pavise.Op{op}, false)) > 0 {
+				continue
+			}
+			for range 8 {
+				e := randomEvent(r, op)
+				got, err := x.Eval(e)
+				if want := cubesHold(n.cubes, facts(e)); err == nil && got != want {
+					t.Fatalf("%q on %s: %v, want %v\n%+v\n%+v", src, op, got, want, e, e.Process)
+				}
+			}
+		}
+	})
+}

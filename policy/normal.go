@@ -1,0 +1,510 @@
+package policy
+
+import (
+	"fmt"
+	"sort"
+	"strings"
+
+	"github.com/pavise-project/pavise"
+)
+
+// maxClauses is how many clauses one rule may have for one operation.
+const maxClauses = 128
+
+// maxSteps bounds the work on one condition, whose tree may share nodes.
+const maxSteps = 1 << 16
+
+// npred is a boolean function of atoms of one dimension, before its atoms are interned.
+type npred struct {
+	kind predKind
+	atom *natom
+	subs []*npred
+	key  string
+}
+
+// npredOf makes a pred of subs; the same function written in another order has the same key.
+func npredOf(kind predKind, subs ...*npred) *npred {
+	if kind == predNot {
+		if subs[0].kind == predNot {
+			return subs[0].subs[0]
+		}
+		return &npred{kind: kind, subs: subs, key: "!" + subs[0].key}
+	}
+	var flat []*npred
+	seen := map[string]bool{}
+	for _, s := range subs {
+		list := []*npred{s}
+		if s.kind == kind {
+			list = s.subs
+		}
+		for _, x := range list {
+			if !seen[x.key] {
+				seen[x.key] = true
+				flat = append(flat, x)
+			}
+		}
+	}
+	if len(flat) == 1 {
+		return flat[0]
+	}
+	sort.Slice(flat, func(i, j int) bool { return flat[i].key < flat[j].key })
+	sep := " && "
+	if kind == predOr {
+		sep = " || "
+	}
+	keys := make([]string, len(flat))
+	for i, x := range flat {
+		keys[i] = x.key
+	}
+	return &npred{kind: kind, subs: flat, key: "(" + strings.Join(keys, sep) + ")"}
+}
+
+// cube is a conjunction of preds, at most one per dimension. Cubes are not changed once made.
+type cube map[Dim]*npred
+
+func (c cube) dims() []Dim {
+	ds := make([]Dim, 0, len(c))
+	for d := range c {
+		ds = append(ds, d)
+	}
+	sort.Slice(ds, func(i, j int) bool { return ds[i] < ds[j] })
+	return ds
+}
+
+func (c cube) String() string {
+	if len(c) == 0 {
+		return "true"
+	}
+	var s []string
+	for _, d := range c.dims() {
+		s = append(s, c[d].key)
+	}
+	return strings.Join(s, " && ")
+}
+
+// and joins two cubes.
+func (c cube) and(o cube) cube {
+	out := make(cube, len(c)+len(o))
+	for d, p := range c {
+		out[d] = p
+	}
+	for d, p := range o {
+		if q := out[d]; q != nil {
+			p = npredOf(predAnd, q, p)
+		}
+		out[d] = p
+	}
+	return out
+}
+
+// normal is the normal form of one condition for one operation.
+type normal struct {
+	cubes    []cube
+	unknown  []*cnode // what was taken for true because the kernel cannot decide it
+	warnings []*Error
+}
+
+// normaliser makes the normal form of one rule for one operation.
+type normaliser struct {
+	op       pavise.Op
+	m        *Machine
+	missing  map[Dim]bool // dimensions that the kernel does not know here, taken for true
+	unknown  []*cnode
+	warnings []*Error
+	steps    int
+	err      error
+}
+
+// clauseError says that a condition has too many clauses.
+type clauseError struct {
+	n    int
+	node *cnode
+}
+
+func (e *clauseError) Error() string { return fmt.Sprintf("%d clauses", e.n) }
+
+// normalise brings subject && when for op to its normal form. Nil conditions hold always.
+func normalise(op pavise.Op, m *Machine, missing map[Dim]bool, conds ...*Condition) (*normal, error) {
+	n := &normaliser{op: op, m: m, missing: missing}
+	cubes := []cube{{}}
+	for _, c := range conds {
+		if c == nil {
+			continue
+		}
+		more := n.cubes(c.tree, false)
+		if n.err != nil {
+			return nil, n.err
+		}
+		if cubes = n.product(c.tree, cubes, more); len(cubes) == 0 {
+			n.unknown, n.warnings = nil, nil
+		}
+		if n.err != nil {
+			return nil, n.err
+		}
+	}
+	return &normal{cubes: cubes, unknown: n.unknown, warnings: n.warnings}, nil
+}
+
+// cubes is the disjunctive normal form of t, or of its negation. What is about one dimension becomes one pred.
+func (n *normaliser) cubes(t *cnode, neg bool) []cube {
+	if n.err != nil {
+		return nil
+	}
+	if n.steps++; n.steps > maxSteps {
+		n.err = &clauseError{n.steps, t}
+		return nil
+	}
+	constant := func(b bool) []cube {
+		if b != neg {
+			return []cube{{}}
+		}
+		return nil
+	}
+	switch t.kind {
+	case cTrue:
+		return constant(true)
+	case cFalse:
+		return constant(false)
+	case cNot:
+		return n.cubes(t.subs[0], !neg)
+	case cDirection:
+		d := direction(n.op)
+		for _, name := range t.names {
+			if name == d {
+				return constant(true)
+			}
+		}
+		return constant(false)
+	case cUser:
+		a, err := n.userAtom(t)
+		if err != nil {
+			n.taken(t)
+			return []cube{{}}
+		}
+		return n.atom(t, a, neg)
+	case cAtom:
+		return n.atom(t, t.atom, neg)
+	case cAnd, cOr:
+		if (t.kind == cAnd) != neg {
+			out := []cube{{}}
+			unknown, warnings := len(n.unknown), len(n.warnings)
+			for _, s := range t.subs {
+				if out = n.product(t, out, n.cubes(s, neg)); len(out) == 0 { // false, whatever was unknown
+					n.unknown, n.warnings = n.unknown[:unknown], n.warnings[:warnings]
+					break
+				}
+			}
+			return out
+		}
+		var out []cube
+		before := len(n.unknown)
+		for _, s := range t.subs {
+			unknown := len(n.unknown)
+			more := n.cubes(s, neg)
+			if len(more) == 1 && len(more[0]) == 0 && len(n.unknown) == unknown { // true, whatever was unknown
+				n.unknown = n.unknown[:before]
+				return more
+			}
+			out = append(out, more...)
+		}
+		return n.bound(t, merge(out))
+	}
+	n.taken(t)
+	return []cube{{}}
+}
+
+// taken notes that t is taken for true.
+func (n *normaliser) taken(t *cnode) {
+	for _, u := range n.unknown {
+		if u == t {
+			return
+		}
+	}
+	n.unknown = append(n.unknown, t)
+}
+
+func (n *normaliser) atom(t *cnode, a *natom, neg bool) []cube {
+	if n.missing[a.dim] {
+		n.taken(t)
+		return []cube{{}}
+	}
+	p := &npred{kind: predAtom, atom: a, key: a.key}
+	if neg {
+		p = npredOf(predNot, p)
+	}
+	return []cube{{a.dim: p}}
+}
+
+// userAtom looks up the users that t names.
+func (n *normaliser) userAtom(t *cnode) (*natom, error) {
+	var spans []span
+	for _, name := range t.names {
+		err := fmt.Errorf("look up user %q: no user database", name)
+		var id uint32
+		if n.m != nil && n.m.LookupUser != nil {
+			id, err = n.m.LookupUser(name)
+		}
+		if err != nil {
+			line, col := t.cond.start(t.expr)
+			n.warnings = append(n.warnings, t.cond.at.error(problem{line, col, fmt.Sprintf("user %q is not known on this machine: %v", name, err), "use process.user.id"}))
+			return nil, err
+		}
+		spans = append(spans, span{uint64(id), uint64(id)})
+	}
+	spans = mergeSpans(spans)
+	return newAtom(DimUID, spanText(spans), numberPatterns(spans, 4)), nil
+}
+
+// product is the conjunction of two disjunctions.
+func (n *normaliser) product(t *cnode, a, b []cube) []cube {
+	if len(a)*len(b) > 32*maxClauses {
+		n.fail(t, len(a)*len(b))
+		return nil
+	}
+	out := make([]cube, 0, len(a)*len(b))
+	for _, x := range a {
+		for _, y := range b {
+			out = append(out, x.and(y))
+		}
+	}
+	return n.bound(t, merge(out))
+}
+
+func (n *normaliser) bound(t *cnode, cubes []cube) []cube {
+	if len(cubes) > maxClauses {
+		n.fail(t, len(cubes))
+	}
+	return cubes
+}
+
+func (n *normaliser) fail(t *cnode, count int) {
+	if n.err == nil {
+		n.err = &clauseError{count, t}
+	}
+}
+
+// merge removes cubes that another covers, and joins those that differ in one dimension.
+func merge(cubes []cube) []cube {
+	if len(cubes) < 2 {
+		return cubes
+	}
+	for again := true; again; {
+		again = false
+		// By every dimension: cubes that are the same but for it become one.
+		dims := map[Dim]bool{}
+		for _, c := range cubes {
+			if len(c) == 0 {
+				return []cube{{}}
+			}
+			for d := range c {
+				dims[d] = true
+			}
+		}
+		order := make([]Dim, 0, len(dims))
+		for d := range dims {
+			order = append(order, d)
+		}
+		sort.Slice(order, func(i, j int) bool { return order[i] < order[j] })
+		for _, d := range order {
+			groups := map[string]int{}
+			var out []cube
+			for _, c := range cubes {
+				k := c.keyWithout(d)
+				i, ok := groups[k]
+				if !ok {
+					groups[k] = len(out)
+					out = append(out, c)
+					continue
+				}
+				again = true
+				out[i] = out[i].orIn(d, c)
+			}
+			cubes = out
+		}
+	}
+	return absorb(cubes)
+}
+
+func (c cube) keyWithout(d Dim) string {
+	var b strings.Builder
+	for _, x := range c.dims() {
+		if x != d {
+			b.WriteString(c[x].key)
+			b.WriteByte('\n')
+		}
+	}
+	return b.String()
+}
+
+// orIn joins two cubes that are the same but for d.
+func (c cube) orIn(d Dim, o cube) cube {
+	out := make(cube, len(c))
+	for x, p := range c {
+		out[x] = p
+	}
+	p, q := c[d], o[d]
+	if p == nil || q == nil { // one asks nothing of d
+		delete(out, d)
+		return out
+	}
+	out[d] = npredOf(predOr, p, q)
+	return out
+}
+
+// absorb removes cubes that ask for more than another.
+func absorb(cubes []cube) []cube {
+	if len(cubes) > 4*maxClauses {
+		return cubes
+	}
+	var out []cube
+	for i, c := range cubes {
+		covered := false
+		for j, o := range cubes {
+			if i != j && o.covers(c) && (!c.covers(o) || j < i) {
+				covered = true
+				break
+			}
+		}
+		if !covered {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// covers reports whether everything that c asks o asks too.
+func (c cube) covers(o cube) bool {
+	if len(c) > len(o) {
+		return false
+	}
+	for d, p := range c {
+		if q := o[d]; q == nil || q.key != p.key {
+			return false
+		}
+	}
+	return true
+}
+
+// interner numbers atoms.
+type interner struct {
+	atoms []atom
+	byKey map[string]int
+}
+
+func (in *interner) pred(p *npred) *pred {
+	out := &pred{Kind: p.kind}
+	if p.kind == predAtom {
+		i, ok := in.byKey[p.key]
+		if !ok {
+			i = len(in.atoms)
+			in.byKey[p.key] = i
+			in.atoms = append(in.atoms, atom{Dim: p.atom.dim, Key: p.key, Patterns: p.atom.patterns})
+		}
+		out.Atom = i
+		return out
+	}
+	out.Subs = make([]*pred, len(p.subs))
+	for i, s := range p.subs {
+		out.Subs[i] = in.pred(s)
+	}
+	return out
+}
+
+func (in *interner) preds(c cube) map[Dim]*pred {
+	out := make(map[Dim]*pred, len(c))
+	for _, d := range c.dims() {
+		out[d] = in.pred(c[d])
+	}
+	return out
+}
+
+// exactPaths adds the paths that p, not negated, is about exactly.
+func (p *npred) exactPaths(not bool, add func(string)) {
+	switch p.kind {
+	case predAtom:
+		if not {
+			return
+		}
+		for i := range p.atom.patterns {
+			if s, ok := p.atom.patterns[i].exactText(); ok && s != "" {
+				add(s)
+			}
+		}
+	case predNot:
+		p.subs[0].exactPaths(!not, add)
+	default:
+		for _, s := range p.subs {
+			s.exactPaths(not, add)
+		}
+	}
+}
+
+// String shows the program: its clauses, one a line, in order.
+func (p *program) String() string {
+	var b strings.Builder
+	for i := range p.Clauses {
+		c := &p.Clauses[i]
+		r := &p.Rules[c.Rule]
+		fmt.Fprintf(&b, "%s/%s %s %s", r.Policy, r.Name, c.Op, clauseKind(c))
+		dims := make([]Dim, 0, len(c.Preds))
+		for d := range c.Preds {
+			dims = append(dims, d)
+		}
+		sort.Slice(dims, func(i, j int) bool { return dims[i] < dims[j] })
+		b.WriteString(":")
+		if len(dims) == 0 {
+			b.WriteString(" true")
+		}
+		for i, d := range dims {
+			if i > 0 {
+				b.WriteString(" &&")
+			}
+			b.WriteByte(' ')
+			p.predText(&b, c.Preds[d])
+		}
+		b.WriteByte('\n')
+	}
+	for _, f := range p.Protected {
+		b.WriteString("protected " + f + "\n")
+	}
+	return b.String()
+}
+
+func clauseKind(c *clause) string {
+	s := ""
+	switch c.Kind {
+	case WordExplicit:
+		s = c.Action.String()
+	case WordAllow:
+		s = fmt.Sprintf("allow in group %d", c.Group)
+	case WordDefault:
+		s = fmt.Sprintf("default %s of group %d", c.Action, c.Group)
+	}
+	if c.Monitor {
+		s += " (monitor)"
+	}
+	return s
+}
+
+func (p *program) predText(b *strings.Builder, q *pred) {
+	switch q.Kind {
+	case predAtom:
+		b.WriteString(p.Atoms[q.Atom].Key)
+	case predNot:
+		b.WriteByte('!')
+		p.predText(b, q.Subs[0])
+	default:
+		sep := " && "
+		if q.Kind == predOr {
+			sep = " || "
+		}
+		b.WriteByte('(')
+		for i, s := range q.Subs {
+			if i > 0 {
+				b.WriteString(sep)
+			}
+			p.predText(b, s)
+		}
+		b.WriteByte(')')
+	}
+}

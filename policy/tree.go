@@ -1,0 +1,678 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"sort"
+	"strconv"
+	"strings"
+
+	"cel.dev/cel-go/common/ast"
+	"cel.dev/cel-go/common/operators"
+	"cel.dev/cel-go/common/types"
+)
+
+// This file makes a boolean tree of atoms of a checked condition. What depends on the operation or on the machine stays
+// open in it, so that one tree serves for all of them.
+
+type cnodeKind uint8
+
+const (
+	cFalse cnodeKind = iota
+	cTrue
+	cAnd
+	cOr
+	cNot
+	cAtom
+	cUnknown   // the kernel cannot decide it
+	cDirection // true when the operation's direction is one of names
+	cUser      // true when the user is one of names
+)
+
+// cnode is a node of the tree of a condition.
+type cnode struct {
+	kind  cnodeKind
+	subs  []*cnode
+	atom  *natom
+	names []string
+	field string // cUnknown: the field that the kernel does not know
+	why   string
+	expr  ast.Expr
+	cond  *Condition
+}
+
+// natom is an atom that is not interned yet.
+type natom struct {
+	dim      Dim
+	key      string
+	patterns []pattern
+}
+
+// dimKeys are the short names of dimensions, in keys and in explanations.
+var dimKeys = [NumDims]string{
+	DimExe: "exe", DimParentExe: "parent-exe", DimScript: "script", DimCgroup: "cgroup", DimUID: "uid", DimGID: "gid", DimLogin: "login",
+	DimCaps: "caps", DimProcFlags: "process-flags", DimPath: "path", DimAccess: "access", DimOwner: "owner", DimMode: "mode", DimFS: "fs",
+	DimFileFlags: "file-flags", DimRemoteAddr: "remote-address", DimLocalAddr: "local-address", DimRemotePort: "remote-port",
+	DimLocalPort: "local-port", DimSocket: "socket", DimRemotePath: "remote-path", DimLocalPath: "local-path",
+}
+
+func (d Dim) key() string {
+	if d < NumDims && dimKeys[d] != "" {
+		return dimKeys[d]
+	}
+	return "dim" + strconv.Itoa(int(d))
+}
+
+func newAtom(dim Dim, key string, patterns []pattern) *natom {
+	return &natom{dim: dim, key: dim.key() + " " + key, patterns: patterns}
+}
+
+func textAtom(dim Dim, patterns []pattern) *natom {
+	return newAtom(dim, patternsKey(patterns), patterns)
+}
+
+func (c *checker) node(e ast.Expr, kind cnodeKind, subs ...*cnode) *cnode {
+	return &cnode{kind: kind, subs: subs, expr: e, cond: c.cond}
+}
+
+func (c *checker) leaf(e ast.Expr, a *natom) *cnode {
+	n := c.node(e, cAtom)
+	n.atom = a
+	return n
+}
+
+// isBool reports the type of e.
+func (c *checker) isBool(e ast.Expr) bool {
+	return c.ast.NativeRep().GetType(e.ID()).Kind() == types.BoolKind
+}
+
+// build makes the tree of a boolean expression.
+func (c *checker) build(e ast.Expr) *cnode {
+	if b, ok := boolLiteral(e); ok {
+		if b {
+			return c.node(e, cTrue)
+		}
+		return c.node(e, cFalse)
+	}
+	if f := c.field(e); f != nil {
+		if f.kind == kindFlag {
+			short := strings.TrimPrefix(f.Name, "process.")
+			short = strings.TrimPrefix(strings.TrimPrefix(short, "file."), "access.")
+			return c.leaf(e, newAtom(f.Dim, short, bitPatterns(f.bit, 1)))
+		}
+		return c.unknown(e)
+	}
+	if e.Kind() != ast.CallKind {
+		return c.unknown(e)
+	}
+	call := e.AsCall()
+	args := call.Args()
+	switch fn := call.FunctionName(); fn {
+	case operators.LogicalAnd, operators.LogicalOr:
+		kind := cAnd
+		if fn == operators.LogicalOr {
+			kind = cOr
+		}
+		n := c.node(e, kind)
+		for _, a := range args {
+			n.subs = append(n.subs, c.build(a))
+		}
+		return n
+	case operators.LogicalNot:
+		return c.node(e, cNot, c.build(args[0]))
+	case operators.Conditional:
+		if !c.isBool(e) {
+			return c.unknown(e)
+		}
+		q, a, b := c.build(args[0]), c.build(args[1]), c.build(args[2])
+		return c.node(e, cOr, c.node(e, cAnd, q, a), c.node(e, cAnd, c.node(e, cNot, q), b))
+	case operators.Equals, operators.NotEquals:
+		n := c.equal(e, args[0], args[1])
+		if fn == operators.NotEquals {
+			return c.node(e, cNot, n)
+		}
+		return n
+	case operators.Less, operators.LessEquals, operators.Greater, operators.GreaterEquals:
+		return c.order(e, fn, args[0], args[1])
+	case operators.In, operators.OldIn:
+		return c.in(e, args[0], args[1])
+	case "startsWith", "endsWith", "contains":
+		if call.IsMemberFunction() {
+			return c.part(e, fn, call.Target(), args[0])
+		}
+	case "under", "glob", "within", "has":
+		if call.IsMemberFunction() {
+			return c.patternCall(e, fn, call.Target(), args[0])
+		}
+	}
+	return c.unknown(e)
+}
+
+// unknown is a node for what the kernel cannot decide, and says why.
+func (c *checker) unknown(e ast.Expr) *cnode {
+	n := c.node(e, cUnknown)
+	var known *Field
+	ast.PreOrderVisit(e, ast.NewExprVisitor(func(e ast.Expr) {
+		if f := c.field(e); f != nil && n.field == "" {
+			if f.kind == kindUser {
+				n.field = f.Name
+				n.why = "use " + f.Tip
+			} else if known == nil {
+				known = f
+			}
+		}
+	}))
+	if n.field == "" && known != nil {
+		n.field = known.Name
+		n.why = "use " + works[known.kind]
+	}
+	return n
+}
+
+func (c *checker) equal(e, a, b ast.Expr) *cnode {
+	if c.isBool(a) && c.isBool(b) {
+		x, y := c.build(a), c.build(b)
+		return c.node(e, cOr, c.node(e, cAnd, x, y), c.node(e, cAnd, c.node(e, cNot, x), c.node(e, cNot, y)))
+	}
+	if c.field(a) == nil {
+		a, b = b, a
+	}
+	if s, ok := stringLiteral(a); ok {
+		if t, ok := stringLiteral(b); ok {
+			return c.constant(e, s == t)
+		}
+	}
+	if i, ok := intLiteral(a); ok {
+		if j, ok := intLiteral(b); ok {
+			return c.constant(e, i == j)
+		}
+	}
+	f := c.field(a)
+	if f == nil {
+		return c.unknown(e)
+	}
+	return c.oneOf(e, f, []ast.Expr{b})
+}
+
+func (c *checker) constant(e ast.Expr, b bool) *cnode {
+	if b {
+		return c.node(e, cTrue)
+	}
+	return c.node(e, cFalse)
+}
+
+func (c *checker) in(e, a, b ast.Expr) *cnode {
+	if f := c.field(b); f != nil && f.kind == kindCaps {
+		s, ok := stringLiteral(a)
+		if !ok {
+			return c.unknown(e)
+		}
+		n, ok := capNumber(s)
+		if !ok {
+			hint := ""
+			if near := nearest(strings.ToUpper(s), CapNames); near != "" {
+				hint = fmt.Sprintf("did you mean %q?", near)
+			}
+			c.fail(a, hint, "unknown capability %q", s)
+			return c.unknown(e)
+		}
+		return c.leaf(e, newAtom(f.Dim, s, bitPatterns(1<<n, 8)))
+	}
+	if b.Kind() != ast.ListKind {
+		return c.unknown(e)
+	}
+	els := b.AsList().Elements()
+	if len(els) == 0 {
+		return c.node(e, cFalse)
+	}
+	f := c.field(a)
+	if f == nil {
+		return c.unknown(e)
+	}
+	return c.oneOf(e, f, els)
+}
+
+// oneOf is the test that f equals one of the expressions.
+func (c *checker) oneOf(e ast.Expr, f *Field, els []ast.Expr) *cnode {
+	var texts []string
+	var spans []span
+	for _, el := range els {
+		if s, ok := stringLiteral(el); ok {
+			if s, ok = c.canonical(f, el, s); !ok {
+				continue
+			}
+			texts = append(texts, s)
+		} else if i, ok := intLiteral(el); ok {
+			limit := c.limit(f)
+			if limit > 0 && (i < 0 || uint64(i) > limit) {
+				c.fail(el, "", "%d is out of range: %s is 0 to %d", i, f.Name, limit)
+				continue
+			}
+			spans = append(spans, span{uint64(i), uint64(i)})
+		} else {
+			return c.unknown(e)
+		}
+	}
+	switch f.kind {
+	case kindPath, kindText:
+		var ps []pattern
+		for _, s := range texts {
+			ps = append(ps, pattern{Items: literal(s)})
+		}
+		return c.leaf(e, textAtom(f.Dim, ps))
+	case kindName:
+		var ps []pattern
+		for _, s := range texts {
+			ps = append(ps, namePatterns(literal(s))...)
+		}
+		return c.leaf(e, textAtom(f.Dim, ps))
+	case kindInt, kindMode:
+		return c.spans(e, f, spans)
+	case kindType, kindSocket:
+		return c.enum(e, f, els, texts)
+	case kindAddr:
+		return c.addresses(e, f, texts)
+	case kindUserName:
+		n := c.node(e, cUser)
+		n.names, n.field = texts, f.Name
+		return n
+	case kindDirection:
+		for i, s := range texts {
+			if s != "in" && s != "out" && (s != "" || c.policy) {
+				c.fail(els[i], "it is \"in\" or \"out\"", "unknown direction %q", s)
+			}
+		}
+		n := c.node(e, cDirection)
+		n.names = texts
+		return n
+	case kindUnit:
+		var ps []pattern
+		for _, s := range texts {
+			if s == "" {
+				return c.unknown(e)
+			}
+			ps = append(ps, unitPatterns([]string{s}, false)...)
+		}
+		return c.leaf(e, textAtom(f.Dim, ps).named("unit="+strings.Join(texts, ",")))
+	case kindContainer:
+		var subs []*cnode
+		for _, s := range texts {
+			n := c.leaf(e, containerAtom(s))
+			if s == "" { // in no container
+				n = c.node(e, cNot, n)
+			}
+			subs = append(subs, n)
+		}
+		return c.node(e, cOr, subs...)
+	}
+	return c.unknown(e)
+}
+
+// named gives an atom a shorter key. The name must stand for the same patterns always.
+func (a *natom) named(key string) *natom {
+	a.key = a.dim.String() + " " + key
+	return a
+}
+
+// keyText writes names so that no two lists of names are written the same.
+func keyText(names ...string) string {
+	ps := make([]pattern, len(names))
+	for i, s := range names {
+		ps[i].Items = literal(s)
+	}
+	return patternsKey(ps)
+}
+
+// limit is the highest value of a number field.
+func (c *checker) limit(f *Field) uint64 {
+	switch f.kind {
+	case kindInt:
+		return 1<<(8*f.size) - 1
+	case kindMode:
+		return 0o7777
+	}
+	return 0
+}
+
+// canonical checks a literal that f is compared with and returns it as facts are written.
+func (c *checker) canonical(f *Field, e ast.Expr, s string) (string, bool) {
+	out, hint, err := canonicalText(f, s)
+	if err != nil {
+		c.fail(e, hint, "%s", err)
+		return "", false
+	}
+	return out, true
+}
+
+var unitSuffixes = []string{".service", ".scope", ".socket", ".mount", ".swap"}
+
+// canonicalText returns s as the facts of f are written, or says why no fact is s.
+func canonicalText(f *Field, s string) (out, hint string, err error) {
+	switch f.kind {
+	case kindPath:
+		if s == "" {
+			return s, "", nil
+		}
+		return trimSlash(s), "", checkPath(s)
+	case kindName:
+		if strings.Contains(s, "/") {
+			return "", "compare " + strings.TrimSuffix(f.Name, "name") + "path", fmt.Errorf("name %q has a \"/\", and a name has none", s)
+		}
+	case kindText:
+		if len(s) > MaxString {
+			return "", "", fmt.Errorf("string of %d bytes is too long: the limit is %d", len(s), MaxString)
+		}
+	case kindAddr:
+		if s == "" {
+			return s, "", nil
+		}
+		a, err := netip.ParseAddr(s)
+		if err != nil || a.Zone() != "" {
+			if _, err := netip.ParsePrefix(s); err == nil {
+				return "", "use " + f.Name + ".within(" + strconv.Quote(s) + ")", fmt.Errorf("%q is a prefix, not an address", s)
+			}
+			return "", "", fmt.Errorf("bad address %q", s)
+		}
+		return a.Unmap().String(), "", nil
+	case kindUnit:
+		if s == "" {
+			return s, "", nil
+		}
+		for _, suf := range unitSuffixes {
+			if strings.HasSuffix(s, suf) && !strings.Contains(s, "/") {
+				return s, "", nil
+			}
+		}
+		return "", "units of processes end in " + strings.Join(unitSuffixes, ", "), fmt.Errorf("%q is not the name of a unit", s)
+	case kindContainer:
+		if s != "" && (len(s) != 64 || !isHex(s)) {
+			return "", "for a part of an id use startsWith", fmt.Errorf("%q is not a container id: ids are 64 lower-case hexadecimal digits", s)
+		}
+	}
+	return s, "", nil
+}
+
+func isHex(s string) bool {
+	for i := range len(s) {
+		if !hexDigit.has(s[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// namePatterns matches the paths whose last component matches items.
+func namePatterns(items []item) []pattern {
+	ps := []pattern{{Items: seq(loop(anyByte), "/", items)}}
+	for _, it := range items {
+		if !it.Loop {
+			return ps
+		}
+	}
+	return append(ps, pattern{Items: seq(loop(nonSlash))}) // no slash: the name is empty
+}
+
+// maxSlices is how deep a unit is looked for in the tree of slices.
+const maxSlices = 6
+
+// unitPatterns matches the cgroups of units: at most maxSlices slices, then the unit, and what is below it. With prefix the
+// units begin with the names.
+func unitPatterns(names []string, prefix bool) []pattern {
+	var ps []pattern
+	for _, name := range names {
+		tails := [][]item{literal(name)}
+		if prefix {
+			tails = nil
+			for _, suf := range unitSuffixes {
+				tails = append(tails, seq(name, loop(nonSlash), suf))
+			}
+		}
+		for _, t := range tails {
+			var head []item
+			for range maxSlices + 1 {
+				ps = append(ps, pattern{Items: seq(head, "/", t), Under: true})
+				head = seq(head, "/", loop(nonSlash), ".slice")
+			}
+		}
+	}
+	return ps
+}
+
+// containerForms are the components by which runtimes name a container's cgroup, before and after its id.
+var containerForms = [][2]string{{"", ""}, {"docker-", ".scope"}, {"cri-containerd-", ".scope"}, {"crio-", ".scope"}, {"libpod-", ".scope"}}
+
+// containerAtom matches the cgroups in a container whose id begins with prefix.
+func containerAtom(prefix string) *natom {
+	var ps []pattern
+	for _, form := range containerForms {
+		its := seq(loop(anyByte), "/"+form[0]+prefix)
+		for range 64 - len(prefix) {
+			its = append(its, item{Set: hexDigit})
+		}
+		ps = append(ps, pattern{Items: seq(its, form[1]), Under: true})
+	}
+	return newAtom(DimCgroup, "container="+prefix+strings.Repeat("*", min(1, 64-len(prefix))), ps)
+}
+
+// enum is the test that a named number is one of texts.
+func (c *checker) enum(e ast.Expr, f *Field, els []ast.Expr, texts []string) *cnode {
+	var set byteSet
+	var numbers []string
+	for i, s := range texts {
+		n, ok := f.names[s]
+		if !ok && s != "" && f.kind == kindSocket {
+			v, err := strconv.ParseUint(s, 10, 8)
+			ok = err == nil && v > 0 && nameOf(f.names, v) == s && strconv.FormatUint(v, 10) == s
+			n = uint8(v)
+		}
+		if !ok && s != "" {
+			known := make([]string, 0, len(f.names))
+			for name := range f.names {
+				known = append(known, name)
+			}
+			sort.Strings(known)
+			c.fail(els[min(i, len(els)-1)], "it is one of "+strings.Join(known, ", "), "unknown value %q of %s", s, f.Name)
+			continue
+		}
+		if f.kind == kindType {
+			for b := range 16 {
+				set.add(n<<4 | byte(b))
+			}
+		} else {
+			set.add(n)
+		}
+		numbers = append(numbers, s)
+	}
+	sort.Strings(numbers)
+	key := strings.TrimPrefix(strings.TrimPrefix(f.Name, "net."), "file.") + "=" + strings.Join(numbers, ",")
+	its := []item{{Set: anyByte}, {Set: anyByte}}
+	if f.kind == kindSocket {
+		its = append(its, item{Set: anyByte})
+	}
+	its[f.at].Set = set
+	return c.leaf(e, newAtom(f.Dim, key, []pattern{{Items: its}}))
+}
+
+// spans is the test that a number is in spans.
+func (c *checker) spans(e ast.Expr, f *Field, spans []span) *cnode {
+	spans = mergeSpans(spans)
+	if len(spans) == 0 {
+		return c.node(e, cFalse)
+	}
+	if f.kind == kindMode {
+		return c.leaf(e, newAtom(f.Dim, "bits="+spanText(spans), modePatterns(spans)))
+	}
+	ps := numberPatterns(spans, f.size)
+	if f.size == 2 && spans[0].lo == 0 { // the port of a socket without one
+		ps = append(ps, pattern{})
+	}
+	return c.leaf(e, newAtom(f.Dim, spanText(spans), ps))
+}
+
+// addresses is the test that an address is in one of texts: addresses, prefixes, or "" for none.
+func (c *checker) addresses(e ast.Expr, f *Field, texts []string) *cnode {
+	var ps []pattern
+	var keys []string
+	for _, s := range texts {
+		if s == "" {
+			ps = append(ps, pattern{})
+			keys = append(keys, "none")
+			continue
+		}
+		p, err := parsePrefix(s)
+		if err != nil {
+			return c.unknown(e) // reported by walk
+		}
+		ps = append(ps, prefixPatterns(p)...)
+		if p.IsSingleIP() {
+			keys = append(keys, p.Addr().String())
+		} else {
+			keys = append(keys, p.String())
+		}
+	}
+	sort.Strings(keys)
+	return c.leaf(e, newAtom(f.Dim, strings.Join(keys, ","), ps))
+}
+
+// order is the test f < n and its like.
+func (c *checker) order(e ast.Expr, fn string, a, b ast.Expr) *cnode {
+	f := c.field(a)
+	if f == nil {
+		a, b = b, a
+		f = c.field(a)
+		fn = map[string]string{operators.Less: operators.Greater, operators.LessEquals: operators.GreaterEquals,
+			operators.Greater: operators.Less, operators.GreaterEquals: operators.LessEquals}[fn]
+	}
+	i, ok := intLiteral(b)
+	if f == nil || !ok || c.limit(f) == 0 {
+		return c.unknown(e)
+	}
+	limit := int64(c.limit(f)) //nolint:gosec // at most 32 bits
+	if i < 0 || i > limit {
+		c.fail(b, "", "%d is out of range: %s is 0 to %d", i, f.Name, limit)
+		return c.unknown(e)
+	}
+	lo, hi := int64(0), limit
+	switch fn {
+	case operators.Less:
+		hi = i - 1
+	case operators.LessEquals:
+		hi = i
+	case operators.Greater:
+		lo = i + 1
+	case operators.GreaterEquals:
+		lo = i
+	}
+	if lo > hi {
+		return c.node(e, cFalse)
+	}
+	if lo == 0 && hi == limit {
+		return c.node(e, cTrue)
+	}
+	if lo == 0 && hi > 0 && f.size == 2 {
+		line, col := startOf(c.info, c.starts, e)
+		c.warn = append(c.warn, problem{line, col, fmt.Sprintf("%s is also 0 for sockets without a port, as Unix sockets, and this holds for them", f.Name), fmt.Sprintf("add %s > 0 if that is not meant", f.Name)})
+	}
+	return c.spans(e, f, []span{{uint64(lo), uint64(hi)}})
+}
+
+// part is startsWith, endsWith and contains.
+func (c *checker) part(e ast.Expr, fn string, target, arg ast.Expr) *cnode {
+	f := c.field(target)
+	s, ok := stringLiteral(arg)
+	if f == nil || !ok {
+		return c.unknown(e)
+	}
+	if s == "" && f.kind != kindUser {
+		return c.node(e, cTrue)
+	}
+	if len(s) > MaxString {
+		c.fail(arg, "", "string of %d bytes is too long: the limit is %d", len(s), MaxString)
+		return c.unknown(e)
+	}
+	around := func(l byteSet) []item {
+		switch fn {
+		case "startsWith":
+			return seq(s, loop(l))
+		case "endsWith":
+			return seq(loop(l), s)
+		}
+		return seq(loop(l), s, loop(l))
+	}
+	switch f.kind {
+	case kindPath, kindText:
+		if f.kind == kindPath && fn == "startsWith" && !strings.HasPrefix(s, "/") {
+			c.fail(arg, "", "path prefix %q is relative and matches nothing: it must begin with \"/\"", s)
+			return c.unknown(e)
+		}
+		return c.leaf(e, textAtom(f.Dim, []pattern{{Items: around(anyByte)}}))
+	case kindName:
+		if _, ok := c.canonical(f, arg, s); !ok {
+			return c.unknown(e)
+		}
+		return c.leaf(e, textAtom(f.Dim, namePatterns(around(nonSlash))))
+	case kindUnit:
+		if fn == "startsWith" && !strings.Contains(s, "/") {
+			return c.leaf(e, textAtom(f.Dim, unitPatterns([]string{s}, true)).named("unit="+keyText(s)+"*"))
+		}
+	case kindContainer:
+		if fn != "startsWith" {
+			break
+		}
+		if len(s) > 64 || !isHex(s) {
+			c.fail(arg, "", "%q begins no container id: ids are 64 lower-case hexadecimal digits", s)
+			return c.unknown(e)
+		}
+		return c.leaf(e, containerAtom(s))
+	case kindAddr:
+		c.fail(e, "use within", "addresses are not compared by their text")
+	}
+	return c.unknown(e)
+}
+
+// patternCall is under, glob, within and has.
+func (c *checker) patternCall(e ast.Expr, fn string, target, arg ast.Expr) *cnode {
+	f := c.field(target)
+	if f == nil || f.kind == kindUser || !applies(fn, f) {
+		return c.unknown(e)
+	}
+	els := []ast.Expr{arg}
+	if fn != "has" {
+		if arg.Kind() != ast.ListKind {
+			return c.unknown(e)
+		}
+		els = arg.AsList().Elements()
+	}
+	var texts []string
+	var ps []pattern
+	for _, el := range els {
+		s, ok := stringLiteral(el)
+		if !ok {
+			return c.unknown(e)
+		}
+		p, err := functionPatterns(fn, f, s)
+		if err != nil {
+			return c.unknown(e) // reported by walk
+		}
+		texts = append(texts, s)
+		ps = append(ps, p...)
+	}
+	switch {
+	case fn == "within":
+		return c.addresses(e, f, texts)
+	case fn == "has":
+		if m, _ := parseMode(texts[0]); m == 0 {
+			return c.node(e, cTrue)
+		}
+		return c.leaf(e, newAtom(f.Dim, "has="+strings.TrimLeft(texts[0], "0"), ps))
+	case f.kind == kindPath || f.kind == kindText:
+		return c.leaf(e, textAtom(f.Dim, ps))
+	case f.kind == kindName:
+		var all []pattern
+		for _, p := range ps {
+			all = append(all, namePatterns(p.Items)...)
+		}
+		return c.leaf(e, textAtom(f.Dim, all))
+	}
+	return c.unknown(e)
+}
