@@ -1,0 +1,187 @@
+package policy
+
+// Temporary: the language is built beside this; delete this file on merge.
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/pavise-project/pavise"
+	"go.yaml.in/yaml/v3"
+)
+
+type Error struct {
+	File   string `json:"file,omitempty"`
+	Line   int    `json:"line,omitempty"`
+	Column int    `json:"column,omitempty"`
+	Field  string `json:"field,omitempty"`
+	Msg    string `json:"msg"`
+	Hint   string `json:"hint,omitempty"`
+}
+
+func (e *Error) Error() string {
+	return fmt.Sprintf("%s:%d:%d: %s: %s", e.File, e.Line, e.Column, e.Field, e.Msg)
+}
+
+type Errors []*Error
+
+func (e Errors) Error() string {
+	s := make([]string, len(e))
+	for i := range e {
+		s[i] = e[i].Error()
+	}
+	return strings.Join(s, "\n")
+}
+
+type Policy struct {
+	Name   string
+	Mode   string
+	Labels map[string]string
+	Source []byte
+	rules  []yamlRule
+}
+
+type yamlRule struct {
+	Name   string
+	On     []string
+	When   string
+	Action string
+}
+
+type Support struct {
+	Rung       pavise.Rung
+	Deny, Kill bool
+	Missing    []Dim
+	Why        string
+}
+
+type Machine struct {
+	Ops                     [pavise.NumOps]Support
+	LookupUser, LookupGroup func(string) (uint32, error)
+}
+
+func Parse(name string, data []byte) ([]*Policy, error) {
+	var out []*Policy
+	d := yaml.NewDecoder(bytes.NewReader(data))
+	for {
+		var y struct {
+			APIVersion string `yaml:"apiVersion"`
+			Kind       string
+			Metadata   struct {
+				Name   string
+				Labels map[string]string
+			}
+			Spec struct {
+				Mode     string
+				Subject  string
+				Default  map[string]string
+				Fallback string
+				Rules    []yamlRule
+			}
+		}
+		if err := d.Decode(&y); errors.Is(err, io.EOF) {
+			return out, nil
+		} else if err != nil {
+			return nil, Errors{{File: name, Line: 1, Column: 1, Field: "yaml", Msg: err.Error()}}
+		}
+		if y.Kind != "Policy" || y.Metadata.Name == "" {
+			return nil, Errors{{File: name, Line: 1, Column: 1, Field: "kind", Msg: "not a Policy", Hint: "write kind: Policy"}}
+		}
+		for _, r := range y.Spec.Rules {
+			for _, o := range r.On {
+				if !strings.Contains(strings.Join(pavise.OpNames[:], " "), o) {
+					return nil, Errors{{File: name, Line: 1, Column: 1, Field: "spec.rules.on", Msg: "unknown operation " + o, Hint: "write file.open"}}
+				}
+			}
+		}
+		src, _ := yaml.Marshal(y)
+		out = append(out, &Policy{Name: y.Metadata.Name, Mode: y.Spec.Mode, Labels: y.Metadata.Labels, Source: src, rules: y.Spec.Rules})
+	}
+}
+
+type Report struct{ Policies []PolicyReport }
+type PolicyReport struct {
+	Name     string       `json:"name"`
+	Mode     string       `json:"mode"`
+	Rules    []RuleReport `json:"rules"`
+	Warnings []string     `json:"warnings,omitempty"`
+}
+type RuleReport struct {
+	Name  string      `json:"name"`
+	Op    pavise.Op   `json:"op"`
+	State string      `json:"state"`
+	Rung  pavise.Rung `json:"rung"`
+	Split string      `json:"split,omitempty"`
+}
+
+func Compile(set []*Policy, m *Machine) (*Image, *Report, error) {
+	img, rep := &Image{}, &Report{}
+	for _, p := range set {
+		pr := PolicyReport{Name: p.Name, Mode: p.Mode}
+		for i, r := range p.rules {
+			ops := []pavise.Op{}
+			for _, o := range r.On {
+				for n, s := range pavise.OpNames {
+					if s == o {
+						ops = append(ops, pavise.Op(n))
+						st := "enforced"
+						if p.Mode == "monitor" {
+							st = "monitored"
+						}
+						if r.Action == "deny" && p.Mode == "enforce" && !m.Ops[n].Deny {
+							return nil, nil, Errors{{File: p.Name, Line: 1, Column: 1, Field: r.Name, Msg: "this machine cannot deny " + s}}
+						}
+						pr.Rules = append(pr.Rules, RuleReport{Name: r.Name, Op: pavise.Op(n), State: st, Rung: m.Ops[n].Rung})
+					}
+				}
+			}
+			rule := Rule{Policy: p.Name, Name: r.Name, Index: i, Ops: ops, Monitor: p.Mode == "monitor"}
+			if strings.HasPrefix(r.When, "residual ") {
+				rule.Residual, _ = CompileWhere(r.When[9:])
+			}
+			img.Rules = append(img.Rules, rule)
+		}
+		rep.Policies = append(rep.Policies, pr)
+	}
+	return img, rep, nil
+}
+
+type Expr struct{ field, value string }
+
+func CompileWhere(src string) (*Expr, error) {
+	f, v, ok := strings.Cut(src, " == ")
+	if !ok {
+		return nil, Errors{{File: "where", Line: 1, Column: 1, Msg: "cannot read " + src}}
+	}
+	return &Expr{f, strings.Trim(v, `"`)}, nil
+}
+
+func (x *Expr) Eval(e *pavise.Event) (bool, error) {
+	switch x.field {
+	case "file.path":
+		return e.File.Path == x.value, nil
+	case "op":
+		return e.Op.String() == x.value, nil
+	}
+	return false, nil
+}
+
+type Stats struct{ States, Rules int }
+
+func (img *Image) Stats() Stats { return Stats{Rules: len(img.Rules)} }
+
+type Explanation struct {
+	Policies []PolicyReport `json:"policies"`
+	Stats    Stats          `json:"stats"`
+}
+
+func Explain(set []*Policy, m *Machine) (*Explanation, error) {
+	img, r, err := Compile(set, m)
+	if err != nil {
+		return nil, err
+	}
+	return &Explanation{r.Policies, img.Stats()}, nil
+}
