@@ -122,7 +122,7 @@ func New(cfg Config) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := duplicates(ps); err != nil {
+	if err := Duplicates(ps); err != nil {
 		return nil, err
 	}
 	set, err := a.compile(ps)

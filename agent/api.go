@@ -112,16 +112,24 @@ func reply(w http.ResponseWriter, code int, v any) {
 func fail(w http.ResponseWriter, code int, err error) {
 	var body ErrorBody
 	body.Error.Message = err.Error()
-	var pe policy.Errors
-	if errors.As(err, &pe) {
-		for _, e := range pe {
-			body.Error.Details = append(body.Error.Details, Detail{File: e.File, Line: e.Line, Column: e.Column, Field: e.Field, Msg: e.Msg, Hint: e.Hint})
-		}
-	}
+	body.Error.Details = Details(err)
 	b, _ := json.Marshal(body)
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
 	_, _ = w.Write(append(b, '\n'))
+}
+
+// Details are the faults of policies that err names.
+func Details(err error) []Detail {
+	var pe policy.Errors
+	if !errors.As(err, &pe) {
+		return nil
+	}
+	out := make([]Detail, len(pe))
+	for i, e := range pe {
+		out[i] = Detail{File: e.File, Line: e.Line, Column: e.Column, Field: e.Field, Msg: e.Msg, Hint: e.Hint}
+	}
+	return out
 }
 
 // codeOf is the status for an error of a change.

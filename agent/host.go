@@ -17,7 +17,7 @@ var needed = []struct {
 	name string
 }{
 	{1, "CAP_DAC_OVERRIDE"}, {12, "CAP_NET_ADMIN"}, {19, "CAP_SYS_PTRACE"}, {21, "CAP_SYS_ADMIN"},
-	{24, "CAP_SYS_RESOURCE"}, {38, "CAP_PERFMON"}, {39, "CAP_BPF"},
+	{38, "CAP_PERFMON"}, {39, "CAP_BPF"},
 }
 
 // ReadHost looks at the host. What cannot be read is left out.

@@ -114,8 +114,8 @@ func loadFile(name string) ([]*policy.Policy, error) {
 	return policy.Parse(name, data)
 }
 
-// duplicates is the error for names that stand twice in ps.
-func duplicates(ps []*policy.Policy) error {
+// Duplicates is the error for names that stand twice in ps.
+func Duplicates(ps []*policy.Policy) error {
 	seen := map[string]bool{}
 	var bad policy.Errors
 	for _, p := range ps {
@@ -148,7 +148,10 @@ func (a *Agent) compile(ps []*policy.Policy) (*policySet, error) {
 // running agent holds mu.
 func (a *Agent) activate(set *policySet) error {
 	old, book := a.set.Load(), a.rules.Load()
-	hits := a.hits(old)
+	hits := map[string]uint64{}
+	if old != set { // else it is the first: nothing has counted yet
+		hits = a.hits(old)
+	}
 	a.rules.Store(&ruleBook{gens: book.gens, pending: set.image.Rules})
 	applied, err := a.kernel.Apply(set.image)
 	if err != nil {
@@ -199,7 +202,7 @@ func (a *Agent) Apply(ps []*policy.Policy, dryRun bool) (*Change, error) {
 	if len(ps) == 0 {
 		return nil, errors.New("apply: no policy given")
 	}
-	if err := duplicates(ps); err != nil {
+	if err := Duplicates(ps); err != nil {
 		return nil, err
 	}
 	names := make([]string, len(ps))
