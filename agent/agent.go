@@ -114,7 +114,7 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, kernel: cfg.Kernel,
-		table: proc.New(proc.Options{}), users: proc.NewUsers(), hub: newHub(recentEvents),
+		table: proc.New(proc.Options{}), users: proc.NewUsers("/etc/passwd", "/etc/group", nil), hub: newHub(recentEvents),
 		started: time.Now(), carry: map[string]uint64{},
 	}
 	a.rules.Store(&ruleBook{})

@@ -202,7 +202,7 @@ func (c *Client) Events(ctx context.Context, eq EventQuery, fn func(line []byte)
 
 // Machine is what the agent's machine can do, for compiling without it. Names of users are looked up here.
 func (d *Doctor) Machine() *policy.Machine {
-	users := proc.NewUsers()
+	users := proc.NewUsers("/etc/passwd", "/etc/group", nil)
 	m := &policy.Machine{LookupUser: users.LookupUser, LookupGroup: users.LookupGroup}
 	for _, o := range d.Ops {
 		for op := range pavise.OpNames {

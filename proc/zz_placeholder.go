@@ -55,7 +55,7 @@ func (t *Table) Snapshot() []*pavise.Process {
 
 type Users struct{}
 
-func NewUsers() *Users { return &Users{} }
+func NewUsers(passwd, group string, now func() time.Time) *Users { return &Users{} }
 
 func (*Users) LookupUser(n string) (uint32, error) {
 	u, err := user.Lookup(n)
