@@ -82,7 +82,7 @@ type Agent struct {
 	log     *slog.Logger
 	kernel  Kernel
 	table   *proc.Table
-	users   *proc.Users
+	machine *policy.Machine // one for the agent's life: policies keep their normal form for it
 	hub     *hub
 	started time.Time
 
@@ -114,9 +114,12 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, kernel: cfg.Kernel,
-		table: proc.New(proc.Options{}), users: proc.NewUsers("/etc/passwd", "/etc/group", nil), hub: newHub(recentEvents),
-		started: time.Now(), carry: map[string]uint64{},
+		hub: newHub(recentEvents), started: time.Now(), carry: map[string]uint64{},
 	}
+	users := proc.NewUsers("/etc/passwd", "/etc/group", nil)
+	a.boot.Store(bootTime())
+	a.table = proc.New(proc.Options{Boot: a.boot.Load(), Users: users.Name})
+	a.machine = &policy.Machine{Ops: a.kernel.Machine(), LookupUser: users.LookupUser, LookupGroup: users.LookupGroup}
 	a.rules.Store(&ruleBook{})
 	ps, err := LoadPolicies(cfg.Policies)
 	if err != nil {
@@ -148,7 +151,6 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	a.boot.Store(bootTime())
 
 	var wg sync.WaitGroup
 	if a.cfg.OnEvent != nil {

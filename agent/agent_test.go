@@ -204,8 +204,8 @@ func TestEventsGetTheirProcessAndRule(t *testing.T) {
 		c.OnEvent = func(e *pavise.Event) { got <- e }
 	})
 	exec := &pavise.Event{Op: pavise.OpExec, PID: 9000001, ExecID: 5}
-	exec.Exec.Exe.Path = "/usr/bin/cat"
-	f.recs <- &pavise.Event{Op: pavise.OpExec, PID: 9000000, ExecID: 4, Exec: pavise.ExecInfo{Found: true}} // not told
+	exec.Exec.Exe.Path, exec.Exec.StartTime = "/usr/bin/cat", 2
+	f.recs <- &pavise.Event{Op: pavise.OpExec, PID: 9000000, ExecID: 4, Exec: pavise.ExecInfo{Found: true, StartTime: 1}} // not told
 	f.recs <- exec
 	f.recs <- &pavise.Event{Op: pavise.OpFork, PID: 9000001, ExecID: 6, Exec: pavise.ExecInfo{Thread: true}} // not told
 	f.recs <- &pavise.Event{

@@ -237,6 +237,7 @@ func (a *Agent) getEvents(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// getProcesses gives the table: images that run, that were replaced by exec, and that ended a while ago.
 func (a *Agent) getProcesses(w http.ResponseWriter, _ *http.Request) {
 	b := []byte(`{"processes":[`)
 	for i, p := range a.table.Snapshot() {
@@ -325,7 +326,7 @@ func (a *Agent) status() *Status {
 		SubscriberLost: a.hub.dropped.Load(), Subscribers: a.hub.subscribers(), Processes: len(a.table.Snapshot()), RSS: rss(),
 	}
 	for _, p := range set.policies {
-		s.Policies = append(s.Policies, PolicyMode{p.Name, p.Mode})
+		s.Policies = append(s.Policies, PolicyMode{p.Name, string(p.Mode)})
 	}
 	m := a.kernel.Machine()
 	c, _ := a.kernel.Counters()

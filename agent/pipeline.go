@@ -55,7 +55,7 @@ func (a *Agent) handle(rec []byte) error {
 		// Update may forget what the record said of itself.
 		found, thread := e.Exec.Found, e.Exec.Thread
 		if found {
-			_ = proc.ReadProc(e.PID, e) // it may have ended since; then what the kernel said stands
+			proc.ReadProc(e.PID, e)
 		}
 		a.table.Update(e)
 		if found || thread {
@@ -110,11 +110,16 @@ func (a *Agent) poll() {
 		a.log.Debug("kernel counters not read", "err", err)
 		return
 	}
+	missed := false
 	for op := range c.Ops {
 		if n := c.Ops[op].Lost; n > a.kernelLost[op] {
 			a.lost(pavise.Op(op), "kernel-ring", n-a.kernelLost[op])
 			a.kernelLost[op] = n
+			missed = missed || op == int(pavise.OpFork) || op == int(pavise.OpExit) || op == int(pavise.OpExec)
 		}
+	}
+	if missed { // ends of processes may be among them
+		a.table.Prune(time.Now(), a.table.Alive)
 	}
 }
 

@@ -130,16 +130,22 @@ func Duplicates(ps []*policy.Policy) error {
 	return nil
 }
 
-func (a *Agent) machine() *policy.Machine {
-	return &policy.Machine{Ops: a.kernel.Machine(), LookupUser: a.users.LookupUser, LookupGroup: a.users.LookupGroup}
+// Faults makes policy.Errors of whatever the compiler has against a set, also when it has it against the set as a
+// whole (too many states).
+func Faults(err error) error {
+	var pe policy.Errors
+	if err == nil || errors.As(err, &pe) {
+		return err
+	}
+	return policy.Errors{{Msg: err.Error()}}
 }
 
 func (a *Agent) compile(ps []*policy.Policy) (*policySet, error) {
 	ps = slices.Clone(ps)
 	sort.Slice(ps, func(i, j int) bool { return ps[i].Name < ps[j].Name })
-	img, rep, err := policy.Compile(ps, a.machine())
+	img, rep, err := policy.Compile(ps, a.machine)
 	if err != nil {
-		return nil, err
+		return nil, Faults(err)
 	}
 	return &policySet{policies: ps, image: img, report: rep}, nil
 }

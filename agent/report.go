@@ -1,9 +1,8 @@
 package agent
 
 import (
-	"io"
-
 	"errors"
+	"io"
 
 	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/policy"
@@ -25,14 +24,22 @@ func statusOf(set *policySet, hits map[string]uint64) []PolicyStatus {
 func StatusOf(ps []*policy.Policy, rep *policy.Report) []PolicyStatus {
 	out := make([]PolicyStatus, 0, len(rep.Policies))
 	for _, pr := range rep.Policies {
-		st := PolicyStatus{Name: pr.Name, Mode: pr.Mode, Warnings: pr.Warnings, Rules: []RuleStatus{}}
+		st := PolicyStatus{Name: pr.Name, Mode: string(pr.Mode), Rules: []RuleStatus{}}
+		for _, w := range pr.Warnings {
+			st.Warnings = append(st.Warnings, w.Error())
+		}
 		for _, p := range ps {
 			if p.Name == pr.Name {
 				st.Labels, st.Source = p.Labels, string(p.Source)
 			}
 		}
 		for _, r := range pr.Rules {
-			rs := RuleStatus{Name: r.Name, Op: r.Op.String(), State: r.State, Split: r.Split}
+			rs := RuleStatus{
+				Name: r.Rule, Op: r.Op.String(), Action: r.Action.String(), State: string(r.State), Why: r.Why, User: r.User, Residual: r.Residual,
+			}
+			if r.Effective != r.Action {
+				rs.Effective = r.Effective.String()
+			}
 			if r.Rung != pavise.RungNone {
 				rs.Rung = r.Rung.String()
 			}

@@ -55,14 +55,18 @@ type PolicyStatus struct {
 	Source   string            `json:"source,omitempty"` // canonical YAML; GET of one policy only
 }
 
-// RuleStatus is one rule on one operation. State is enforced, monitored, audit, degraded or not observed.
+// RuleStatus is one rule on one operation. State is enforced, monitored, audit, degraded, not observed or no effect.
 type RuleStatus struct {
-	Name  string `json:"name"`
-	Op    string `json:"op"`
-	State string `json:"state"`
-	Rung  string `json:"rung,omitempty"`
-	Split string `json:"split,omitempty"` // what user space still decides
-	Hits  uint64 `json:"hits"`            // of the rule, on all its operations
+	Name      string   `json:"name"`
+	Op        string   `json:"op"`
+	Action    string   `json:"action"`
+	Effective string   `json:"effective,omitempty"` // what is done instead, when it is not the action
+	State     string   `json:"state"`
+	Why       string   `json:"why,omitempty"` // when it is degraded or not observed
+	Rung      string   `json:"rung,omitempty"`
+	User      []string `json:"user,omitempty"`     // the fields that user space decides
+	Residual  string   `json:"residual,omitempty"` // the condition that user space decides
+	Hits      uint64   `json:"hits"`               // of the rule, on all its operations
 }
 
 // Change is the answer to PUT and DELETE.

@@ -18,7 +18,7 @@ type Error struct {
 	Line   int    `json:"line,omitempty"`
 	Column int    `json:"column,omitempty"`
 	Field  string `json:"field,omitempty"`
-	Msg    string `json:"msg"`
+	Msg    string `json:"message"`
 	Hint   string `json:"hint,omitempty"`
 }
 
@@ -36,12 +36,30 @@ func (e Errors) Error() string {
 	return strings.Join(s, "\n")
 }
 
+type Mode string
+
+const (
+	ModeMonitor Mode = "monitor"
+	ModeEnforce Mode = "enforce"
+)
+
+type State string
+
+const (
+	StateEnforced    State = "enforced"
+	StateMonitored   State = "monitored"
+	StateDegraded    State = "degraded"
+	StateNotObserved State = "not observed"
+	StateNoEffect    State = "no effect"
+)
+
 type Policy struct {
-	Name   string
-	Mode   string
-	Labels map[string]string
-	Source []byte
-	rules  []yamlRule
+	Name     string
+	Mode     Mode
+	Labels   map[string]string
+	Source   []byte
+	Warnings []*Error
+	rules    []yamlRule
 }
 
 type yamlRule struct {
@@ -98,23 +116,30 @@ func Parse(name string, data []byte) ([]*Policy, error) {
 			}
 		}
 		src, _ := yaml.Marshal(y)
-		out = append(out, &Policy{Name: y.Metadata.Name, Mode: y.Spec.Mode, Labels: y.Metadata.Labels, Source: src, rules: y.Spec.Rules})
+		out = append(out, &Policy{Name: y.Metadata.Name, Mode: Mode(y.Spec.Mode), Labels: y.Metadata.Labels, Source: src, rules: y.Spec.Rules})
 	}
 }
 
-type Report struct{ Policies []PolicyReport }
+type Report struct {
+	Policies []PolicyReport `json:"policies"`
+}
 type PolicyReport struct {
 	Name     string       `json:"name"`
-	Mode     string       `json:"mode"`
+	Mode     Mode         `json:"mode"`
 	Rules    []RuleReport `json:"rules"`
-	Warnings []string     `json:"warnings,omitempty"`
+	Warnings []*Error     `json:"warnings,omitempty"`
 }
 type RuleReport struct {
-	Name  string      `json:"name"`
-	Op    pavise.Op   `json:"op"`
-	State string      `json:"state"`
-	Rung  pavise.Rung `json:"rung"`
-	Split string      `json:"split,omitempty"`
+	Rule      string        `json:"rule"`
+	Op        pavise.Op     `json:"op"`
+	Action    pavise.Action `json:"action"`
+	Effective pavise.Action `json:"effective"`
+	State     State         `json:"state"`
+	Rung      pavise.Rung   `json:"rung"`
+	Why       string        `json:"why,omitempty"`
+	Clauses   []string      `json:"clauses,omitempty"`
+	User      []string      `json:"user,omitempty"`
+	Residual  string        `json:"residual,omitempty"`
 }
 
 func Compile(set []*Policy, m *Machine) (*Image, *Report, error) {
@@ -127,14 +152,14 @@ func Compile(set []*Policy, m *Machine) (*Image, *Report, error) {
 				for n, s := range pavise.OpNames {
 					if s == o {
 						ops = append(ops, pavise.Op(n))
-						st := "enforced"
+						st := StateEnforced
 						if p.Mode == "monitor" {
-							st = "monitored"
+							st = StateMonitored
 						}
 						if r.Action == "deny" && p.Mode == "enforce" && !m.Ops[n].Deny {
 							return nil, nil, Errors{{File: p.Name, Line: 1, Column: 1, Field: r.Name, Msg: "this machine cannot deny " + s}}
 						}
-						pr.Rules = append(pr.Rules, RuleReport{Name: r.Name, Op: pavise.Op(n), State: st, Rung: m.Ops[n].Rung})
+						pr.Rules = append(pr.Rules, RuleReport{Rule: r.Name, Op: pavise.Op(n), State: st, Rung: m.Ops[n].Rung})
 					}
 				}
 			}
@@ -169,13 +194,15 @@ func (x *Expr) Eval(e *pavise.Event) (bool, error) {
 	return false, nil
 }
 
-type Stats struct{ States, Rules int }
+type Stats struct{ States, Leaves, Rows, Words, Rules, Bytes int }
 
 func (img *Image) Stats() Stats { return Stats{Rules: len(img.Rules)} }
 
 type Explanation struct {
-	Policies []PolicyReport `json:"policies"`
-	Stats    Stats          `json:"stats"`
+	Report *Report `json:"report"`
+	Normal string  `json:"normal"`
+	Atoms  int     `json:"atoms"`
+	Image  *Image  `json:"-"`
 }
 
 func Explain(set []*Policy, m *Machine) (*Explanation, error) {
@@ -183,5 +210,5 @@ func Explain(set []*Policy, m *Machine) (*Explanation, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Explanation{r.Policies, img.Stats()}, nil
+	return &Explanation{Report: r, Image: img}, nil
 }

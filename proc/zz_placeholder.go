@@ -11,7 +11,10 @@ import (
 	"github.com/pavise-project/pavise"
 )
 
-type Options struct{}
+type Options struct {
+	Boot  int64
+	Users func(uint32) string
+}
 
 type Table struct {
 	mu sync.Mutex
@@ -35,10 +38,11 @@ func (t *Table) Update(e *pavise.Event) {
 	}
 }
 
-func (t *Table) Resolve(e *pavise.Event) {
+func (t *Table) Resolve(e *pavise.Event) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e.Process = t.m[e.ExecID]
+	return e.Process != nil
 }
 
 func (t *Table) Tick(time.Time) {}
@@ -77,4 +81,8 @@ func (*Users) LookupGroup(n string) (uint32, error) {
 
 func (*Users) Name(uid uint32) string { return fmt.Sprint(uid) }
 
-func ReadProc(pid uint32, e *pavise.Event) error { return nil }
+func ReadProc(pid uint32, e *pavise.Event) {}
+
+func (t *Table) Alive(*pavise.Process) bool { return true }
+
+func (t *Table) Prune(time.Time, func(*pavise.Process) bool) int { return 0 }

@@ -30,7 +30,8 @@ With --strict, a warning or a rule that would be degraded is a failure.`,
 			var st []agent.PolicyStatus
 			if err == nil {
 				var rep *policy.Report
-				if _, rep, err = policy.Compile(ps, m); err == nil {
+				_, rep, err = policy.Compile(ps, m)
+				if err = agent.Faults(err); err == nil {
 					st = agent.StatusOf(ps, rep)
 				}
 			}
@@ -75,8 +76,8 @@ func strictly(st []agent.PolicyStatus) error {
 			bad = append(bad, &policy.Error{File: p.Name, Msg: w})
 		}
 		for _, r := range p.Rules {
-			if r.State == "degraded" || r.State == "not observed" {
-				bad = append(bad, &policy.Error{File: p.Name, Field: r.Name, Msg: r.Op + " would be " + r.State})
+			if r.State == "degraded" || r.State == "not observed" || r.State == "no effect" {
+				bad = append(bad, &policy.Error{File: p.Name, Field: r.Name, Msg: r.Op + " would be " + r.State, Hint: r.Why})
 			}
 		}
 	}

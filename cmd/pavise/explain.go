@@ -21,10 +21,16 @@ tables are. Like check, it asks the agent what its machine can do, and needs no 
 			m, where := a.machine(c)
 			x, err := policy.Explain(ps, m)
 			if err != nil {
-				return err
+				return agent.Faults(err)
 			}
 			if a.output == "json" {
-				return a.json(x)
+				return a.json(struct {
+					Machine  string               `json:"machine"`
+					Policies []agent.PolicyStatus `json:"policies"`
+					Clauses  []string             `json:"clauses"` // of the kernel
+					Atoms    int                  `json:"atoms"`
+					Tables   policy.Stats         `json:"tables"`
+				}{where, agent.StatusOf(nil, x.Report), clauses(x), x.Atoms, x.Image.Stats()})
 			}
 			return a.explainText(x, where)
 		},

@@ -2,21 +2,58 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
+	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/policy"
 )
 
 func (a *app) explainText(x *policy.Explanation, where string) error {
-	fmt.Fprintf(a.stdout, "on %s\n\n", where)
-	t := newTable(a.stdout, "POLICY", "MODE", "RULE", "OPERATION", "STATE", "RUNG", "IN USER SPACE")
-	for _, p := range x.Policies {
+	w := a.stdout
+	fmt.Fprintf(w, "on %s\n", where)
+	for _, p := range x.Report.Policies {
+		fmt.Fprintf(w, "\n%s (%s)\n", a.paint("1", safe(p.Name)), p.Mode)
 		for _, r := range p.Rules {
-			t.row(p.Name, p.Mode, r.Name, r.Op.String(), r.State, r.Rung.String(), r.Split)
+			fmt.Fprintf(w, "  %s on %s: %s", safe(r.Rule), r.Op, r.Action)
+			if r.Effective != r.Action && r.Effective != pavise.ActionNone {
+				fmt.Fprintf(w, ", done as %s", r.Effective)
+			}
+			fmt.Fprintf(w, "; %s", r.State)
+			if r.Rung != pavise.RungNone {
+				fmt.Fprintf(w, " by %s", r.Rung)
+			}
+			fmt.Fprintln(w)
+			if r.Why != "" {
+				fmt.Fprintf(w, "    because %s\n", safe(r.Why))
+			}
+			for i, c := range r.Clauses {
+				head := "    kernel  "
+				if i > 0 {
+					head = "        or  "
+				}
+				fmt.Fprintf(w, "%s%s\n", head, safe(c))
+			}
+			if r.Residual != "" {
+				fmt.Fprintf(w, "    user    %s\n", safe(r.Residual))
+			}
+		}
+		for _, e := range p.Warnings {
+			fmt.Fprintf(w, "  warning: %s\n", safe(e.Error()))
 		}
 	}
-	if err := t.flush(); err != nil {
-		return err
-	}
-	fmt.Fprintf(a.stdout, "\ntables: %+v\n", x.Stats)
+	s := x.Image.Stats()
+	fmt.Fprintf(w, "\ntables: %d rules, %d atoms, %d states, %d leaves, %d rows of %d words: %s\n",
+		s.Rules, x.Atoms, s.States, s.Leaves, s.Rows, s.Words, bytesText(uint64(max(s.Bytes, 0))))
 	return nil
+}
+
+// clauses are the kernel's, one each.
+func clauses(x *policy.Explanation) []string {
+	out := []string{}
+	for _, l := range strings.Split(x.Normal, "\n") {
+		if l != "" {
+			out = append(out, l)
+		}
+	}
+	return out
 }

@@ -83,5 +83,15 @@ func (a *app) policyTable(ps []agent.PolicyStatus) error {
 			t.row(p.Name, p.Mode, "", "", "no rules", "", "")
 		}
 	}
-	return t.flush()
+	if err := t.flush(); err != nil {
+		return err
+	}
+	for _, p := range ps {
+		for _, r := range p.Rules {
+			if r.Why != "" {
+				fmt.Fprintf(a.stdout, "%s/%s on %s: %s\n", safe(p.Name), safe(r.Name), r.Op, safe(r.Why))
+			}
+		}
+	}
+	return nil
 }

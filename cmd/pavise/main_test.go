@@ -127,6 +127,9 @@ func (w *wire) UnmarshalJSON(b []byte) error {
 	w.File.Path = s.FilePath
 	w.Exec.ParentExecID, w.Exec.Exe.Path, w.Exec.Found = s.Parent, s.Path, s.Found
 	w.Exec.Args = []byte(s.Path)
+	if s.Op == pavise.OpExec {
+		w.Exec.StartTime = uint64(s.ID) + 1
+	}
 	return nil
 }
 
@@ -248,7 +251,7 @@ func TestShippedPolicies(t *testing.T) {
 		t.Errorf("%d policies, want at least 5", len(ps))
 	}
 	for _, p := range ps {
-		if p.Mode != "monitor" {
+		if p.Mode != policy.ModeMonitor {
 			t.Errorf("%s: mode %q, want monitor", p.Name, p.Mode)
 		}
 		if _, err := os.Stat(filepath.Join(root, p.Name, "README.md")); errors.Is(err, fs.ErrNotExist) {

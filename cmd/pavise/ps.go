@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
-	"sort"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,7 +17,7 @@ func (a *app) ps() *cobra.Command {
 	var tree bool
 	c := &cobra.Command{
 		Use: "ps", Short: "Show the processes as the agent knows them",
-		Long:    "Show the processes as the agent knows them: by executable file and not by the name that a process gives itself.",
+		Long:    "Show the processes as the agent knows them: by executable file and not by the name that a process gives itself. JSON also has, for\na while, what ended and what was replaced by exec.",
 		Example: "  pavise ps\n  pavise ps --tree\n  pavise ps -o json | jq .exe.path",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -37,7 +39,6 @@ func (a *app) ps() *cobra.Command {
 					return fmt.Errorf("read process: %w", err)
 				}
 			}
-			sort.Slice(ps, func(i, j int) bool { return ps[i].PID < ps[j].PID })
 			return a.psTable(ps, tree)
 		},
 	}
@@ -45,15 +46,46 @@ func (a *app) ps() *cobra.Command {
 	return c
 }
 
-func (a *app) psTable(ps []*pavise.Process, tree bool) error {
-	byID := make(map[uint64]*pavise.Process, len(ps))
-	for _, p := range ps {
+// life is one process through all its images.
+type life struct {
+	pid   uint32
+	start int64
+}
+
+func lifeOf(p *pavise.Process) life { return life{p.PID, p.StartTime} }
+
+// psTable shows the newest image of each running process. All has also those that were replaced and that ended: a child
+// may name one of them as its parent.
+func (a *app) psTable(all []*pavise.Process, tree bool) error {
+	byID := make(map[uint64]*pavise.Process, len(all))
+	running := map[life]*pavise.Process{}
+	for _, p := range all {
 		byID[p.ExecID] = p
+		if p.ExitTime == 0 {
+			running[lifeOf(p)] = p // the later image wins: the agent gives them in order
+		}
 	}
+	// parent is the nearest ancestor that runs.
+	parent := func(p *pavise.Process) *pavise.Process {
+		me := lifeOf(p)
+		for range all {
+			p = byID[p.ParentExecID]
+			if p == nil {
+				return nil
+			}
+			if q := running[lifeOf(p)]; q != nil && lifeOf(p) != me {
+				return q
+			}
+		}
+		return nil
+	}
+	ps := slices.SortedFunc(maps.Values(running), func(p, q *pavise.Process) int {
+		return cmp.Or(cmp.Compare(p.PID, q.PID), cmp.Compare(p.StartTime, q.StartTime))
+	})
 	t := newTable(a.stdout, "PID", "PPID", "USER", "WHERE", "COMMAND")
 	row := func(p *pavise.Process, indent string) {
 		ppid := "0"
-		if q := byID[p.ParentExecID]; q != nil {
+		if q := parent(p); q != nil {
 			ppid = strconv.Itoa(int(q.PID))
 		}
 		user := p.User.Name
@@ -72,32 +104,28 @@ func (a *app) psTable(ps []*pavise.Process, tree bool) error {
 		}
 		return t.flush()
 	}
-	children := map[uint64][]*pavise.Process{}
-	var roots []*pavise.Process
+	children := map[*pavise.Process][]*pavise.Process{} // nil: the roots
 	for _, p := range ps {
-		if byID[p.ParentExecID] == nil || p.ParentExecID == p.ExecID {
-			roots = append(roots, p)
-		} else {
-			children[p.ParentExecID] = append(children[p.ParentExecID], p)
-		}
+		q := parent(p)
+		children[q] = append(children[q], p)
 	}
-	shown := map[uint64]bool{}
+	shown := map[*pavise.Process]bool{}
 	var walk func(p *pavise.Process, depth int)
 	walk = func(p *pavise.Process, depth int) {
-		if shown[p.ExecID] {
+		if shown[p] {
 			return
 		}
-		shown[p.ExecID] = true
+		shown[p] = true
 		indent := ""
 		if depth > 0 {
 			indent = strings.Repeat("  ", depth-1) + "└ "
 		}
 		row(p, indent)
-		for _, q := range children[p.ExecID] {
+		for _, q := range children[p] {
 			walk(q, depth+1)
 		}
 	}
-	for _, p := range roots {
+	for _, p := range children[nil] {
 		walk(p, 0)
 	}
 	for _, p := range ps { // a circle has no root; show it all the same
