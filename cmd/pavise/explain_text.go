@@ -31,10 +31,10 @@ func (a *app) explainText(x *policy.Explanation, where string) error {
 				if i > 0 {
 					head = "        or  "
 				}
-				fmt.Fprintf(w, "%s%s\n", head, safe(c))
+				fmt.Fprintf(w, "%s%s\n", head, safe(brief(c)))
 			}
 			if r.Residual != "" {
-				fmt.Fprintf(w, "    user    %s\n", safe(r.Residual))
+				fmt.Fprintf(w, "    user    %s\n", safe(strings.Join(strings.Fields(r.Residual), " ")))
 			}
 		}
 		for _, e := range p.Warnings {
@@ -45,6 +45,18 @@ func (a *app) explainText(x *policy.Explanation, where string) error {
 	fmt.Fprintf(w, "\ntables: %d rules, %d atoms, %d states, %d leaves, %d rows of %d words: %s\n",
 		s.Rules, x.Atoms, s.States, s.Leaves, s.Rows, s.Words, bytesText(uint64(max(s.Bytes, 0))))
 	return nil
+}
+
+// brief cuts the long lists of a clause; JSON has all of them.
+func brief(clause string) string {
+	words := strings.Split(clause, " ")
+	for i, w := range words {
+		if l := strings.Split(w, ","); len(l) > 6 {
+			closing := w[len(strings.TrimRight(w, ")")):]
+			words[i] = strings.Join(l[:4], ",") + fmt.Sprintf(",…(%d more)", len(l)-4) + closing
+		}
+	}
+	return strings.Join(words, " ")
 }
 
 // clauses are the kernel's, one each.
