@@ -212,3 +212,20 @@ func Explain(set []*Policy, m *Machine) (*Explanation, error) {
 	}
 	return &Explanation{Report: r, Image: img}, nil
 }
+
+type Facts struct {
+	Values  [NumDims][]byte
+	Aliases [][]byte
+}
+
+const NoRule = ^uint32(0)
+
+type Verdict struct {
+	Action  pavise.Action
+	Monitor bool
+	Rule    uint32
+	Rules   [4]uint32
+	Matched int
+}
+
+func (img *Image) Judge(op pavise.Op, facts *Facts) Verdict { return Verdict{} }
