@@ -120,7 +120,7 @@ func Duplicates(ps []*policy.Policy) error {
 	var bad policy.Errors
 	for _, p := range ps {
 		if seen[p.Name] {
-			bad = append(bad, &policy.Error{Field: "metadata.name", Msg: fmt.Sprintf("policy %q stands twice", p.Name), Hint: "give each policy its own name"})
+			bad = append(bad, &policy.Error{File: p.File, Line: p.Line, Column: 1, Field: "metadata.name", Msg: fmt.Sprintf("policy %q stands twice", p.Name), Hint: "give each policy its own name"})
 		}
 		seen[p.Name] = true
 	}

@@ -59,6 +59,8 @@ type Policy struct {
 	Labels   map[string]string
 	Source   []byte
 	Warnings []*Error
+	File     string
+	Line     int
 	rules    []yamlRule
 }
 
@@ -116,7 +118,7 @@ func Parse(name string, data []byte) ([]*Policy, error) {
 			}
 		}
 		src, _ := yaml.Marshal(y)
-		out = append(out, &Policy{Name: y.Metadata.Name, Mode: Mode(y.Spec.Mode), Labels: y.Metadata.Labels, Source: src, rules: y.Spec.Rules})
+		out = append(out, &Policy{Name: y.Metadata.Name, Mode: Mode(y.Spec.Mode), Labels: y.Metadata.Labels, Source: src, rules: y.Spec.Rules, File: name, Line: 1})
 	}
 }
 

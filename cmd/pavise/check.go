@@ -42,7 +42,9 @@ With --strict, a warning or a rule that would be degraded is a failure.`,
 				return errors.Join(a.json(checked(st, where, err)), err)
 			}
 			if st != nil {
-				a.policyTable(st)
+				if err := a.policyTable(st); err != nil {
+					return err
+				}
 				for _, p := range st {
 					for _, w := range p.Warnings {
 						fmt.Fprintf(a.stdout, "%s: warning: %s\n", safe(p.Name), safe(w))

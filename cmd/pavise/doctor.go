@@ -25,10 +25,10 @@ The running agent is asked. Without one, the kernel is probed by this command it
 				if !errors.Is(err, agent.ErrNoAgent) {
 					return err
 				}
-				d, err = &agent.Doctor{Host: agent.ReadHost(), Ops: []agent.OpDoctor{}}, nil
-				k, kerr := a.openKernel(c.Context(), slog.New(slog.DiscardHandler))
-				if kerr != nil {
-					d.Error, err = kerr.Error(), kerr
+				d = &agent.Doctor{Host: agent.ReadHost(), Ops: []agent.OpDoctor{}}
+				var k agent.Kernel
+				if k, err = a.openKernel(c.Context(), slog.New(slog.DiscardHandler)); err != nil {
+					d.Error = err.Error()
 				} else {
 					d.Ops = agent.DoctorOps(k.Doctor())
 					err = k.Close()
