@@ -21,8 +21,8 @@ type rung struct {
 	programs   []string
 	unix       string       // the program that judges Unix sockets, where another one does; it can only kill
 	deny, kill bool         // what it can do
-	missing    []policy.Dim // what it cannot deny by
-	never      []policy.Dim // what it cannot know at all
+	killOnly   []policy.Dim // what it knows only after the act
+	missing    []policy.Dim // what it does not know at all
 	notes      []string
 }
 
@@ -46,13 +46,13 @@ var ladder = map[pavise.Op][]rung{
 	},
 	pavise.OpConnect: {
 		{rung: pavise.RungLSM, programs: []string{"lsm_connect", "lsm_unix_connect", "lsm_sendmsg"}, deny: true, kill: true},
-		{rung: pavise.RungCgroup, programs: []string{"cg_connect4", "cg_connect6"}, unix: onReturn, deny: true, kill: true, missing: unixPaths, notes: []string{
+		{rung: pavise.RungCgroup, programs: []string{"cg_connect4", "cg_connect6"}, unix: onReturn, deny: true, kill: true, killOnly: unixPaths, notes: []string{
 			"IPv4 and IPv6; rules on Unix socket paths are judged on return, where the process can only be killed",
 		}},
 	},
 	pavise.OpBind: {
 		{rung: pavise.RungLSM, programs: []string{"lsm_bind"}, deny: true, kill: true},
-		{rung: pavise.RungCgroup, programs: []string{"cg_bind4", "cg_bind6"}, unix: onReturn, deny: true, kill: true, missing: unixPaths, notes: []string{
+		{rung: pavise.RungCgroup, programs: []string{"cg_bind4", "cg_bind6"}, unix: onReturn, deny: true, kill: true, killOnly: unixPaths, notes: []string{
 			"IPv4 and IPv6; rules on Unix socket paths are judged on return, where the process can only be killed",
 		}},
 	},
@@ -61,14 +61,14 @@ var ladder = map[pavise.Op][]rung{
 		{rung: pavise.RungKillOnReturn, programs: []string{onReturn}, kill: true},
 	},
 	pavise.OpAccept: {
-		{rung: pavise.RungLSM, programs: []string{"lsm_accept"}, deny: true, kill: true, never: remote, notes: []string{
+		{rung: pavise.RungLSM, programs: []string{"lsm_accept"}, deny: true, kill: true, missing: remote, notes: []string{
 			"judged before a connection is taken: rules on net.remote.* need another rung",
 		}},
 		{rung: pavise.RungKillOnReturn, programs: []string{onReturn}, kill: true},
 	},
 	pavise.OpSend: {
 		{rung: pavise.RungLSM, programs: []string{"lsm_sendmsg", "lsm_unix_send"}, deny: true, kill: true},
-		{rung: pavise.RungCgroup, programs: []string{"cg_sendmsg4", "cg_sendmsg6"}, deny: true, kill: true, missing: unixPaths, never: unixPaths, notes: []string{
+		{rung: pavise.RungCgroup, programs: []string{"cg_sendmsg4", "cg_sendmsg6"}, deny: true, kill: true, missing: unixPaths, notes: []string{
 			"UDP sent without connect only",
 		}},
 	},
@@ -92,8 +92,8 @@ type OpStatus struct {
 	Why        string // why no higher rung is used; empty at the top
 	Notes      []string
 	Tried      []RungTry
-	Missing    []policy.Dim // facts by which this rung cannot deny
-	Never      []policy.Dim // facts that this rung does not know at all
+	Missing    []policy.Dim // facts that this rung does not have
+	KillOnly   []policy.Dim // facts that it has only after the act
 }
 
 // probe tries one mechanism with the smallest program that needs the same of the kernel.
@@ -191,7 +191,7 @@ func (e *Enforcer) choose(skip map[pavise.Rung]bool) {
 				st.Why += fmt.Sprintf("%s: %v", r.rung, err)
 				continue
 			}
-			st.Rung, st.Deny, st.Kill, st.Notes, st.Missing, st.Never = r.rung, r.deny, r.kill, r.notes, r.missing, r.never
+			st.Rung, st.Deny, st.Kill, st.Notes, st.Missing, st.KillOnly = r.rung, r.deny, r.kill, r.notes, r.missing, r.killOnly
 			e.rung[op] = r
 			break
 		}
@@ -205,7 +205,7 @@ func (e *Enforcer) choose(skip map[pavise.Rung]bool) {
 // Machine returns what the compiler must know of this machine, by operation.
 func (e *Enforcer) Machine() (m [pavise.NumOps]policy.Support) {
 	for op, st := range e.status {
-		m[op] = policy.Support{Rung: st.Rung, Deny: st.Deny, Kill: st.Kill, Missing: st.Missing, Never: st.Never, Why: st.Why}
+		m[op] = policy.Support{Rung: st.Rung, Deny: st.Deny, Kill: st.Kill, Missing: st.Missing, KillOnly: st.KillOnly, Why: st.Why}
 	}
 	return m
 }

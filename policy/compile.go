@@ -16,7 +16,9 @@ type Support struct {
 	Deny    bool
 	Kill    bool
 	Missing []Dim  // facts that the kernel does not have at this rung
-	Why     string // why not more, for messages
+	// KillOnly are facts that the kernel has only after the act, where it can still kill: no deny by them.
+	KillOnly []Dim
+	Why      string // why not more, for messages
 }
 
 // Machine is what the compiler must know of the machine. It is not changed once used.
@@ -193,8 +195,15 @@ func (w *policyNormaliser) ladder(op pavise.Op, a pavise.Action, dims map[Dim]bo
 		}
 	}
 	can := s.Deny
+	late := ""
 	if a == pavise.ActionKill {
 		can = s.Kill
+	} else {
+		for _, d := range s.KillOnly {
+			if dims[d] {
+				can, late = false, " by "+d.String()
+			}
+		}
 	}
 	switch {
 	case s.Rung == pavise.RungNone:
@@ -202,7 +211,7 @@ func (w *policyNormaliser) ladder(op pavise.Op, a pavise.Action, dims map[Dim]bo
 	case len(lacks) > 0:
 		why = fmt.Sprintf("the kernel does not know %s at rung %s: %s", strings.Join(lacks, ", "), s.Rung, reason(s))
 	case !can:
-		why = fmt.Sprintf("rung %s cannot %s: %s", s.Rung, a, reason(s))
+		why = fmt.Sprintf("rung %s cannot %s%s: %s", s.Rung, a, late, reason(s))
 	default:
 		return &outcome{state: StateEnforced, action: a}
 	}

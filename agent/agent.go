@@ -1,0 +1,280 @@
+// Package agent is the daemon: it alone knows the order in which the rooms work, from a
+// kernel record to an event that a person reads, and from a policy to the kernel's tables.
+// It serves the local API and is that API's client too.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/decode"
+	"github.com/pavise-project/pavise/enforce"
+	"github.com/pavise-project/pavise/policy"
+	"github.com/pavise-project/pavise/proc"
+	"golang.org/x/sys/unix"
+)
+
+// The places of a host's agent.
+const (
+	DefaultSocket = "/run/pavise/pavise.sock"
+	DefaultState  = "/var/lib/pavise"
+)
+
+// Errors of an agent that cannot start.
+var (
+	ErrSocketInUse = errors.New("socket in use")
+	ErrStateInUse  = errors.New("state directory in use")
+)
+
+// Kernel is what the agent needs of *enforce.Enforcer.
+type Kernel interface {
+	// Machine says what each operation can do on this kernel.
+	Machine() [pavise.NumOps]policy.Support
+	// Doctor says why.
+	Doctor() []enforce.OpStatus
+	// Start attaches the process lifecycle and then reports what already runs, through Read.
+	Start() error
+	// Apply makes img the active Image, or fails and leaves everything as it was.
+	Apply(img *policy.Image) (enforce.Applied, error)
+	// Read calls fn for each record until ctx is done. The record is valid only during the call.
+	Read(ctx context.Context, fn func(rec []byte) error) error
+	// Counters are the kernel's own; RuleHits are by rule of the active Image.
+	Counters() (enforce.Counters, error)
+	// Close detaches everything.
+	Close() error
+}
+
+var _ Kernel = (*enforce.Enforcer)(nil)
+
+// Config is what an Agent is made of.
+type Config struct {
+	Socket   string
+	StateDir string
+	Group    string   // its members may use the API, beside root and the agent's own user; empty for none
+	Policies []string // files and directories, loaded before the agent is ready
+	Version  string
+	Kernel   Kernel
+	Log      *slog.Logger
+
+	// OnReady is called once, when the policies are active and the API answers.
+	OnReady func(*Status)
+	// OnEvent is called for each event, by one goroutine of the agent. When it is slow it misses events, which
+	// are counted and told to it in an agent.lost event. The event is shared: do not change it.
+	OnEvent func(*pavise.Event)
+
+	// Decode is decode.Decode when nil.
+	Decode func(rec []byte, boot int64, e *pavise.Event) error
+}
+
+// Agent is one agent: New makes it, Run runs it, once.
+type Agent struct {
+	cfg     Config
+	log     *slog.Logger
+	kernel  Kernel
+	table   *proc.Table
+	machine *policy.Machine // one for the agent's life: policies keep their normal form for it
+	hub     *hub
+	started time.Time
+
+	ev   pavise.Event // the pipeline's; touched by the reading goroutine alone
+	boot atomic.Int64 // nanoseconds since the Unix epoch at CLOCK_BOOTTIME 0
+
+	received   [pavise.NumOps]atomic.Uint64
+	filtered   atomic.Uint64 // residual condition was false
+	undecoded  atomic.Uint64
+	unresolved atomic.Uint64 // rule numbers of a generation that is no longer known
+	kernelLost [pavise.NumOps]uint64
+	decodeLost uint64
+
+	rules atomic.Pointer[ruleBook]
+
+	mu     sync.Mutex // serialises changes of the policies
+	set    atomic.Pointer[policySet]
+	carry  map[string]uint64 // hits of rules from before the active generation
+	closed bool
+}
+
+// New checks the configuration and compiles the start policies; it changes nothing. Errors in policies are policy.Errors.
+func New(cfg Config) (*Agent, error) {
+	if cfg.Kernel == nil || cfg.Log == nil || cfg.Socket == "" {
+		return nil, errors.New("make agent: kernel, log and socket are required")
+	}
+	if cfg.Decode == nil {
+		cfg.Decode = decode.Decode
+	}
+	a := &Agent{
+		cfg: cfg, log: cfg.Log, kernel: cfg.Kernel,
+		hub: newHub(recentEvents), started: time.Now(), carry: map[string]uint64{},
+	}
+	users := proc.NewUsers("/etc/passwd", "/etc/group", nil)
+	a.boot.Store(bootTime())
+	a.table = proc.New(proc.Options{Boot: a.boot.Load(), Users: users.Name})
+	a.machine = &policy.Machine{Ops: a.kernel.Machine(), LookupUser: users.LookupUser, LookupGroup: users.LookupGroup}
+	a.rules.Store(&ruleBook{})
+	ps, err := LoadPolicies(cfg.Policies)
+	if err != nil {
+		return nil, err
+	}
+	if err := Duplicates(ps); err != nil {
+		return nil, err
+	}
+	set, err := a.compile(ps)
+	if err != nil {
+		return nil, err
+	}
+	a.set.Store(set)
+	return a, nil
+}
+
+// Run runs the agent until ctx is done, and returns nil then, or what made it stop before. When it returns, the
+// kernel is as it was before.
+func (a *Agent) Run(ctx context.Context) (err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+
+	unlock, err := lockState(a.cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	ln, err := listen(a.cfg.Socket, a.cfg.Group)
+	if err != nil {
+		return err
+	}
+
+	var wg sync.WaitGroup
+	if a.cfg.OnEvent != nil {
+		_, sub, err := a.hub.subscribe(false)
+		if err != nil {
+			return err
+		}
+		wg.Go(func() {
+			// The hub closes at the end, so that what was seen before the stop is still printed.
+			for {
+				it, err := sub.next(context.Background())
+				if err != nil {
+					return
+				}
+				a.cfg.OnEvent(it.event)
+			}
+		})
+	}
+	reading := make(chan struct{})
+	wg.Go(func() {
+		defer close(reading)
+		if err := a.kernel.Read(ctx, a.handle); err != nil && ctx.Err() == nil {
+			cancel(fmt.Errorf("read events: %w", err))
+		}
+	})
+	srv := a.server(ctx, ln.group)
+	defer func() {
+		cancel(nil)
+		a.mu.Lock()
+		a.closed = true
+		a.mu.Unlock()
+		<-reading
+		if cerr := a.kernel.Close(); cerr != nil && err == nil {
+			err = fmt.Errorf("detach from the kernel: %w", cerr)
+		}
+		a.hub.close()
+		stop, done := context.WithTimeout(context.Background(), 2*time.Second)
+		defer done()
+		if serr := srv.Shutdown(stop); serr != nil {
+			_ = srv.Close()
+		}
+		_ = ln.Close()
+		wg.Wait()
+	}()
+
+	// Lifecycle first: a process that starts between the two would otherwise have no facts to be judged by.
+	if err := a.kernel.Start(); err != nil {
+		return fmt.Errorf("start: %w", err)
+	}
+	if err := a.activate(a.set.Load()); err != nil {
+		return err
+	}
+	wg.Go(func() {
+		if err := srv.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			cancel(fmt.Errorf("serve %s: %w", a.cfg.Socket, err))
+		}
+	})
+	if a.cfg.OnReady != nil {
+		a.cfg.OnReady(a.status())
+	}
+	a.log.Info("agent is ready", "socket", a.cfg.Socket, "policies", len(a.set.Load().policies))
+
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			a.poll()
+			if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+				return cause
+			}
+			return nil
+		case now := <-tick.C:
+			a.poll()
+			a.table.Tick(now)
+			a.followClock()
+		}
+	}
+}
+
+// bootTime is the wall clock's reading when CLOCK_BOOTTIME was 0.
+func bootTime() int64 {
+	var boot, wall unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot)
+	_ = unix.ClockGettime(unix.CLOCK_REALTIME, &wall)
+	return wall.Nano() - boot.Nano()
+}
+
+// followClock moves the times of events when the wall clock was set.
+func (a *Agent) followClock() {
+	was, is := a.boot.Load(), bootTime()
+	if d := time.Duration(is - was); d.Abs() > 10*time.Millisecond {
+		a.boot.Store(is)
+		if d.Abs() > time.Second {
+			a.log.Warn("wall clock was set", "by", d)
+		}
+	}
+}
+
+// lockState makes dir and holds its lock: one agent for one state directory. An empty dir needs none.
+func lockState(dir string) (unlock func(), err error) {
+	if dir == "" {
+		return func() {}, nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make state directory: %w", err)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make state directory private: %w", err)
+	}
+	name := filepath.Join(dir, "agent.lock")
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open lock: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("lock %s: %w: another agent runs with it; stop it, or give another --state", name, ErrStateInUse)
+		}
+		return nil, fmt.Errorf("lock %s: %w", name, err)
+	}
+	if err := f.Truncate(0); err == nil {
+		_, _ = f.WriteString(strconv.Itoa(os.Getpid()) + "\n")
+	}
+	return func() { _ = f.Close() }, nil
+}

@@ -1,0 +1,341 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/policy"
+)
+
+// The API's time limits. A stream has no end, but each line must be taken within writeTimeout.
+const (
+	headerTimeout = 5 * time.Second
+	readTimeout   = 30 * time.Second
+	writeTimeout  = 10 * time.Second
+	idleTimeout   = time.Minute
+)
+
+type peerKey struct{}
+
+// server is the API's server. Ctx ends its streams; group is who may use it beside root and the agent's user.
+func (a *Agent) server(ctx context.Context, group int64) *http.Server {
+	return &http.Server{
+		Handler:           a.guard(a.routes(), group),
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       readTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    16 << 10,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			uc, ok := c.(*conn)
+			if !ok {
+				return ctx
+			}
+			p, err := peerOf(uc.UnixConn)
+			if err != nil {
+				a.log.Warn("a peer of the API is unknown", "err", err)
+				return ctx
+			}
+			return context.WithValue(ctx, peerKey{}, p)
+		},
+		ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
+	}
+}
+
+func (a *Agent) routes() *http.ServeMux {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, http.StatusOK, map[string]string{"status": "ok"})
+	})
+	mux.HandleFunc("GET /v1/events", a.getEvents)
+	mux.HandleFunc("GET /v1/processes", a.getProcesses)
+	mux.HandleFunc("GET /v1/policies", a.getPolicies)
+	mux.HandleFunc("GET /v1/policies/{name}", a.getPolicy)
+	mux.HandleFunc("PUT /v1/policies", a.putPolicies)
+	mux.HandleFunc("DELETE /v1/policies/{name}", a.deletePolicy)
+	mux.HandleFunc("GET /v1/doctor", a.getDoctor)
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, a.status()) })
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		fail(w, http.StatusNotFound, fmt.Errorf("no %s %s here", r.Method, r.URL.Path))
+	})
+	return mux
+}
+
+// guard lets in those who may use the API, bounds what they send, and survives what a handler does wrong.
+func (a *Agent) guard(next http.Handler, group int64) http.Handler {
+	self := uint32(os.Geteuid())
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			switch v := recover(); v {
+			case nil:
+			case http.ErrAbortHandler:
+				panic(v)
+			default:
+				a.log.Error("an API request panicked", "path", r.URL.Path, "panic", v)
+				fail(w, http.StatusInternalServerError, errors.New("internal error; the agent's log has it"))
+			}
+		}()
+		p, _ := r.Context().Value(peerKey{}).(*peer)
+		if p == nil || !p.mayUse(self, group) {
+			fail(w, http.StatusForbidden, errors.New("not allowed: the agent serves root, its own user, and the group given by --group"))
+			return
+		}
+		// A stream lives longer than ReadTimeout, and has no body: the limit is on each write.
+		r.Body = http.MaxBytesReader(w, r.Body, MaxPolicyBytes)
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
+		next.ServeHTTP(w, r)
+	})
+}
+
+func reply(w http.ResponseWriter, code int, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		fail(w, http.StatusInternalServerError, fmt.Errorf("encode answer: %w", err))
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_, _ = w.Write(append(b, '\n'))
+}
+
+func fail(w http.ResponseWriter, code int, err error) {
+	var body ErrorBody
+	body.Error.Message = err.Error()
+	body.Error.Details = Details(err)
+	b, _ := json.Marshal(body)
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_, _ = w.Write(append(b, '\n'))
+}
+
+// Details are the faults of policies that err names.
+func Details(err error) []Detail {
+	var pe policy.Errors
+	if !errors.As(err, &pe) {
+		return nil
+	}
+	out := make([]Detail, len(pe))
+	for i, e := range pe {
+		out[i] = Detail{File: e.File, Line: e.Line, Column: e.Column, Field: e.Field, Msg: e.Msg, Hint: e.Hint}
+	}
+	return out
+}
+
+// codeOf is the status for an error of a change.
+func codeOf(err error) int {
+	var pe policy.Errors
+	var big *http.MaxBytesError
+	switch {
+	case errors.As(err, &pe):
+		return http.StatusUnprocessableEntity
+	case errors.As(err, &big):
+		return http.StatusRequestEntityTooLarge
+	case errors.Is(err, ErrNoPolicy):
+		return http.StatusNotFound
+	case errors.Is(err, ErrStopping):
+		return http.StatusServiceUnavailable
+	}
+	return http.StatusInternalServerError
+}
+
+// getEvents streams events as lines of JSON: the kept ones, at most limit of them, and with follow=1 those to come.
+func (a *Agent) getEvents(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	follow := q.Get("follow") == "1" || q.Get("follow") == "true"
+	limit := recentEvents
+	if follow {
+		limit = 0
+	}
+	if s := q.Get("limit"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 0 {
+			fail(w, http.StatusBadRequest, fmt.Errorf("limit=%q: not a number of events", s))
+			return
+		}
+		limit = n
+	}
+	wanted := func(*pavise.Event) bool { return true }
+	if s := q.Get("where"); s != "" {
+		x, err := policy.CompileWhere(s)
+		if err != nil {
+			code := codeOf(err)
+			if code == http.StatusInternalServerError {
+				code = http.StatusUnprocessableEntity
+			}
+			fail(w, code, err)
+			return
+		}
+		wanted = func(e *pavise.Event) bool {
+			ok, err := x.Eval(e)
+			return err == nil && (ok || e.Op == pavise.OpLost)
+		}
+	}
+	var recent []*item
+	var sub *subscription
+	if follow {
+		var err error
+		if recent, sub, err = a.hub.subscribe(limit > 0); err != nil {
+			fail(w, http.StatusServiceUnavailable, err)
+			return
+		}
+		defer sub.stop()
+	} else {
+		recent = a.hub.last()
+	}
+	keep := recent[:0]
+	for _, it := range recent {
+		if wanted(it.event) {
+			keep = append(keep, it)
+		}
+	}
+	keep = keep[max(0, len(keep)-limit):]
+
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	rc := http.NewResponseController(w)
+	send := func(it *item, flush bool) error {
+		_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+		if _, err := w.Write(it.json()); err != nil {
+			return err
+		}
+		if flush {
+			return rc.Flush()
+		}
+		return nil
+	}
+	for i, it := range keep {
+		if err := send(it, i == len(keep)-1); err != nil {
+			return
+		}
+	}
+	if !follow {
+		return
+	}
+	_ = rc.SetReadDeadline(time.Time{}) // ReadTimeout would end the stream
+	_ = rc.Flush()                      // the answer's head, so that the reader knows that it is connected
+	for {
+		it, err := sub.next(r.Context())
+		if err != nil {
+			return
+		}
+		if !wanted(it.event) {
+			continue
+		}
+		if err := send(it, len(sub.ch) == 0); err != nil {
+			return
+		}
+	}
+}
+
+// getProcesses gives the table: images that run, that were replaced by exec, and that ended a while ago.
+func (a *Agent) getProcesses(w http.ResponseWriter, _ *http.Request) {
+	b := []byte(`{"processes":[`)
+	for i, p := range a.table.Snapshot() {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = p.AppendJSON(b)
+	}
+	b = append(b, "]}\n"...)
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(b)
+}
+
+func (a *Agent) getPolicies(w http.ResponseWriter, _ *http.Request) {
+	ps := a.policyStatus("")
+	for i := range ps {
+		ps[i].Source = ""
+	}
+	reply(w, http.StatusOK, map[string]any{"generation": a.set.Load().applied.Generation, "policies": ps})
+}
+
+func (a *Agent) getPolicy(w http.ResponseWriter, r *http.Request) {
+	ps := a.policyStatus(r.PathValue("name"))
+	if len(ps) == 0 {
+		fail(w, http.StatusNotFound, fmt.Errorf("get %q: %w", r.PathValue("name"), ErrNoPolicy))
+		return
+	}
+	reply(w, http.StatusOK, ps[0])
+}
+
+// putPolicies applies the policies in the body. The query's file names them in errors.
+func (a *Agent) putPolicies(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		code := http.StatusBadRequest
+		var big *http.MaxBytesError
+		if errors.As(err, &big) {
+			code, err = http.StatusRequestEntityTooLarge, errors.New("over 1 MiB, the limit of a policy")
+		}
+		fail(w, code, err)
+		return
+	}
+	name := filepath.Base(r.URL.Query().Get("file"))
+	if name == "." || name == "/" {
+		name = "policy.yaml"
+	}
+	ps, err := policy.Parse(name, body)
+	if err != nil {
+		fail(w, http.StatusUnprocessableEntity, err)
+		return
+	}
+	if len(ps) == 0 {
+		fail(w, http.StatusUnprocessableEntity, errors.New("no policy in the request's body"))
+		return
+	}
+	c, err := a.Apply(ps, r.URL.Query().Get("dry-run") == "1")
+	if err != nil {
+		fail(w, codeOf(err), err)
+		return
+	}
+	for i := range c.Policies {
+		c.Policies[i].Source = ""
+	}
+	reply(w, http.StatusOK, c)
+}
+
+func (a *Agent) deletePolicy(w http.ResponseWriter, r *http.Request) {
+	c, err := a.Delete(r.PathValue("name"))
+	if err != nil {
+		fail(w, codeOf(err), err)
+		return
+	}
+	reply(w, http.StatusOK, c)
+}
+
+func (a *Agent) getDoctor(w http.ResponseWriter, _ *http.Request) {
+	reply(w, http.StatusOK, &Doctor{Agent: true, Host: ReadHost(), Ops: DoctorOps(a.kernel.Doctor())})
+}
+
+func (a *Agent) status() *Status {
+	set := a.set.Load()
+	s := &Status{
+		Version: a.cfg.Version, PID: os.Getpid(), Started: a.started, Uptime: time.Since(a.started), Kernel: kernelRelease(),
+		Socket: a.cfg.Socket, Generation: set.applied.Generation, Policies: []PolicyMode{}, Rules: len(set.image.Rules),
+		Filtered: a.filtered.Load(), Undecoded: a.undecoded.Load(), UnnamedRules: a.unresolved.Load(),
+		SubscriberLost: a.hub.dropped.Load(), Subscribers: a.hub.subscribers(), Processes: len(a.table.Snapshot()), RSS: rss(),
+	}
+	for _, p := range set.policies {
+		s.Policies = append(s.Policies, PolicyMode{p.Name, string(p.Mode)})
+	}
+	m := a.kernel.Machine()
+	c, _ := a.kernel.Counters()
+	for op := pavise.OpExec; op <= pavise.OpExit; op++ {
+		k := c.Ops[op]
+		s.Ops = append(s.Ops, OpCount{
+			Op: op.String(), Rung: m[op].Rung.String(), Seen: k.Seen, Delivered: k.Delivered, Folded: k.Folded, Lost: k.Lost,
+			Received: a.received[op].Load(),
+		})
+	}
+	return s
+}

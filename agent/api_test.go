@@ -1,0 +1,326 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"github.com/pavise-project/pavise"
+)
+
+// ask makes one request over the agent's socket.
+func ask(t *testing.T, c *Client, method, path string, body io.Reader) (int, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://pavise"+path, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, string(b)
+}
+
+func TestAPI(t *testing.T) {
+	_, c := running(t, newFake(), nil)
+	for _, tt := range []struct {
+		method, path, body string
+		code               int
+		want               string
+	}{
+		{"GET", "/healthz", "", 200, `"ok"`},
+		{"GET", "/v1/status", "", 200, `"generation":1`},
+		{"GET", "/v1/doctor", "", 200, `"rung":"lsm"`},
+		{"GET", "/v1/processes", "", 200, `{"processes":[`},
+		{"GET", "/v1/policies", "", 200, `"policies":[]`},
+		{"GET", "/v1/policies/x", "", 404, `"error":{"message":`},
+		{"DELETE", "/v1/policies/x", "", 404, "no such policy"},
+		{"GET", "/", "", 404, `"error":{"message":`},
+		{"POST", "/v1/policies", "", 404, `"error":{"message":`},
+		{"GET", "/v1/events?limit=x", "", 400, "limit"},
+		{"GET", "/v1/events?limit=-1", "", 400, "limit"},
+		{"GET", "/v1/events?where=%29%28", "", 422, `"error":{"message":`},
+		{"PUT", "/v1/policies", "", 422, `"error":{"message":`},
+		{"PUT", "/v1/policies", "\x00\xff{{{", 422, `"details":[{"file":"policy.yaml"`},
+		{"PUT", "/v1/policies?file=../../etc/x.yaml", strings.Replace(shadow("x", "monitor"), "file.open", "file.opn", 1), 422, `"file":"x.yaml"`},
+		{"PUT", "/v1/policies", strings.Repeat("a", MaxPolicyBytes+1), 413, "1 MiB"},
+		{"PUT", "/v1/policies?dry-run=1", shadow("x", "monitor"), 200, `"dry_run":true`},
+		{"GET", "/v1/policies/x", "", 404, "no such policy"},
+		{"PUT", "/v1/policies", shadow("x", "monitor") + "---\n" + shadow("y", "enforce"), 200, `"generation":2`},
+		{"GET", "/v1/policies/x", "", 200, `"source":"`},
+		{"DELETE", "/v1/policies/x", "", 200, `"generation":3`},
+		{"GET", "/v1/policies", "", 200, `"name":"y"`},
+	} {
+		code, got := ask(t, c, tt.method, tt.path, strings.NewReader(tt.body))
+		if code != tt.code || !strings.Contains(got, tt.want) {
+			t.Errorf("%s %s: %d %s, want %d with %s", tt.method, tt.path, code, got, tt.code, tt.want)
+		}
+		if !json.Valid([]byte(got)) {
+			t.Errorf("%s %s: not JSON: %s", tt.method, tt.path, got)
+		}
+	}
+}
+
+func TestFollow(t *testing.T) {
+	f := newFake()
+	a, c := running(t, f, nil)
+	a.hub.publish(&pavise.Event{Op: pavise.OpOpen, File: pavise.FileInfo{Path: "/old"}})
+	a.hub.publish(&pavise.Event{Op: pavise.OpOpen, File: pavise.FileInfo{Path: "/wanted"}})
+	ctx, cancel := context.WithCancel(t.Context())
+	lines := make(chan string, 16)
+	done := make(chan error, 1)
+	go func() {
+		done <- c.Events(ctx, EventQuery{Follow: true, Limit: 5, Where: `file.path == "/wanted"`}, func(b []byte) error {
+			lines <- string(b)
+			return nil
+		})
+	}()
+	if l := <-lines; !strings.Contains(l, `"id":2,`) {
+		t.Errorf("first line is %s", l)
+	}
+	f.recs <- &pavise.Event{Op: pavise.OpOpen, File: pavise.FileInfo{Path: "/other"}}
+	f.recs <- &pavise.Event{Op: pavise.OpOpen, File: pavise.FileInfo{Path: "/wanted"}}
+	if l := <-lines; !strings.Contains(l, `"id":4,`) {
+		t.Errorf("second line is %s", l)
+	}
+	if n := a.hub.subscribers(); n != 1 {
+		t.Errorf("%d subscribers", n)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestHandlerPanic(t *testing.T) {
+	a := newAgent(t, newFake(), nil)
+	ln, err := listen(a.cfg.Socket, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := a.server(t.Context(), -1)
+	srv.Handler = a.guard(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("oops") }), -1)
+	go func() { _ = srv.Serve(ln) }()
+	defer srv.Close()
+	c := NewClient(a.cfg.Socket)
+	for range 2 {
+		if code, body := ask(t, c, "GET", "/", nil); code != 500 || strings.Contains(body, "oops") {
+			t.Errorf("%d %s", code, body)
+		}
+	}
+}
+
+func TestManyConnections(t *testing.T) {
+	_, c := running(t, newFake(), nil)
+	const all = 1000
+	var ok, full, other atomic.Int64
+	hold := make(chan struct{})
+	var wg, tried sync.WaitGroup
+	tried.Add(all)
+	for range all {
+		wg.Go(func() {
+			var once sync.Once
+			defer once.Do(tried.Done)
+			nc, err := net.Dial("unix", c.socket)
+			if err != nil {
+				other.Add(1)
+				return
+			}
+			defer nc.Close()
+			_, _ = io.WriteString(nc, "GET /healthz HTTP/1.1\r\nHost: pavise\r\n\r\n")
+			b := make([]byte, 4096)
+			n, _ := nc.Read(b)
+			switch {
+			case bytes.HasPrefix(b[:n], []byte("HTTP/1.1 200")):
+				ok.Add(1)
+			case bytes.Contains(b[:n], []byte("too many connections")):
+				full.Add(1)
+			default:
+				other.Add(1)
+			}
+			once.Do(tried.Done)
+			<-hold
+		})
+	}
+	tried.Wait()
+	close(hold)
+	wg.Wait()
+	if ok.Load() > maxConns || ok.Load() == 0 || full.Load() == 0 || other.Load() != 0 {
+		t.Errorf("%d served, %d refused, %d otherwise; want at most %d served", ok.Load(), full.Load(), other.Load(), maxConns)
+	}
+	// And it serves again.
+	for {
+		if _, err := c.Status(t.Context()); err == nil {
+			break
+		} else if t.Context().Err() != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestPeers(t *testing.T) {
+	for _, tt := range []struct {
+		p     peer
+		group int64
+		want  bool
+	}{
+		{peer{UID: 0}, -1, true},
+		{peer{UID: 1000}, -1, true}, // the agent's own
+		{peer{UID: 1001}, -1, false},
+		{peer{UID: 1001, GID: 0}, -1, false},
+		{peer{UID: 1001, GID: 50}, 50, true},
+		{peer{UID: 1001, GID: 51, Groups: []uint32{1, 50}}, 50, true},
+		{peer{UID: 1001, GID: 51, Groups: []uint32{1, 2}}, 50, false},
+		{peer{UID: 1001, GID: 51, Groups: []uint32{0xffffffff}}, -1, false},
+	} {
+		if got := tt.p.mayUse(1000, tt.group); got != tt.want {
+			t.Errorf("%+v, group %d: %v, want %v", tt.p, tt.group, got, tt.want)
+		}
+	}
+}
+
+// TestPeerCredentials connects as others: one thread takes another user and other groups, and ends afterwards.
+func TestPeerCredentials(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to be someone else")
+	}
+	const gid = 54321
+	a, _ := running(t, newFake(), func(c *Config) { c.Group = fmt.Sprint(gid) })
+	st, err := os.Stat(a.cfg.Socket)
+	if err != nil || st.Mode().Perm() != 0o660 || st.Sys().(*syscall.Stat_t).Gid != gid {
+		t.Errorf("socket is %v, %v", st.Mode(), err)
+	}
+	// Let everybody reach the socket, so that what decides is the agent.
+	for d := filepath.Dir(a.cfg.Socket); d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(a.cfg.Socket, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		uid, gid int
+		groups   []uint32
+		want     string
+	}{
+		{0, 0, nil, "200"},
+		{65534, 65534, nil, "403"},
+		{65534, gid, nil, "200"},
+		{65534, 65534, []uint32{7, gid, 9}, "200"},
+		{65534, 65534, []uint32{7, 8, 9}, "403"},
+	} {
+		got, err := connectAs(a.cfg.Socket, tt.uid, tt.gid, tt.groups)
+		if err != nil {
+			t.Errorf("as %+v: %v", tt, err)
+		} else if !strings.HasPrefix(got, "HTTP/1.1 "+tt.want) {
+			t.Errorf("as %+v: %q", tt, got)
+		}
+	}
+}
+
+func connectAs(socket string, uid, gid int, groups []uint32) (answer string, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		var p unsafe.Pointer
+		if len(groups) > 0 {
+			p = unsafe.Pointer(&groups[0])
+		}
+		for _, call := range [][4]uintptr{
+			{syscall.SYS_SETGROUPS, uintptr(len(groups)), uintptr(p), 0},
+			{syscall.SYS_SETRESGID, uintptr(gid), uintptr(gid), uintptr(gid)},
+			{syscall.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)},
+		} {
+			if _, _, errno := syscall.RawSyscall(call[0], call[1], call[2], call[3]); errno != 0 {
+				err = errno
+				return
+			}
+		}
+		var c net.Conn
+		if c, err = net.Dial("unix", socket); err != nil {
+			return
+		}
+		defer c.Close()
+		_, _ = io.WriteString(c, "GET /v1/status HTTP/1.1\r\nHost: pavise\r\nConnection: close\r\n\r\n")
+		var b []byte
+		b, err = io.ReadAll(c)
+		answer = string(b)
+	}()
+	<-done
+	return answer, err
+}
+
+func TestListen(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "sub", "p.sock")
+	l, err := listen(path, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("socket is %v, %v", st.Mode(), err)
+	}
+	if _, err := listen(path, ""); !errors.Is(err, ErrSocketInUse) {
+		t.Errorf("a second agent: %v", err)
+	}
+	l.SetUnlinkOnClose(false)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, err = listen(path, "") // what a dead agent left
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listen(file, ""); err == nil {
+		t.Error("a file was replaced")
+	}
+	if _, err := listen(filepath.Join(dir, "g.sock"), "no-such-group-here"); err == nil {
+		t.Error("an unknown group was accepted")
+	}
+	unlock, err := lockState(filepath.Join(dir, "state"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockState(filepath.Join(dir, "state")); !errors.Is(err, ErrStateInUse) {
+		t.Errorf("a second agent: %v", err)
+	}
+	unlock()
+	if unlock, err = lockState(filepath.Join(dir, "state")); err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+}
+
+func TestClientWithoutAgent(t *testing.T) {
+	c := NewClient(filepath.Join(t.TempDir(), "none.sock"))
+	if _, err := c.Status(t.Context()); !errors.Is(err, ErrNoAgent) {
+		t.Errorf("no socket: %v", err)
+	}
+}

@@ -1,0 +1,215 @@
+package agent
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/policy"
+	"github.com/pavise-project/pavise/proc"
+)
+
+// Errors of a client that got no answer.
+var (
+	ErrNoAgent    = errors.New("no agent answers")
+	ErrNotAllowed = errors.New("not allowed to use the agent")
+)
+
+// APIError is an answer that is not a success.
+type APIError struct {
+	Status  int
+	Message string
+	Details []Detail
+}
+
+// Error is the message; a policy's faults stand in it one per line.
+func (e *APIError) Error() string { return e.Message }
+
+// Is makes a 403 an ErrNotAllowed and a 404 an ErrNoPolicy.
+func (e *APIError) Is(target error) bool {
+	return target == ErrNotAllowed && e.Status == http.StatusForbidden || target == ErrNoPolicy && e.Status == http.StatusNotFound
+}
+
+// BadPolicy reports whether the request was refused for what it said.
+func (e *APIError) BadPolicy() bool {
+	return e.Status == http.StatusUnprocessableEntity || e.Status == http.StatusBadRequest || e.Status == http.StatusRequestEntityTooLarge
+}
+
+// Client talks to an agent over its socket.
+type Client struct {
+	socket string
+	http   *http.Client
+}
+
+// NewClient makes a client of the agent at socket. It does not connect yet.
+func NewClient(socket string) *Client {
+	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			d := net.Dialer{Timeout: 5 * time.Second}
+			return d.DialContext(ctx, "unix", socket)
+		},
+		ResponseHeaderTimeout: time.Minute,
+	}}}
+}
+
+// Close lets the connections go.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+func (c *Client) do(ctx context.Context, method, path string, q url.Values, body io.Reader) (*http.Response, error) {
+	u := url.URL{Scheme: "http", Host: "pavise", Path: path, RawQuery: q.Encode()}
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
+	if err != nil {
+		return nil, err
+	}
+	res, err := c.http.Do(req)
+	switch {
+	case err == nil:
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return nil, fmt.Errorf("%w at %s: start one with: pavise run", ErrNoAgent, c.socket)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("%w at %s: be root, or a member of the group it was started with (--group)", ErrNotAllowed, c.socket)
+	default:
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, fmt.Errorf("%w at %s: %w", ErrNoAgent, c.socket, errors.Unwrap(err))
+	}
+	if res.StatusCode < 300 {
+		return res, nil
+	}
+	defer res.Body.Close()
+	b, _ := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	var eb ErrorBody
+	if err := json.Unmarshal(b, &eb); err != nil || eb.Error.Message == "" {
+		eb.Error.Message = res.Status
+	}
+	return nil, &APIError{Status: res.StatusCode, Message: eb.Error.Message, Details: eb.Error.Details}
+}
+
+func (c *Client) call(ctx context.Context, method, path string, q url.Values, body io.Reader, into any) error {
+	res, err := c.do(ctx, method, path, q, body)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if err := json.NewDecoder(res.Body).Decode(into); err != nil {
+		return fmt.Errorf("read the agent's answer: %w", err)
+	}
+	return nil
+}
+
+// Status asks how the agent is.
+func (c *Client) Status(ctx context.Context) (*Status, error) {
+	var s Status
+	return &s, c.call(ctx, "GET", "/v1/status", nil, nil, &s)
+}
+
+// Doctor asks what the agent's machine can do.
+func (c *Client) Doctor(ctx context.Context) (*Doctor, error) {
+	var d Doctor
+	return &d, c.call(ctx, "GET", "/v1/doctor", nil, nil, &d)
+}
+
+// Policies asks for the policies and the generation that is active.
+func (c *Client) Policies(ctx context.Context) ([]PolicyStatus, uint32, error) {
+	var p struct {
+		Generation uint32
+		Policies   []PolicyStatus
+	}
+	err := c.call(ctx, "GET", "/v1/policies", nil, nil, &p)
+	return p.Policies, p.Generation, err
+}
+
+// Policy asks for one policy, with its source.
+func (c *Client) Policy(ctx context.Context, name string) (*PolicyStatus, error) {
+	var p PolicyStatus
+	return &p, c.call(ctx, "GET", "/v1/policies/"+name, nil, nil, &p)
+}
+
+// Apply sends policies. File names them in errors.
+func (c *Client) Apply(ctx context.Context, file string, data []byte, dryRun bool) (*Change, error) {
+	q := url.Values{"file": {filepath.Base(file)}}
+	if dryRun {
+		q.Set("dry-run", "1")
+	}
+	var ch Change
+	return &ch, c.call(ctx, "PUT", "/v1/policies", q, bytes.NewReader(data), &ch)
+}
+
+// Delete takes a policy away.
+func (c *Client) Delete(ctx context.Context, name string) (*Change, error) {
+	var ch Change
+	return &ch, c.call(ctx, "DELETE", "/v1/policies/"+name, nil, nil, &ch)
+}
+
+// Processes asks for the process table.
+func (c *Client) Processes(ctx context.Context) ([]json.RawMessage, error) {
+	var p struct{ Processes []json.RawMessage }
+	err := c.call(ctx, "GET", "/v1/processes", nil, nil, &p)
+	return p.Processes, err
+}
+
+// EventQuery says which events are asked for.
+type EventQuery struct {
+	Follow bool
+	Where  string // CEL; empty for all
+	Limit  int    // of the kept ones; below 0: the agent's default
+}
+
+// Events calls fn for each event's line of JSON (valid during the call) until the stream, ctx or fn ends.
+func (c *Client) Events(ctx context.Context, eq EventQuery, fn func(line []byte) error) error {
+	q := url.Values{}
+	if eq.Follow {
+		q.Set("follow", "1")
+	}
+	if eq.Where != "" {
+		q.Set("where", eq.Where)
+	}
+	if eq.Limit >= 0 {
+		q.Set("limit", strconv.Itoa(eq.Limit))
+	}
+	res, err := c.do(ctx, "GET", "/v1/events", q, nil)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	s := bufio.NewScanner(res.Body)
+	s.Buffer(make([]byte, 64<<10), 4<<20)
+	for s.Scan() {
+		if err := fn(s.Bytes()); err != nil {
+			return err
+		}
+	}
+	if err := s.Err(); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("read events: %w", err)
+	}
+	return nil
+}
+
+// Machine is what the agent's machine can do, for compiling without it. Names of users are looked up here.
+func (d *Doctor) Machine() *policy.Machine {
+	users := proc.NewUsers("/etc/passwd", "/etc/group", nil)
+	m := &policy.Machine{LookupUser: users.LookupUser, LookupGroup: users.LookupGroup}
+	for _, o := range d.Ops {
+		for op := range pavise.OpNames {
+			if strings.EqualFold(pavise.OpNames[op], o.Op) {
+				m.Ops[op] = policy.Support{Rung: rungByName(o.Rung), Deny: o.Deny, Kill: o.Kill, Why: o.Why}
+			}
+		}
+	}
+	return m
+}

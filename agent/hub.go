@@ -1,0 +1,199 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/pavise-project/pavise"
+)
+
+// The bounds of delivery.
+const (
+	recentEvents   = 4096 // kept for a reader who comes late
+	subscribeDepth = 4096 // events that wait for one subscriber
+	maxSubscribers = 64
+)
+
+var errTooManySubscribers = errors.New("too many subscribers: 64 are the limit")
+
+// item is an event on its way to the subscribers, who share it. It is encoded once, by the first who needs it.
+type item struct {
+	event *pavise.Event
+	once  sync.Once
+	line  []byte
+}
+
+// json is the event as a line of NDJSON.
+func (it *item) json() []byte {
+	it.once.Do(func() { it.line = append(it.event.AppendJSON(nil), '\n') })
+	return it.line
+}
+
+// hub gives each event to every subscriber, and waits for none of them.
+type hub struct {
+	dropped atomic.Uint64 // by all subscribers, ever
+
+	mu     sync.Mutex
+	seq    uint64
+	recent []slot // a circle of len(recent); the next one is at seq % len
+	subs   map[*subscription]struct{}
+	closed bool
+}
+
+func newHub(recent int) *hub {
+	return &hub{recent: make([]slot, recent), subs: map[*subscription]struct{}{}}
+}
+
+// slot keeps one event without allocating: its strings live in buf, which the next event in the slot reuses.
+type slot struct {
+	event pavise.Event
+	buf   []byte
+}
+
+func (s *slot) put(e *pavise.Event) {
+	s.event = *e
+	s.event.Exec = pavise.ExecInfo{} // Process has it
+	strs := [...]*string{
+		&s.event.File.Path, &s.event.File.Alias, &s.event.File.FS, &s.event.Net.RemotePath, &s.event.Net.LocalPath,
+	}
+	n := 0
+	for _, p := range strs {
+		n += len(*p)
+	}
+	if cap(s.buf) < n {
+		s.buf = make([]byte, 0, max(n, 64))
+	}
+	b := s.buf[:0]
+	for _, p := range strs {
+		if len(*p) == 0 {
+			*p = ""
+			continue
+		}
+		off := len(b)
+		b = append(b, *p...)
+		*p = unsafe.String(&b[off], len(b)-off) // valid until the slot is reused; readers clone under the lock
+	}
+}
+
+// publish numbers e and hands it on. It copies what it keeps.
+func (h *hub) publish(e *pavise.Event) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	e.ID = h.seq + 1
+	s := &h.recent[h.seq%uint64(len(h.recent))]
+	s.put(e)
+	h.seq++
+	if len(h.subs) == 0 {
+		return
+	}
+	it := &item{event: s.event.Clone()}
+	for sub := range h.subs {
+		select {
+		case sub.ch <- it:
+		default:
+			sub.lost[min(e.Op, pavise.NumOps-1)].Add(1)
+			h.dropped.Add(1)
+		}
+	}
+}
+
+// subscription is one reader's queue.
+type subscription struct {
+	hub  *hub
+	ch   chan *item
+	lost [pavise.NumOps]atomic.Uint64
+	read int // since the reader was last told of losses
+}
+
+// subscribe starts a queue. With recent, it also returns the kept events, oldest first, with no gap to the queue's first.
+func (h *hub) subscribe(recent bool) ([]*item, *subscription, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := &subscription{hub: h, ch: make(chan *item, subscribeDepth)}
+	if h.closed {
+		return nil, nil, io.EOF
+	}
+	if len(h.subs) >= maxSubscribers {
+		return nil, nil, errTooManySubscribers
+	}
+	h.subs[s] = struct{}{}
+	if !recent {
+		return nil, s, nil
+	}
+	return h.kept(), s, nil
+}
+
+// last returns the kept events, oldest first.
+func (h *hub) last() []*item {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.kept()
+}
+
+func (h *hub) kept() []*item {
+	n := min(h.seq, uint64(len(h.recent)))
+	out := make([]*item, 0, n)
+	for i := h.seq - n; i < h.seq; i++ {
+		out = append(out, &item{event: h.recent[i%uint64(len(h.recent))].event.Clone()})
+	}
+	return out
+}
+
+func (h *hub) subscribers() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.subs)
+}
+
+// close ends every queue once its reader has emptied it.
+func (h *hub) close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.closed = true
+	for s := range h.subs {
+		delete(h.subs, s)
+		close(s.ch)
+	}
+}
+
+// next waits for the reader's next event. It fails with io.EOF when the agent stops.
+func (s *subscription) next(ctx context.Context) (*item, error) {
+	if it := s.losses(); it != nil {
+		return it, nil
+	}
+	select {
+	case it, ok := <-s.ch:
+		if !ok {
+			return nil, io.EOF
+		}
+		s.read++
+		return it, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// losses tells the reader what it missed, when it has caught up, or has read a whole queue since.
+func (s *subscription) losses() *item {
+	if len(s.ch) > 0 && s.read < cap(s.ch) {
+		return nil
+	}
+	for op := range s.lost {
+		if n := s.lost[op].Swap(0); n > 0 {
+			return &item{event: lostEvent(pavise.Op(op), "subscriber", n)}
+		}
+	}
+	s.read = 0
+	return nil
+}
+
+// stop ends the queue.
+func (s *subscription) stop() {
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	delete(s.hub.subs, s)
+}

@@ -1,0 +1,135 @@
+package agent
+
+import (
+	"time"
+
+	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/policy"
+	"github.com/pavise-project/pavise/proc"
+)
+
+// ruleBook names the rules of the last generations, so that an event which was judged just before a flip still finds
+// its rule. It is replaced, never changed.
+type ruleBook struct {
+	gens []generation // newest first
+	// pending are the rules of an Image that is being applied: its events may come before Apply has returned its number.
+	pending []policy.Rule
+}
+
+type generation struct {
+	number uint32
+	rules  []policy.Rule
+}
+
+// keepGenerations is how many generations' rules are kept: events wait in a ring for less than a few flips.
+const keepGenerations = 8
+
+func (b *ruleBook) of(gen uint32) []policy.Rule {
+	for i := range b.gens {
+		if b.gens[i].number == gen {
+			return b.gens[i].rules
+		}
+	}
+	return b.pending
+}
+
+func (b *ruleBook) with(number uint32, rules []policy.Rule) *ruleBook {
+	n := &ruleBook{gens: []generation{{number, rules}}}
+	n.gens = append(n.gens, b.gens[:min(len(b.gens), keepGenerations-1)]...)
+	return n
+}
+
+// handle takes one record from the kernel to the subscribers. It is called by one goroutine.
+func (a *Agent) handle(rec []byte) error {
+	e := &a.ev
+	e.Process, e.Policy, e.Rule, e.Severity, e.Message = nil, "", "", "", ""
+	if err := a.cfg.Decode(rec, a.boot.Load(), e); err != nil {
+		if a.undecoded.Add(1) == 1 {
+			a.log.Error("a record could not be decoded; more of them are only counted", "err", err, "bytes", len(rec))
+		}
+		return nil
+	}
+	a.received[min(e.Op, pavise.NumOps-1)].Add(1)
+	switch {
+	case e.Op == pavise.OpFork, e.Op == pavise.OpExit, e.Op == pavise.OpExec && e.Action == pavise.ActionNone:
+		// Update may forget what the record said of itself.
+		found, thread := e.Exec.Found, e.Exec.Thread
+		if found {
+			proc.ReadProc(e.PID, e)
+		}
+		a.table.Update(e)
+		if found || thread {
+			return nil
+		}
+	default:
+		a.table.Resolve(e)
+		if !a.name(e) {
+			a.filtered.Add(1)
+			return nil
+		}
+	}
+	a.hub.publish(e)
+	return nil
+}
+
+// name gives e the policy and the rule by which it was judged, and reports whether it is to be delivered: when
+// rules left a condition to user space, one of them must hold.
+func (a *Agent) name(e *pavise.Event) bool {
+	rules := a.rules.Load().of(e.Gen)
+	n := min(int(e.Matched), len(e.RuleIDs))
+	for _, id := range e.RuleIDs[:n] {
+		if int(id) >= len(rules) {
+			a.unresolved.Add(1)
+			return true // it was judged, and is told, although nobody knows by what name
+		}
+		r := &rules[id]
+		if r.Residual != nil {
+			ok, err := r.Residual.Eval(e)
+			if err != nil {
+				a.log.Debug("residual condition failed", "policy", r.Policy, "rule", r.Name, "err", err)
+			}
+			if !ok {
+				continue
+			}
+			e.Action, e.Monitor = r.Action, r.Monitor
+		}
+		e.Policy, e.Rule, e.Severity, e.Message = r.Policy, r.Name, r.Severity, r.Message
+		return true
+	}
+	return n == 0 || int(e.Matched) > n // rules beyond those that are named may hold
+}
+
+// poll looks at the kernel's counters, and reports what was lost since it last did.
+func (a *Agent) poll() {
+	if n := a.undecoded.Load(); n > a.decodeLost {
+		a.lost(pavise.OpNone, "decode", n-a.decodeLost)
+		a.decodeLost = n
+	}
+	c, err := a.kernel.Counters()
+	if err != nil {
+		a.log.Debug("kernel counters not read", "err", err)
+		return
+	}
+	missed := false
+	for op := range c.Ops {
+		if n := c.Ops[op].Lost; n > a.kernelLost[op] {
+			a.lost(pavise.Op(op), "kernel-ring", n-a.kernelLost[op])
+			a.kernelLost[op] = n
+			missed = missed || op == int(pavise.OpFork) || op == int(pavise.OpExit) || op == int(pavise.OpExec)
+		}
+	}
+	if missed { // ends of processes may be among them
+		a.table.Prune(time.Now(), a.table.Alive)
+	}
+}
+
+func (a *Agent) lost(op pavise.Op, where string, n uint64) {
+	a.hub.publish(lostEvent(op, where, n))
+}
+
+func lostEvent(op pavise.Op, where string, n uint64) *pavise.Event {
+	return &pavise.Event{
+		Time: time.Now().UnixNano(), Op: pavise.OpLost,
+		Lost: pavise.LostInfo{Op: op, Where: where, Count: n},
+	}
+}

@@ -1,0 +1,282 @@
+package agent
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/pavise-project/pavise/enforce"
+	"github.com/pavise-project/pavise/policy"
+)
+
+// MaxPolicyBytes bounds one policy file and one request to apply.
+const MaxPolicyBytes = 1 << 20
+
+// Errors of a change of policies.
+var (
+	ErrNoPolicy = errors.New("no such policy")
+	ErrStopping = errors.New("the agent is stopping")
+)
+
+// policySet is one set of policies that was compiled together. It is replaced, never changed.
+type policySet struct {
+	policies []*policy.Policy // by name
+	image    *policy.Image
+	report   *policy.Report
+	applied  enforce.Applied
+}
+
+func (s *policySet) find(name string) *policy.Policy {
+	for _, p := range s.policies {
+		if p.Name == name {
+			return p
+		}
+	}
+	return nil
+}
+
+// LoadPolicies reads policies from files and directories. Of a directory it takes every *.yaml and *.yml below it, except below
+// directories named testdata or demo, and hidden ones. Errors in policies are policy.Errors, all of them.
+func LoadPolicies(paths []string) ([]*policy.Policy, error) {
+	var out []*policy.Policy
+	var bad policy.Errors
+	for _, path := range paths {
+		files, err := policyFiles(path)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range files {
+			ps, err := loadFile(name)
+			var pe policy.Errors
+			switch {
+			case errors.As(err, &pe):
+				bad = append(bad, pe...)
+			case err != nil:
+				return nil, err
+			}
+			out = append(out, ps...)
+		}
+	}
+	if len(bad) > 0 {
+		return nil, bad
+	}
+	return out, nil
+}
+
+func policyFiles(path string) ([]string, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("load policies: %w", err)
+	}
+	if !st.IsDir() {
+		return []string{path}, nil
+	}
+	var files []string
+	err = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir():
+			if p != path && (d.Name() == "testdata" || d.Name() == "demo" || strings.HasPrefix(d.Name(), ".")) {
+				return fs.SkipDir
+			}
+		case filepath.Ext(p) == ".yaml" || filepath.Ext(p) == ".yml":
+			files = append(files, p)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load policies: %w", err)
+	}
+	if len(files) == 0 {
+		return nil, fmt.Errorf("load policies: no *.yaml in %s", path)
+	}
+	return files, nil
+}
+
+func loadFile(name string) ([]*policy.Policy, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("load policy: %w", err)
+	}
+	defer f.Close()
+	data, err := ReadPolicy(f)
+	if err != nil {
+		return nil, fmt.Errorf("load policy %s: %w", name, err)
+	}
+	return policy.Parse(name, data)
+}
+
+// Duplicates is the error for names that stand twice in ps.
+func Duplicates(ps []*policy.Policy) error {
+	seen := map[string]bool{}
+	var bad policy.Errors
+	for _, p := range ps {
+		if seen[p.Name] {
+			bad = append(bad, &policy.Error{File: p.File, Line: p.Line, Column: 1, Field: "metadata.name", Msg: fmt.Sprintf("policy %q stands twice", p.Name), Hint: "give each policy its own name"})
+		}
+		seen[p.Name] = true
+	}
+	if len(bad) > 0 {
+		return bad
+	}
+	return nil
+}
+
+// Faults makes policy.Errors of whatever the compiler has against a set, also when it has it against the set as a
+// whole (too many states).
+func Faults(err error) error {
+	var pe policy.Errors
+	if err == nil || errors.As(err, &pe) {
+		return err
+	}
+	return policy.Errors{{Msg: err.Error()}}
+}
+
+func (a *Agent) compile(ps []*policy.Policy) (*policySet, error) {
+	ps = slices.Clone(ps)
+	sort.Slice(ps, func(i, j int) bool { return ps[i].Name < ps[j].Name })
+	img, rep, err := policy.Compile(ps, a.machine)
+	if err != nil {
+		return nil, Faults(err)
+	}
+	return &policySet{policies: ps, image: img, report: rep}, nil
+}
+
+// activate makes set the kernel's and then the agent's. When it fails, both are as they were. The caller of a
+// running agent holds mu.
+func (a *Agent) activate(set *policySet) error {
+	old, book := a.set.Load(), a.rules.Load()
+	hits := map[string]uint64{}
+	if old != set { // else it is the first: nothing has counted yet
+		hits = a.hits(old)
+	}
+	a.rules.Store(&ruleBook{gens: book.gens, pending: set.image.Rules})
+	applied, err := a.kernel.Apply(set.image)
+	if err != nil {
+		a.rules.Store(book)
+		return fmt.Errorf("apply policies to the kernel: %w", err)
+	}
+	set.applied = applied
+	a.rules.Store(book.with(applied.Generation, set.image.Rules))
+	a.carry = carried(hits, old, set)
+	a.set.Store(set)
+	return nil
+}
+
+// hits are how often each rule of set matched since its policy was last changed, by ruleKey.
+func (a *Agent) hits(set *policySet) map[string]uint64 {
+	out := make(map[string]uint64, len(a.carry))
+	for k, n := range a.carry {
+		out[k] = n
+	}
+	c, err := a.kernel.Counters()
+	if err != nil || set == nil {
+		return out
+	}
+	for i, r := range set.image.Rules {
+		if i < len(c.RuleHits) {
+			out[ruleKey(r.Policy, r.Name)] += c.RuleHits[i]
+		}
+	}
+	return out
+}
+
+func ruleKey(policy, rule string) string { return policy + "\x00" + rule }
+
+// carried keeps the hits of the policies that are the same in both sets: the kernel counts from 0 in each generation.
+func carried(hits map[string]uint64, from, to *policySet) map[string]uint64 {
+	out := map[string]uint64{}
+	for _, r := range to.image.Rules {
+		was, is := from.find(r.Policy), to.find(r.Policy)
+		if n := hits[ruleKey(r.Policy, r.Name)]; n > 0 && was != nil && is != nil && bytes.Equal(was.Source, is.Source) {
+			out[ruleKey(r.Policy, r.Name)] = n
+		}
+	}
+	return out
+}
+
+// Apply adds policies, or replaces those of the same names, all of them or none. With dryRun it only says what would be.
+func (a *Agent) Apply(ps []*policy.Policy, dryRun bool) (*Change, error) {
+	if len(ps) == 0 {
+		return nil, errors.New("apply: no policy given")
+	}
+	if err := Duplicates(ps); err != nil {
+		return nil, err
+	}
+	names := make([]string, len(ps))
+	for i, p := range ps {
+		names[i] = p.Name
+	}
+	return a.change(names, dryRun, func(have []*policy.Policy) ([]*policy.Policy, error) {
+		next := slices.DeleteFunc(slices.Clone(have), func(p *policy.Policy) bool { return slices.Contains(names, p.Name) })
+		return append(next, ps...), nil
+	})
+}
+
+// Delete takes the policy away.
+func (a *Agent) Delete(name string) (*Change, error) {
+	return a.change(nil, false, func(have []*policy.Policy) ([]*policy.Policy, error) {
+		next := slices.DeleteFunc(slices.Clone(have), func(p *policy.Policy) bool { return p.Name == name })
+		if len(next) == len(have) {
+			return nil, fmt.Errorf("delete %q: %w", name, ErrNoPolicy)
+		}
+		return next, nil
+	})
+}
+
+// change makes one new set out of the active one: compile, stage, flip, commit. Names are those that the answer tells about.
+func (a *Agent) change(names []string, dryRun bool, edit func([]*policy.Policy) ([]*policy.Policy, error)) (*Change, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return nil, ErrStopping
+	}
+	start := time.Now()
+	next, err := edit(a.set.Load().policies)
+	if err != nil {
+		return nil, err
+	}
+	set, err := a.compile(next)
+	if err != nil {
+		return nil, err
+	}
+	compiled := time.Since(start)
+	if !dryRun {
+		if err := a.activate(set); err != nil {
+			a.log.Error("policies were not changed", "err", err)
+			return nil, err
+		}
+		a.log.Info("policies changed", "generation", set.applied.Generation, "policies", len(set.policies), "took", time.Since(start))
+	}
+	c := &Change{
+		Generation: set.applied.Generation, DryRun: dryRun, Policies: []PolicyStatus{},
+		Compiled: compiled, Staged: set.applied.Staged, Activated: set.applied.Activated, Total: time.Since(start),
+	}
+	for _, st := range statusOf(set, nil) {
+		if slices.Contains(names, st.Name) {
+			c.Policies = append(c.Policies, st)
+		}
+	}
+	return c, nil
+}
+
+// policyStatus is the state of every policy, or of the one with the name.
+func (a *Agent) policyStatus(name string) []PolicyStatus {
+	a.mu.Lock()
+	set := a.set.Load()
+	hits := a.hits(set)
+	a.mu.Unlock()
+	all := statusOf(set, hits)
+	if name == "" {
+		return all
+	}
+	return slices.DeleteFunc(all, func(p PolicyStatus) bool { return p.Name != name })
+}

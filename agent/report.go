@@ -1,0 +1,73 @@
+package agent
+
+import (
+	"errors"
+	"io"
+
+	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/policy"
+)
+
+// statusOf is what the compiler reported of set, in the API's words, with the rules' hits when they are known.
+func statusOf(set *policySet, hits map[string]uint64) []PolicyStatus {
+	out := StatusOf(set.policies, set.report)
+	for i := range out {
+		for j := range out[i].Rules {
+			r := &out[i].Rules[j]
+			r.Hits = hits[ruleKey(out[i].Name, r.Name)]
+		}
+	}
+	return out
+}
+
+// StatusOf is what the compiler reported of policies, in the API's words.
+func StatusOf(ps []*policy.Policy, rep *policy.Report) []PolicyStatus {
+	out := make([]PolicyStatus, 0, len(rep.Policies))
+	for _, pr := range rep.Policies {
+		st := PolicyStatus{Name: pr.Name, Mode: string(pr.Mode), Rules: []RuleStatus{}}
+		for _, w := range pr.Warnings {
+			st.Warnings = append(st.Warnings, w.Error())
+		}
+		for _, p := range ps {
+			if p.Name == pr.Name {
+				st.Labels, st.Source = p.Labels, string(p.Source)
+			}
+		}
+		for _, r := range pr.Rules {
+			rs := RuleStatus{
+				Name: r.Rule, Op: r.Op.String(), Action: r.Action.String(), State: string(r.State), Why: r.Why, User: r.User, Residual: r.Residual,
+			}
+			if r.Effective != r.Action {
+				rs.Effective = r.Effective.String()
+			}
+			if r.Rung != pavise.RungNone {
+				rs.Rung = r.Rung.String()
+			}
+			st.Rules = append(st.Rules, rs)
+		}
+		out = append(out, st)
+	}
+	return out
+}
+
+// AnyMachine is a machine on which every operation can be judged and denied: what a policy is checked against when no
+// agent says what the real one can.
+func AnyMachine() *policy.Machine {
+	m := &policy.Machine{LookupUser: func(string) (uint32, error) { return 0, nil }, LookupGroup: func(string) (uint32, error) { return 0, nil }}
+	for op := pavise.OpExec; op <= pavise.OpSend; op++ {
+		m.Ops[op] = policy.Support{Rung: pavise.RungLSM, Deny: true, Kill: true}
+	}
+	return m
+}
+
+// ReadPolicy reads a policy file within its limit.
+func ReadPolicy(r io.Reader) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, MaxPolicyBytes+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > MaxPolicyBytes {
+		return nil, errors.New("over 1 MiB, the limit of a policy file")
+	}
+	return data, nil
+}

@@ -1,0 +1,165 @@
+package agent
+
+import (
+	"time"
+
+	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/enforce"
+)
+
+// Status is GET /v1/status.
+type Status struct {
+	Version        string        `json:"version,omitempty"`
+	PID            int           `json:"pid"`
+	Started        time.Time     `json:"started"`
+	Uptime         time.Duration `json:"uptime_ns"`
+	Kernel         string        `json:"kernel"`
+	Socket         string        `json:"socket"`
+	Generation     uint32        `json:"generation"`
+	Policies       []PolicyMode  `json:"policies"`
+	Rules          int           `json:"rules"`
+	Ops            []OpCount     `json:"operations"`
+	Filtered       uint64        `json:"filtered"`        // by the part of a rule that runs in user space
+	Undecoded      uint64        `json:"undecoded"`       // records that could not be read
+	UnnamedRules   uint64        `json:"unnamed_rules"`   // events whose generation was already forgotten
+	SubscriberLost uint64        `json:"subscriber_lost"` // all subscribers together
+	Subscribers    int           `json:"subscribers"`
+	Processes      int           `json:"processes"`
+	RSS            uint64        `json:"rss_bytes"`
+}
+
+// PolicyMode is a policy's name and mode.
+type PolicyMode struct {
+	Name string `json:"name"`
+	Mode string `json:"mode"`
+}
+
+// OpCount are an operation's counters: the kernel's, and how many records of it the agent has received.
+type OpCount struct {
+	Op        string `json:"op"`
+	Rung      string `json:"rung"`
+	Seen      uint64 `json:"seen"`
+	Delivered uint64 `json:"delivered"`
+	Folded    uint64 `json:"folded"`
+	Lost      uint64 `json:"lost"`
+	Received  uint64 `json:"received"`
+}
+
+// PolicyStatus is a policy in GET /v1/policies.
+type PolicyStatus struct {
+	Name     string            `json:"name"`
+	Mode     string            `json:"mode"`
+	Labels   map[string]string `json:"labels,omitempty"`
+	Rules    []RuleStatus      `json:"rules"`
+	Warnings []string          `json:"warnings,omitempty"`
+	Source   string            `json:"source,omitempty"` // canonical YAML; GET of one policy only
+}
+
+// RuleStatus is one rule on one operation. State is enforced, monitored, audit, degraded, not observed or no effect.
+type RuleStatus struct {
+	Name      string   `json:"name"`
+	Op        string   `json:"op"`
+	Action    string   `json:"action"`
+	Effective string   `json:"effective,omitempty"` // what is done instead, when it is not the action
+	State     string   `json:"state"`
+	Why       string   `json:"why,omitempty"` // when it is degraded or not observed
+	Rung      string   `json:"rung,omitempty"`
+	User      []string `json:"user,omitempty"`     // the fields that user space decides
+	Residual  string   `json:"residual,omitempty"` // the condition that user space decides
+	Hits      uint64   `json:"hits"`               // of the rule, on all its operations
+}
+
+// Change is the answer to PUT and DELETE.
+type Change struct {
+	Generation uint32         `json:"generation"` // 0 for a dry run
+	DryRun     bool           `json:"dry_run,omitempty"`
+	Policies   []PolicyStatus `json:"policies"`
+	Compiled   time.Duration  `json:"compiled_ns"`
+	Staged     time.Duration  `json:"staged_ns"`
+	Activated  time.Duration  `json:"activated_ns"`
+	Total      time.Duration  `json:"total_ns"`
+}
+
+// Detail is one fault of a policy, where it stands and what to write instead.
+type Detail struct {
+	File   string `json:"file,omitempty"`
+	Line   int    `json:"line,omitempty"`
+	Column int    `json:"column,omitempty"`
+	Field  string `json:"field,omitempty"`
+	Msg    string `json:"msg"`
+	Hint   string `json:"hint,omitempty"`
+}
+
+// ErrorBody is every answer that is not a success.
+type ErrorBody struct {
+	Error struct {
+		Message string   `json:"message"`
+		Details []Detail `json:"details,omitempty"`
+	} `json:"error"`
+}
+
+// Doctor is GET /v1/doctor: what this machine can do, and why not more.
+type Doctor struct {
+	Agent bool       `json:"agent"` // an agent runs and gave this answer
+	Host  Host       `json:"host"`
+	Ops   []OpDoctor `json:"operations"`
+	Error string     `json:"error,omitempty"` // why the operations could not be probed
+}
+
+// Host is what matters of a host's kernel and settings.
+type Host struct {
+	Kernel       string   `json:"kernel"`
+	Arch         string   `json:"arch"`
+	BTF          bool     `json:"btf"`
+	LSM          []string `json:"lsm"` // active security modules, in order
+	Cgroup2      string   `json:"cgroup2,omitempty"`
+	Cgroup1      []string `json:"cgroup1,omitempty"` // mount points of version 1
+	Capabilities []string `json:"capabilities"`      // effective, of those that the agent needs
+	Missing      []string `json:"missing_capabilities,omitempty"`
+	Lockdown     string   `json:"lockdown,omitempty"`
+}
+
+// OpDoctor is one operation's rung, and why it is not a higher one.
+type OpDoctor struct {
+	Op    string    `json:"op"`
+	Rung  string    `json:"rung"`
+	Deny  bool      `json:"deny"`
+	Kill  bool      `json:"kill"`
+	Why   string    `json:"why,omitempty"`
+	Notes []string  `json:"notes,omitempty"`
+	Tried []RungTry `json:"tried,omitempty"`
+}
+
+// RungTry is one rung that was tried.
+type RungTry struct {
+	Rung  string `json:"rung"`
+	OK    bool   `json:"ok"`
+	Error string `json:"error,omitempty"`
+}
+
+// DoctorOps is the kernel's own report in the API's words.
+func DoctorOps(in []enforce.OpStatus) []OpDoctor {
+	out := make([]OpDoctor, 0, len(in))
+	for _, o := range in {
+		d := OpDoctor{Op: o.Op.String(), Rung: o.Rung.String(), Deny: o.Deny, Kill: o.Kill, Why: o.Why, Notes: o.Notes}
+		for _, t := range o.Tried {
+			rt := RungTry{Rung: t.Rung.String(), OK: t.OK}
+			if t.Err != nil {
+				rt.Error = t.Err.Error()
+			}
+			d.Tried = append(d.Tried, rt)
+		}
+		out = append(out, d)
+	}
+	return out
+}
+
+// rungByName reads a rung back from the wire.
+func rungByName(s string) pavise.Rung {
+	for r := pavise.RungNone; r < pavise.NumRungs; r++ {
+		if r.String() == s {
+			return r
+		}
+	}
+	return pavise.RungNone
+}

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/pavise-project/pavise/agent"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) apply() *cobra.Command {
+	var file string
+	var dry bool
+	c := &cobra.Command{
+		Use: "apply -f FILE", Short: "Add or replace policies while the agent runs",
+		Long: `Add policies to the running agent, or replace those of the same names: all of the file or none, in one switch, with no moment
+between the old rules and the new. A bad policy changes nothing. They live until the agent stops.`,
+		Example: "  pavise apply -f web.yaml\n  pavise apply -f web.yaml --dry-run\n  pavise get policies web -o yaml | pavise apply -f -",
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			in := a.stdin
+			if file != "-" {
+				f, err := os.Open(file)
+				if err != nil {
+					return fmt.Errorf("read policy: %w", err)
+				}
+				defer f.Close()
+				in = f
+			}
+			data, err := agent.ReadPolicy(in)
+			if err != nil {
+				return usageError{fmt.Errorf("read policy: %w", err)}
+			}
+			name := file
+			if name == "-" {
+				name = "stdin"
+			}
+			ch, err := a.client().Apply(c.Context(), name, data, dry)
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(ch)
+			}
+			if err := a.policyTable(ch.Policies); err != nil {
+				return err
+			}
+			if dry {
+				fmt.Fprintln(a.stdout, "dry run: nothing was changed")
+				return nil
+			}
+			fmt.Fprintf(a.stdout, "active as generation %d after %s\n", ch.Generation, ch.Total.Round(10*time.Microsecond))
+			return nil
+		},
+	}
+	c.Flags().StringVarP(&file, "file", "f", "", "policy file, or - for the standard input")
+	c.Flags().BoolVar(&dry, "dry-run", false, "compile it in the agent, and change nothing")
+	if err := c.MarkFlagRequired("file"); err != nil {
+		panic(err)
+	}
+	return c
+}

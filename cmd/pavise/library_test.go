@@ -1,0 +1,191 @@
+package main
+
+import (
+	"bufio"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/agent"
+	"github.com/pavise-project/pavise/policy"
+)
+
+// TestLibrary judges the cases of policies/NAME/testdata/cases.txt: each line is an act, and the rule that tells of it, or -.
+//
+//	open EXE PATH r|w [fact...] => RULE
+//	exec EXE PATH [fact...] => RULE
+//	connect EXE ADDRESS PORT [fact...] => RULE
+//
+// Facts are script=PATH, cgroup=PATH, unit=NAME, parent=PATH (the nearest first), tty, deleted, memfd and dgram. The exe is the actor's, and the
+// path of exec is the new program's.
+func TestLibrary(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join("..", "..", "policies", "*", "testdata", "cases.txt"))
+	if err != nil || len(files) < 5 {
+		t.Fatalf("%d files of cases, %v", len(files), err)
+	}
+	for _, name := range files {
+		dir := filepath.Dir(filepath.Dir(name))
+		t.Run(filepath.Base(dir), func(t *testing.T) {
+			ps, err := agent.LoadPolicies([]string{filepath.Join(dir, "policy.yaml")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			img, _, err := policy.Compile(ps, agent.AnyMachine())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(img.Automata) == 0 {
+				t.Skip("the compiler that was built in makes no tables")
+			}
+			f, err := os.Open(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			told := map[string]bool{}
+			for n, s := 1, bufio.NewScanner(f); s.Scan(); n++ {
+				act, want, ok := strings.Cut(s.Text(), " => ")
+				if !ok {
+					if l := strings.TrimSpace(s.Text()); l != "" && !strings.HasPrefix(l, "#") {
+						t.Errorf("%s:%d: no => in it", name, n)
+					}
+					continue
+				}
+				got, err := judge(img, strings.Fields(act))
+				if err != nil {
+					t.Errorf("%s:%d: %v", name, n, err)
+				} else if got != strings.TrimSpace(want) {
+					t.Errorf("%s:%d: %s: told by %s, want %s", name, n, act, got, want)
+				}
+				told[got] = true
+			}
+			for _, r := range img.Rules {
+				if !told[r.Name] {
+					t.Errorf("%s: no case for rule %s", name, r.Name)
+				}
+			}
+		})
+	}
+}
+
+// judge is what the kernel and the agent do with an act: the name of the rule that tells of it, or -.
+func judge(img *policy.Image, act []string) (string, error) {
+	if len(act) < 3 {
+		return "", fmt.Errorf("too short: %q", act)
+	}
+	var f policy.Facts
+	e := &pavise.Event{Process: &pavise.Process{Exe: pavise.FileInfo{Path: act[1]}}}
+	set := func(d policy.Dim, b ...byte) { f.Values[d] = b }
+	f.Values[policy.DimExe] = []byte(act[1])
+	set(policy.DimUID, 0, 0, 0, 0)
+	set(policy.DimGID, 0, 0, 0, 0)
+	set(policy.DimOwner, 0, 0, 0, 0)
+	set(policy.DimLogin, 0xff, 0xff, 0xff, 0xff)
+	set(policy.DimCaps, 0, 0, 0, 0, 0, 0, 0, 0)
+	f.Values[policy.DimCgroup] = []byte("/user.slice")
+	var procFlags, fileFlags byte
+	typ, rest := byte(1), act[3:]
+	switch act[0] {
+	case "open":
+		e.Op, e.File.Access = pavise.OpOpen, pavise.AccessRead
+		if len(rest) == 0 {
+			return "", fmt.Errorf("open: no access")
+		}
+		if rest[0] == "w" {
+			e.File.Access = pavise.AccessWrite
+		}
+		rest = rest[1:]
+	case "exec":
+		e.Op, e.File.Access = pavise.OpExec, pavise.AccessExec
+	case "connect":
+		e.Op = pavise.OpConnect
+		addr, err := netip.ParseAddr(act[2])
+		if err != nil {
+			return "", err
+		}
+		if len(rest) == 0 {
+			return "", fmt.Errorf("connect: no port")
+		}
+		port, err := strconv.ParseUint(rest[0], 10, 16)
+		if err != nil {
+			return "", err
+		}
+		rest = rest[1:]
+		e.Net.Remote, e.Net.RemotePort, e.Net.Family, e.Net.Type = addr.As16(), uint16(port), 10, 1
+		if addr.Is4() {
+			e.Net.Family = 2
+		}
+		set(policy.DimRemoteAddr, e.Net.Remote[:]...)
+		f.Values[policy.DimRemotePort] = binary.BigEndian.AppendUint16(nil, uint16(port))
+	default:
+		return "", fmt.Errorf("no act %q", act[0])
+	}
+	if e.Op != pavise.OpConnect {
+		e.File.Path, e.File.Mode, e.File.FS = act[2], 0o100644, "ext4"
+		f.Values[policy.DimPath] = []byte(act[2])
+		f.Values[policy.DimMode] = binary.BigEndian.AppendUint16(nil, e.File.Mode)
+		f.Values[policy.DimFS] = []byte("ext4")
+		set(policy.DimAccess, byte(e.File.Access))
+	}
+	last := e.Process
+	for _, fact := range rest {
+		k, v, _ := strings.Cut(fact, "=")
+		switch k {
+		case "script":
+			e.Process.Script = v
+			f.Values[policy.DimScript] = []byte(v)
+		case "cgroup":
+			e.Process.Cgroup = v
+			f.Values[policy.DimCgroup] = []byte(v)
+		case "unit":
+			e.Process.Unit = v
+			f.Values[policy.DimCgroup] = []byte("/system.slice/" + v)
+		case "parent":
+			last.Parent = &pavise.Process{Exe: pavise.FileInfo{Path: v}}
+			if last == e.Process {
+				f.Values[policy.DimParentExe] = []byte(v)
+			}
+			last = last.Parent
+		case "tty":
+			e.Process.TTY = true
+			procFlags |= policy.ProcFlagTTY
+		case "deleted":
+			e.File.Deleted = true
+			fileFlags |= policy.FileFlagDeleted
+		case "memfd":
+			e.File.Memfd = true
+			fileFlags |= policy.FileFlagMemfd
+		case "dgram":
+			typ = 2
+		default:
+			return "", fmt.Errorf("no fact %q", fact)
+		}
+	}
+	set(policy.DimProcFlags, procFlags)
+	set(policy.DimFileFlags, fileFlags)
+	if e.Op == pavise.OpConnect {
+		e.Net.Type = typ
+		e.Net.Protocol = map[byte]byte{1: 6, 2: 17}[typ]
+		set(policy.DimSocket, byte(e.Net.Family), typ, e.Net.Protocol)
+	}
+	v := img.Judge(e.Op, &f)
+	for _, id := range v.Rules {
+		if id == policy.NoRule {
+			break
+		}
+		r := img.Rules[id]
+		if r.Residual != nil {
+			if ok, err := r.Residual.Eval(e); err != nil || !ok {
+				continue
+			}
+		}
+		return r.Name, nil
+	}
+	return "-", nil
+}

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/agent"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) run() *cobra.Command {
+	var policies []string
+	var state, group, events, level string
+	var span time.Duration
+	c := &cobra.Command{
+		Use: "run", Short: "Run the agent in the foreground",
+		Long: `Run the agent in the foreground: load the policies into the kernel, print events, and answer on the socket.
+
+A --policy that is a directory stands for every *.yaml and *.yml below it, except below directories named testdata or demo.
+SIGINT, SIGTERM and the end of --for detach everything from the kernel; a second signal ends the agent at once.
+Events go to the standard output, all else to the standard error.`,
+		Example: `  pavise run --policy policies
+  pavise run --policy web.yaml --for 1m --events json > events.ndjson
+  pavise run --policy /etc/pavise --group wheel --events none`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			var lv slog.Level
+			if err := lv.UnmarshalText([]byte(level)); err != nil {
+				return usageError{fmt.Errorf("--log-level %q: debug, info, warn and error are possible", level)}
+			}
+			if c.Flags().Changed("for") && span <= 0 {
+				return usageError{fmt.Errorf("--for %s: must be over 0", span)}
+			}
+			if events == "" {
+				events = a.streamForm(c)
+			}
+			if events != "text" && events != "json" && events != "none" {
+				return usageError{fmt.Errorf("--events %q: text, json and none are possible", events)}
+			}
+			log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: lv}))
+			// A bad policy is told before the kernel is touched.
+			if _, err := agent.LoadPolicies(policies); err != nil {
+				return err
+			}
+			ctx, cancel := context.WithCancelCause(c.Context())
+			defer cancel(nil)
+			k, err := a.openKernel(ctx, log)
+			if err != nil {
+				return err
+			}
+			cfg := agent.Config{
+				Socket: a.socket, StateDir: state, Group: group, Policies: policies, Version: buildVersion(), Kernel: k, Log: log,
+				OnReady: func(s *agent.Status) { a.banner(s, span) },
+			}
+			if events != "none" {
+				signal.Ignore(syscall.SIGPIPE) // a reader who leaves must not keep the agent from detaching
+				write := a.eventWriter(events)
+				cfg.OnEvent = func(e *pavise.Event) {
+					if err := write(e); err != nil {
+						cancel(fmt.Errorf("print events: %w", err))
+					}
+				}
+			}
+			a.tweak(&cfg)
+			ag, err := agent.New(cfg)
+			if err != nil {
+				return errors.Join(err, k.Close())
+			}
+			if span > 0 {
+				t := time.AfterFunc(span, func() { cancel(nil) })
+				defer t.Stop()
+			}
+			return ag.Run(ctx)
+		},
+	}
+	f := c.Flags()
+	f.StringArrayVar(&policies, "policy", nil, "policy file or directory; may be given more than once")
+	f.StringVar(&state, "state", agent.DefaultState, "the agent's own directory; one agent at a time uses it")
+	f.DurationVar(&span, "for", 0, "stop after this time (30s, 5m); 0 runs until stopped")
+	f.StringVar(&events, "events", "", "print events as text, json or none (default: text on a terminal, else json)")
+	f.StringVar(&group, "group", "", "members of this group may use the socket, beside root")
+	f.StringVar(&level, "log-level", "warn", "least level of the log: debug, info, warn or error")
+	return c
+}
+
+// streamForm is the form of a stream of events when no flag says otherwise: text for people, JSON for programs.
+func (a *app) streamForm(c *cobra.Command) string {
+	if c.Flags().Changed("output") || a.terminal {
+		return a.output
+	}
+	return "json"
+}
+
+// eventWriter writes events to the standard output. Text leaves out forks: each is followed by what the child does.
+func (a *app) eventWriter(form string) func(*pavise.Event) error {
+	var buf []byte
+	color := a.color()
+	return func(e *pavise.Event) error {
+		if form == "json" {
+			buf = e.AppendJSON(buf[:0])
+		} else {
+			if e.Op == pavise.OpFork {
+				return nil
+			}
+			buf = e.AppendText(buf[:0], color)
+		}
+		if len(buf) == 0 || buf[len(buf)-1] != '\n' {
+			buf = append(buf, '\n')
+		}
+		_, err := a.stdout.Write(buf)
+		return err
+	}
+}
+
+// banner says what this agent is, to a person: it goes to the standard error.
+func (a *app) banner(s *agent.Status, span time.Duration) {
+	var order []string
+	by := map[string][]string{}
+	for _, o := range s.Ops {
+		if !judged(o.Op) {
+			continue
+		}
+		if by[o.Rung] == nil {
+			order = append(order, o.Rung)
+		}
+		by[o.Rung] = append(by[o.Rung], o.Op)
+	}
+	rungs := make([]string, len(order))
+	for i, r := range order {
+		rungs[i] = r + ": " + strings.Join(by[r], " ")
+	}
+	names := make([]string, len(s.Policies))
+	for i, p := range s.Policies {
+		names[i] = safe(p.Name) + " (" + p.Mode + ")"
+	}
+	if len(names) == 0 {
+		names = []string{"none: everything is allowed, and process starts and ends are shown"}
+	}
+	w := a.stderr
+	fmt.Fprintf(w, "pavise %s on Linux %s\n", s.Version, safe(s.Kernel))
+	fmt.Fprintf(w, "  rungs     %s\n", strings.Join(rungs, "; "))
+	fmt.Fprintf(w, "  policies  %s\n", strings.Join(names, ", "))
+	fmt.Fprintf(w, "  socket    %s\n", safe(s.Socket))
+	if span > 0 {
+		fmt.Fprintf(w, "  ends      in %s\n", span)
+	}
+	_, _ = io.WriteString(w, "\n")
+}
+
+// judged reports whether policies may have rules on op.
+func judged(op string) bool { return op != pavise.OpFork.String() && op != pavise.OpExit.String() }
