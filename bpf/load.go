@@ -317,7 +317,7 @@ func checkBase() error {
 	}{
 		{"ring buffers", "5.8", func() error { return features.HaveMapType(ebpf.RingBuf) }},
 		{"task storage", "5.11", func() error { return features.HaveMapType(ebpf.TaskStorage) }},
-		{"bpf_get_current_task_btf in tracing programs", "5.11", func() error { return features.HaveProgramHelper(ebpf.Tracing, asm.FnGetCurrentTaskBtf) }},
+		{"bpf_get_current_task_btf in tracing programs", "5.11", func() error { return features.HaveProgramHelper(ebpf.RawTracepoint, asm.FnGetCurrentTaskBtf) }},
 		{"atomic operations in programs", "5.12", features.HaveV3ISA},
 		{"programs of type syscall", "5.14", func() error { return features.HaveProgramType(ebpf.Syscall) }},
 	} {

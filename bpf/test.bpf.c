@@ -67,7 +67,7 @@ int run_judge(void *ctx)
 	if (judge_early_with(si, in->op, 1)) {
 		judge(si, s->dim_off[DIM_PATH], s->dim_len[DIM_PATH], 0);
 		for (int n = 0; n < 4; n++) {
-			if (n >= in->n_alias)
+			if (n >= in->n_alias || !NEED(t->ops[s->op & (NUM_JUDGED - 1)].need, DIM_PATH))
 				break;
 			judge(si, OFF_REC + in->alias_off[n], in->alias_len[n], 1 + n);
 		}

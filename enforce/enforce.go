@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -184,7 +185,7 @@ func (e *Enforcer) Apply(img *policy.Image) (Applied, error) {
 	for _, r := range ladder {
 		for _, x := range r {
 			for _, p := range x.all() {
-				if _, ok := need[p]; !ok && e.k.Attached(p) {
+				if _, ok := need[p]; !ok && !slices.Contains(lifecycle, p) && e.k.Attached(p) {
 					if err := e.k.Detach(p); err != nil {
 						e.log.Warn("detach a program that nothing needs", "program", p, "err", err)
 					}

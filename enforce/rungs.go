@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// onReturn is the program of the kill-on-return rung. process.exec's is part of the lifecycle programs.
+// onReturn is the program of the kill-on-return rung. process.exec's is one of the lifecycle programs.
 const onReturn = "on_sys_exit"
 
 // rung is how an operation is judged by one mechanism.
@@ -35,7 +35,7 @@ var (
 var ladder = map[pavise.Op][]rung{
 	pavise.OpExec: {
 		{rung: pavise.RungLSM, programs: []string{"lsm_bprm_check"}, deny: true, kill: true},
-		{rung: pavise.RungKillOnReturn, kill: true, notes: []string{"the process is killed before the first instruction of the new program"}},
+		{rung: pavise.RungKillOnReturn, programs: []string{"on_exec"}, kill: true, notes: []string{"the process is killed before the first instruction of the new program"}},
 	},
 	pavise.OpOpen: {
 		{rung: pavise.RungLSM, programs: []string{"lsm_file_open"}, deny: true, kill: true},
@@ -137,8 +137,11 @@ func (e *Enforcer) try(program string, act func() error) error {
 // short cuts a verifier's log to its error.
 func short(err error) error {
 	var v *ebpf.VerifierError
-	if errors.As(err, &v) && v.Cause != nil {
-		return fmt.Errorf("load program: %w", v.Cause)
+	switch {
+	case errors.As(err, &v) && v.Cause != nil:
+		return fmt.Errorf("load the program: %w", v.Cause)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("the kernel refuses programs of this type (%w)", unix.EPERM)
 	}
 	return err
 }

@@ -161,9 +161,6 @@ func signalled(act func()) (bool, error) {
 	case err != nil:
 		return false, err
 	}
-	for errors.Is(err, nil) { // every call that the thread made meanwhile may have sent one
-		_, err = unix.Read(fd, buf[:])
-	}
 	return n > 0, nil
 }
 

@@ -15,7 +15,7 @@ type Support struct {
 	Rung    pavise.Rung
 	Deny    bool
 	Kill    bool
-	Missing []Dim  // facts that the kernel does not have at this rung
+	Missing []Dim // facts that the kernel does not have at this rung
 	// KillOnly are facts that the kernel has only after the act, where it can still kill: no deny by them.
 	KillOnly []Dim
 	Why      string // why not more, for messages

@@ -1,0 +1,291 @@
+package enforce
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/bpf"
+	"github.com/pavise-project/pavise/internal/kerntest"
+	"github.com/pavise-project/pavise/policy"
+)
+
+// able is a machine that can do everything.
+func able() *policy.Machine {
+	m := &policy.Machine{
+		LookupUser:  func(string) (uint32, error) { return 1000, nil },
+		LookupGroup: func(string) (uint32, error) { return 1000, nil },
+	}
+	for op := range m.Ops {
+		m.Ops[op] = policy.Support{Rung: pavise.RungLSM, Deny: true, Kill: true}
+	}
+	return m
+}
+
+func compile(t testing.TB, m *policy.Machine, src string) *policy.Image {
+	t.Helper()
+	ps, err := policy.Parse("test.yaml", []byte(src))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, src)
+	}
+	img, _, err := policy.Compile(ps, m)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, src)
+	}
+	return img
+}
+
+// load makes a Kernel that goes with the test.
+func load(t testing.TB) *bpf.Kernel {
+	t.Helper()
+	k, err := bpf.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := k.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return k
+}
+
+// judged asks the kernel's engine.
+func judge(t testing.TB, k *bpf.Kernel, op pavise.Op, f *policy.Facts) policy.Verdict {
+	t.Helper()
+	in := bpf.KernelTestJudge{Op: uint32(op), N_alias: uint32(len(f.Aliases))}
+	at := uint16(0)
+	put := func(b []byte) uint16 {
+		off := at
+		copy(in.Bytes[at:], b)
+		at += uint16((len(b) + 7) &^ 7)
+		return off
+	}
+	for d, v := range f.Values {
+		in.Off[d], in.Len[d] = put(v), uint16(len(v))
+	}
+	for i, a := range f.Aliases {
+		in.AliasOff[i], in.AliasLen[i] = put(a), uint16(len(a))
+	}
+	m := k.Map("test_judges")
+	if err := m.Put(uint32(0), &in); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Call("run_judge"); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Lookup(uint32(0), &in); err != nil {
+		t.Fatal(err)
+	}
+	v := policy.Verdict{Rule: policy.NoRule, Rules: in.Out.Rules, Matched: int(in.Out.Matched)}
+	for class, a := range in.Out.Action {
+		if a != 0 {
+			v.Action, v.Monitor, v.Rule = pavise.Action(a), class == 1, in.Out.Rule[class]
+			break
+		}
+	}
+	return v
+}
+
+// gen makes random policies and facts from few words, so that they meet.
+type gen struct{ *rand.Rand }
+
+func (g gen) pick(s ...string) string { return s[g.IntN(len(s))] }
+
+func (g gen) path() string {
+	var b strings.Builder
+	for range 1 + g.IntN(4) {
+		b.WriteString("/" + g.pick("a", "ab", "etc", "shadow", "usr", "bin", "x.conf", "long-component-of-a-path", "é"))
+	}
+	return b.String()
+}
+
+func (g gen) atom(op pavise.Op) string {
+	file := func(f string) string {
+		switch g.IntN(7) {
+		case 0:
+			return fmt.Sprintf("%s == %q", f, g.path())
+		case 1:
+			return fmt.Sprintf("%s.under(%q)", f, g.path())
+		case 2:
+			return fmt.Sprintf("%s.glob(%q)", f, g.path()+g.pick("*", "/**", "/*", "/?", "/{a,ab}*"))
+		case 3:
+			return fmt.Sprintf("%s.glob(%q)", f, "/**/"+g.pick("a", "*.conf", "shadow"))
+		case 4:
+			return fmt.Sprintf("%s.startsWith(%q)", f, g.path())
+		case 5:
+			return fmt.Sprintf("%s.endsWith(%q)", f, g.pick("a", "/a", "conf"))
+		}
+		return fmt.Sprintf("%s.contains(%q)", f, g.pick("a", "etc/s", "//"))
+	}
+	subject := []func() string{
+		func() string { return file("process.exe.path") },
+		func() string { return fmt.Sprintf("process.user.id %s %d", g.pick("==", "!=", "<", ">="), g.IntN(4)) },
+		func() string { return "process.exe.memfd" },
+		func() string { return `"CAP_SYS_ADMIN" in process.caps` },
+		func() string { return fmt.Sprintf("process.exe.name == %q", g.pick("a", "bin", "shadow")) },
+	}
+	object := []func() string{func() string { return file("file.path") }, func() string { return "file.access.write" }, func() string { return fmt.Sprintf("file.owner.id == %d", g.IntN(3)) }}
+	if op == pavise.OpConnect {
+		object = []func() string{
+			func() string {
+				return fmt.Sprintf("net.remote.address.within(%q)", g.pick("10.0.0.0/8", "10.0.0.0/15", "fd00::/9", "0.0.0.0/0", "::/0", "10.1.2.3/32"))
+			},
+			func() string {
+				return fmt.Sprintf("net.remote.port %s %d", g.pick("==", "<", ">=", "!="), g.IntN(5)*255)
+			},
+			func() string { return fmt.Sprintf("net.protocol == %q", g.pick("tcp", "udp")) },
+			func() string { return file("net.remote.path") },
+		}
+	}
+	if g.IntN(3) == 0 {
+		return subject[g.IntN(len(subject))]()
+	}
+	return object[g.IntN(len(object))]()
+}
+
+func (g gen) cond(op pavise.Op, depth int) string {
+	if depth == 0 || g.IntN(3) == 0 {
+		return g.atom(op)
+	}
+	switch g.IntN(5) {
+	case 0, 1:
+		return fmt.Sprintf("(%s && %s)", g.cond(op, depth-1), g.cond(op, depth-1))
+	case 2, 3:
+		return fmt.Sprintf("(%s || %s)", g.cond(op, depth-1), g.cond(op, depth-1))
+	}
+	return fmt.Sprintf("!(%s)", g.cond(op, depth-1))
+}
+
+func (g gen) policies(op pavise.Op) string {
+	var b strings.Builder
+	for p := range 1 + g.IntN(4) {
+		fmt.Fprintf(&b, "---\napiVersion: pavise.dev/v1alpha1\nkind: Policy\nmetadata: {name: p%d}\nspec:\n  mode: %s\n", p, g.pick("enforce", "monitor"))
+		if g.IntN(2) == 0 {
+			fmt.Fprintf(&b, "  subject: %s\n", strconv.Quote(g.pick("process.user.id < 2", "process.exe.path.under(\"/usr\")", "true")))
+		}
+		allow := g.IntN(2) == 0
+		if allow {
+			fmt.Fprintf(&b, "  default: {%s: deny}\n", op)
+		}
+		b.WriteString("  rules:\n")
+		for r := range 1 + g.IntN(6) {
+			actions := []string{"deny", "kill", "audit"}
+			if allow {
+				actions = append(actions, "allow", "allow")
+			}
+			fmt.Fprintf(&b, "  - {name: r%d, on: [%s], action: %s, when: %s}\n", r, op, g.pick(actions...), strconv.Quote(g.cond(op, 2)))
+		}
+	}
+	return b.String()
+}
+
+func (g gen) facts() *policy.Facts {
+	f := new(policy.Facts)
+	be := func(n int, v uint32) []byte {
+		b := []byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)}
+		return b[4-n:]
+	}
+	name := func() []byte {
+		switch g.IntN(12) {
+		case 0:
+			return nil
+		case 1:
+			return []byte("/")
+		case 2: // too long to judge
+			return bytes.Repeat([]byte("/a"), 2048)
+		case 3:
+			return []byte(g.path() + strings.Repeat("/long-component-of-a-path", g.IntN(20)))
+		}
+		return []byte(g.path())
+	}
+	f.Values[policy.DimExe] = name()
+	f.Values[policy.DimPath] = name()
+	f.Values[policy.DimUID] = be(4, uint32(g.IntN(4)))
+	f.Values[policy.DimOwner] = be(4, uint32(g.IntN(3)))
+	f.Values[policy.DimCaps] = []byte{0, 0, 0, 0, 0, byte(g.IntN(2)) << 5, 0, 0}
+	f.Values[policy.DimProcFlags] = []byte{byte(g.IntN(16))}
+	f.Values[policy.DimAccess] = []byte{byte(1 + g.IntN(63))}
+	if g.IntN(4) > 0 {
+		f.Values[policy.DimRemoteAddr] = append([]byte{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff}, 10, byte(g.IntN(3)), 2, byte(g.IntN(4)))
+		f.Values[policy.DimRemotePort] = be(2, uint32(g.IntN(5)*255+g.IntN(2)))
+		f.Values[policy.DimSocket] = []byte{2, 1, []byte{6, 17}[g.IntN(2)]}
+	} else {
+		f.Values[policy.DimSocket] = []byte{1, 1, 0}
+		f.Values[policy.DimRemotePath] = name()
+	}
+	for range g.IntN(3) {
+		if len(f.Values[policy.DimPath]) < 4000 && len(f.Values[policy.DimExe]) < 4000 {
+			f.Aliases = append(f.Aliases, []byte(g.path()))
+		}
+	}
+	size := 0
+	for _, v := range f.Values {
+		size += len(v) + 8
+	}
+	if size > 8000 {
+		return g.facts()
+	}
+	return f
+}
+
+// TestKernelJudge compares the kernel's engine with Image.Judge, which policy's tests compare with a plain evaluation of the rules: random
+// policies, staged as Apply stages them, and random facts.
+func TestKernelJudge(t *testing.T) {
+	kerntest.Require(t, kerntest.Root, kerntest.Syscall)
+	k := load(t)
+	seed := uint64(os.Getpid())
+	if s := os.Getenv("PAVISE_SEED"); s != "" {
+		seed, _ = strconv.ParseUint(s, 10, 64)
+	}
+	g := gen{rand.New(rand.NewPCG(seed, 1))}
+	images, cases := 600, 100
+	if os.Getenv("PAVISE_VM") != "" {
+		images, cases = 60, 40
+	}
+	verdicts := map[string]int{}
+	for i := range images {
+		op := []pavise.Op{pavise.OpOpen, pavise.OpExec, pavise.OpConnect}[i%3]
+		src := g.policies(op)
+		img := compile(t, able(), src)
+		if err := stage(k.Tables(0), k.Pool(0), img, uint32(i+1)); err != nil {
+			t.Fatal(err)
+		}
+		for range cases {
+			f := g.facts()
+			got, want := judge(t, k, op, f), img.Judge(op, f)
+			verdicts[fmt.Sprint(want.Action, want.Monitor)]++
+			if got != want {
+				t.Fatalf("seed %d: the kernel says %+v, Judge %+v\nfacts %q\n%s", seed, got, want, f, src)
+			}
+		}
+	}
+	t.Logf("seed %d: %d cases, verdicts %v", seed, images*cases, verdicts)
+	if len(verdicts) < 6 {
+		t.Errorf("only the verdicts %v came up", verdicts)
+	}
+}
+
+// TestKernelJudgeBroken shows that the comparison can fail: an engine whose tables have one bit turned gives another verdict somewhere.
+func TestKernelJudgeBroken(t *testing.T) {
+	kerntest.Require(t, kerntest.Root, kerntest.Syscall)
+	k := load(t)
+	g := gen{rand.New(rand.NewPCG(1, 1))}
+	img := compile(t, able(), `{apiVersion: pavise.dev/v1alpha1, kind: Policy, metadata: {name: p}, spec: {mode: enforce, rules: [{name: r, on: [file.open], action: deny, when: 'file.path.under("/etc") && file.access.write'}]}}`)
+	if err := stage(k.Tables(0), k.Pool(0), img, 1); err != nil {
+		t.Fatal(err)
+	}
+	k.Tables(0).Ops[pavise.OpOpen].Words[0].Clauses ^= 1
+	for range 10000 {
+		f := g.facts()
+		if judge(t, k, pavise.OpOpen, f) != img.Judge(pavise.OpOpen, f) {
+			return
+		}
+	}
+	t.Error("a broken engine was not noticed")
+}
