@@ -50,6 +50,8 @@ type Kernel interface {
 	Read(ctx context.Context, fn func(rec []byte) error) error
 	// Counters are the kernel's own; RuleHits are by rule of the active Image.
 	Counters() (enforce.Counters, error)
+	// Refresh follows mounts and the inodes behind protected names; cheap when nothing changed.
+	Refresh() error
 	// Close detaches everything.
 	Close() error
 }
@@ -226,6 +228,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		case now := <-tick.C:
 			a.poll()
 			a.table.Tick(now)
+			if err := a.kernel.Refresh(); err != nil {
+				a.log.Warn("follow mounts and protected files", "err", err)
+			}
 			a.followClock()
 		}
 	}

@@ -97,6 +97,8 @@ func (f *fake) Read(ctx context.Context, fn func([]byte) error) error {
 	}
 }
 
+func (f *fake) Refresh() error { return nil }
+
 func (f *fake) Counters() (enforce.Counters, error) {
 	if f.counters != nil {
 		return f.counters()

@@ -40,8 +40,8 @@ static __always_inline bool compat_syscall(struct task_struct *t)
 }
 
 /* The one place that knows where registers are: offsets into pt_regs, set by the loader for the machine's architecture. */
-const volatile __u32 regs_nr_off = 120;	      /* x86-64: orig_ax */
-const volatile __u32 regs_arg0_off = 112;     /* x86-64: di, as the kernel leaves it during the call */
+const volatile __u32 regs_nr_off = 120; /* x86-64: orig_ax */
+const volatile __u32 regs_arg0_off = 112; /* x86-64: di, as the kernel leaves it during the call */
 const volatile __u32 regs_arg0_off_compat = 40; /* i386: bx */
 
 static __always_inline __u64 reg_at(void *regs, __u32 off)

@@ -11,44 +11,44 @@
 #include "event.h"
 
 /* Sizes: those of policy/image.go (Max*); enforce checks that they agree. */
-#define NUM_AUTOMATA   32
-#define NUM_SLOTS      16
-#define NUM_OPWORDS    256
-#define NUM_JUDGED     8 /* operations below this number can be judged */
-#define NUM_CLAUSES    (NUM_OPWORDS * 64)
-#define NUM_ROWS       16384
-#define NUM_ROWWORDS   65536
-#define NUM_CLASSROWS  131072
-#define NUM_CELLS      (2 << 20)
-#define NUM_ALLSTATES  131072
-#define NUM_ALLLEAVES  32768
-#define NUM_TAILS      (1 << 20)
-#define MAX_STRING     4095
-#define LEAF_BIT       0x8000
+#define NUM_AUTOMATA  32
+#define NUM_SLOTS     16
+#define NUM_OPWORDS   256
+#define NUM_JUDGED    8 /* operations below this number can be judged */
+#define NUM_CLAUSES   (NUM_OPWORDS * 64)
+#define NUM_ROWS      16384
+#define NUM_ROWWORDS  65536
+#define NUM_CLASSROWS 131072
+#define NUM_CELLS     (2 << 20)
+#define NUM_ALLSTATES 131072
+#define NUM_ALLLEAVES 32768
+#define NUM_TAILS     (1 << 20)
+#define MAX_STRING    4095
+#define LEAF_BIT      0x8000
 
-#define DIM_EXE		1
-#define DIM_PARENT_EXE	2
-#define DIM_SCRIPT	3
-#define DIM_CGROUP	4
-#define DIM_UID		5
-#define DIM_GID		6
-#define DIM_LOGIN	7
-#define DIM_CAPS	8
-#define DIM_PROC_FLAGS	9
-#define DIM_PATH	16 /* the first dimension of the object */
-#define DIM_ACCESS	17
-#define DIM_OWNER	18
-#define DIM_MODE	19
-#define DIM_FS		20
-#define DIM_FILE_FLAGS	21
-#define DIM_RADDR	22
-#define DIM_LADDR	23
-#define DIM_RPORT	24
-#define DIM_LPORT	25
-#define DIM_SOCKET	26
-#define DIM_RPATH	27
-#define DIM_LPATH	28
-#define NUM_DIMS	32
+#define DIM_EXE	       1
+#define DIM_PARENT_EXE 2
+#define DIM_SCRIPT     3
+#define DIM_CGROUP     4
+#define DIM_UID	       5
+#define DIM_GID	       6
+#define DIM_LOGIN      7
+#define DIM_CAPS       8
+#define DIM_PROC_FLAGS 9
+#define DIM_PATH       16 /* the first dimension of the object */
+#define DIM_ACCESS     17
+#define DIM_OWNER      18
+#define DIM_MODE       19
+#define DIM_FS	       20
+#define DIM_FILE_FLAGS 21
+#define DIM_RADDR      22
+#define DIM_LADDR      23
+#define DIM_RPORT      24
+#define DIM_LPORT      25
+#define DIM_SOCKET     26
+#define DIM_RPATH      27
+#define DIM_LPATH      28
+#define NUM_DIMS       32
 
 struct automaton {
 	__u32 cell_off;
@@ -63,7 +63,12 @@ struct automaton {
 	__u8 column[256];
 };
 
-enum { LEAF_ANY, LEAF_EXACT, LEAF_UNDER, LEAF_PREFIX };
+enum {
+	LEAF_ANY,
+	LEAF_EXACT,
+	LEAF_UNDER,
+	LEAF_PREFIX
+};
 
 struct leaf {
 	__u32 tail_off; /* from the automaton's tail_off */
@@ -78,7 +83,12 @@ struct slot {
 	__u32 class_row; /* offset into class_rows */
 };
 
-enum { WORD_NONE, WORD_EXPLICIT, WORD_ALLOW, WORD_DEFAULT };
+enum {
+	WORD_NONE,
+	WORD_EXPLICIT,
+	WORD_ALLOW,
+	WORD_DEFAULT
+};
 
 struct word {
 	__u64 clauses; /* those that exist */
@@ -93,12 +103,12 @@ struct word {
 struct op_table {
 	__u32 n_slots;
 	__u32 n_subject; /* the first n_slots of these are about the subject */
-	__u32 n_early;	 /* and this many need no path */
-	__u32 n_words;	 /* 0: nothing judges this operation */
-	__u32 need;	 /* bit per dimension that some slot reads */
-	__u32 enforces;	 /* some word is enforced: without a verdict the operation is refused */
+	__u32 n_early;  /* and this many need no path */
+	__u32 n_words;  /* 0: nothing judges this operation */
+	__u32 need;  /* bit per dimension that some slot reads */
+	__u32 enforces;	/* some word is enforced: without a verdict the operation is refused */
 	__u32 pad[2];
-	__u64 all[4];	/* a bit for each word */
+	__u64 all[4]; /* a bit for each word */
 	struct slot slots[NUM_SLOTS];
 	struct word words[NUM_OPWORDS];
 	__u16 rules[NUM_CLAUSES];
@@ -179,13 +189,18 @@ struct {
 } hits SEC(".maps");
 
 /* The classes of decisions, strictest first: what decides is the first that is not empty. */
-enum { DECIDED_ENFORCED, DECIDED_MONITOR, DECIDED_AUDIT, NUM_DECIDED };
+enum {
+	DECIDED_ENFORCED,
+	DECIDED_MONITOR,
+	DECIDED_AUDIT,
+	NUM_DECIDED
+};
 
 struct verdict {
 	__u8 action[NUM_DECIDED]; /* 0: nothing of this class */
-	__u8 n_rules;		  /* of rules */
-	__u8 matched;		  /* clauses that hold, at most 255 */
-	__u8 alias;		  /* 1 + number of the alias under which the enforced, monitored or audited action was decided; 0: the first name */
+	__u8 n_rules; /* of rules */
+	__u8 matched; /* clauses that hold, at most 255 */
+	__u8 alias; /* 1 + number of the alias under which the enforced, monitored or audited action was decided; 0: the first name */
 	__u8 pad[2];
 	__u32 rule[NUM_DECIDED];
 	__u32 rules[REC_RULES];
@@ -218,9 +233,9 @@ struct scratch {
 	__u32 alias; /* of the name that is judged */
 	__u32 rows[NUM_SLOTS]; /* by slot; 0 is every clause */
 	__u64 early[4]; /* the words that may hold after judge_early */
-	__u64 left[4];	/* and after all slots, for one name */
-	__u32 met;	/* the group whose allow rule was met last */
-	__u32 state;	/* of the automaton that runs */
+	__u64 left[4]; /* and after all slots, for one name */
+	__u32 met; /* the group whose allow rule was met last */
+	__u32 state; /* of the automaton that runs */
 	__u16 dim_off[NUM_DIMS];
 	__u16 dim_len[NUM_DIMS]; /* over MAX_STRING: too long to judge exactly */
 	struct verdict v;
@@ -230,7 +245,7 @@ struct scratch {
 	__u64 root;
 	__u32 path_flags; /* PATH_* */
 	__u32 path_pos;
-	__u32 path_len;	 /* of the first name */
+	__u32 path_len; /* of the first name */
 	__u32 canon_len; /* of the canonical one */
 	struct comp comps[MAX_COMPS];
 	__u8 bytes[BYTES + 4096 + 16];
@@ -313,7 +328,8 @@ __noinline int step(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 	for (i = 0; i < CHUNK; i++) {
 		if (i >= len)
 			break;
-		st = p->cells[(base + (st << shift) + a->column[s->bytes[(off + i) & (BYTES - 1)]]) & (NUM_CELLS - 1)];
+		st = p->cells[(base + (st << shift) + a->column[s->bytes[(off + i) & (BYTES - 1)]]) &
+			      (NUM_CELLS - 1)];
 		if (st & LEAF_BIT) {
 			i++;
 			break;
@@ -352,7 +368,8 @@ __noinline int leaf_class(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 	}
 	if (tlen & 7) { /* tails are zero-padded */
 		__u32 at = tlen & ~7;
-		__u64 x = load64(&s->bytes[(off + at) & (BYTES - 1)]) & ((1ULL << ((tlen & 7) * 8)) - 1);
+		__u64 x = load64(&s->bytes[(off + at) & (BYTES - 1)]) &
+			  ((1ULL << ((tlen & 7) * 8)) - 1);
 
 		if (x != load64(&t->tails[(tail + at) & (NUM_TAILS - 1)]))
 			return lf->miss;
@@ -444,8 +461,11 @@ __noinline int tally_word(__u32 si, __u32 q, __u64 low)
 	wd = &ot->words[wi & (NUM_OPWORDS - 1)];
 	if (wd->kind != WORD_EXPLICIT && s->alias)
 		return 0;
-	class = wd->action == ACT_AUDIT ? DECIDED_AUDIT : wd->monitor ? DECIDED_MONITOR : DECIDED_ENFORCED;
-	if (class == DECIDED_ENFORCED && wd->kind != WORD_ALLOW && wd->action <= v->action[DECIDED_ENFORCED])
+	class = wd->action == ACT_AUDIT ? DECIDED_AUDIT
+		: wd->monitor		? DECIDED_MONITOR
+					: DECIDED_ENFORCED;
+	if (class == DECIDED_ENFORCED && wd->kind != WORD_ALLOW &&
+	    wd->action <= v->action[DECIDED_ENFORCED])
 		return 0;
 	w = wd->clauses;
 	for (int i = 0; i < NUM_SLOTS; i++) {
@@ -455,7 +475,8 @@ __noinline int tally_word(__u32 si, __u32 q, __u64 low)
 		if (i >= ot->n_slots)
 			break;
 		if (ri)
-			w &= t->words[(row->off[q] + popcount(row->sum[q] & low)) & (NUM_ROWWORDS - 1)];
+			w &= t->words[(row->off[q] + popcount(row->sum[q] & low)) &
+				      (NUM_ROWWORDS - 1)];
 	}
 	if (!w)
 		return 0;
@@ -510,7 +531,8 @@ __noinline int tally(__u32 si)
 }
 
 /* slot_class is the class of the operation's slot i; DIM_PATH is read at [off, off+len). */
-static __always_inline int slot_class(struct scratch *s, __u32 si, struct tables *t, __u32 ai, __u32 off, __u32 len)
+static __always_inline int slot_class(struct scratch *s, __u32 si, struct tables *t, __u32 ai,
+				      __u32 off, __u32 len)
 {
 	__u32 dim = t->automata[ai].dim & (NUM_DIMS - 1);
 

@@ -60,7 +60,7 @@ struct rec_hdr {
 	__u8 flags;
 	__u64 time;    /* ns, CLOCK_BOOTTIME */
 	__u64 exec_id; /* of the actor; for OP_FORK, of the child */
-	__u32 pid;     /* thread group id, initial pid namespace */
+	__u32 pid;	   /* thread group id, initial pid namespace */
 	__u32 tid;
 	__u64 count; /* repeats folded into this record, itself included; at least 1 for verdicts */
 	__u32 gen;
@@ -70,9 +70,10 @@ struct rec_hdr {
 	__u32 rules[REC_RULES];
 };
 
-#define FILE_DELETED   (1 << 0)
-#define FILE_MEMFD     (1 << 1)
-#define FILE_TRUNCATED (1 << 2) /* the path was over 4,095 bytes: its last components stand here after ".../" */
+#define FILE_DELETED (1 << 0)
+#define FILE_MEMFD   (1 << 1)
+#define FILE_TRUNCATED \
+	(1 << 2) /* the path was over 4,095 bytes: its last components stand here after ".../" */
 
 struct rec_inode {
 	__u64 ino;

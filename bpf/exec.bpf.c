@@ -8,7 +8,8 @@
 
 const volatile bool exec_events = true; /* lifecycle records; off only in benchmarks */
 
-static __always_inline void fill_proc(struct rec_proc *r, struct task_struct *t, struct proc *p, __u8 op)
+static __always_inline void fill_proc(struct rec_proc *r, struct task_struct *t, struct proc *p,
+				      __u8 op)
 {
 	struct nsproxy *ns = BPF_CORE_READ(t, nsproxy);
 	const struct cred *c = BPF_CORE_READ(t, cred);
@@ -121,7 +122,8 @@ static __always_inline __u16 took(__u32 *pos, __u32 len)
 	return len;
 }
 
-static __always_inline void fill_exe(struct scratch *s, struct rec_proc *r, struct file *exe, __u32 len)
+static __always_inline void fill_exe(struct scratch *s, struct rec_proc *r, struct file *exe,
+				     __u32 len)
 {
 	read_inode((__u64)BPF_CORE_READ(exe, f_inode), &r->exe);
 	r->exe.flags = (s->path_flags & PATH_PSEUDO ? FILE_MEMFD : 0) |
@@ -130,22 +132,25 @@ static __always_inline void fill_exe(struct scratch *s, struct rec_proc *r, stru
 }
 
 /* finish_proc appends args, cwd, cgroup and file system to a record whose path and script stand, and sends it. */
-static __always_inline void finish_proc(struct scratch *s, __u32 si, struct rec_proc *r, struct task_struct *t,
-					struct file *exe, __u32 pos, bool args)
+static __always_inline void finish_proc(struct scratch *s, __u32 si, struct rec_proc *r,
+					struct task_struct *t, struct file *exe, __u32 pos,
+					bool args)
 {
 	struct op_stats *st = stats_of(OP_EXEC);
 	struct fs_struct *fs = BPF_CORE_READ(t, fs);
 	__u64 cgrp = cgroup_of(t);
 
 	if (args) {
-		unsigned long start = BPF_CORE_READ(t, mm, arg_start), end = BPF_CORE_READ(t, mm, arg_end);
+		unsigned long start = BPF_CORE_READ(t, mm, arg_start),
+			      end = BPF_CORE_READ(t, mm, arg_end);
 		__u64 len = end - start;
 
 		if (len > 4096) {
 			len = 4096;
 			r->flags |= PROC_ARGSCUT;
 		}
-		if (len && bpf_probe_read_user(&s->bytes[pos & (BYTES - 1)], len & 0x1fff, (void *)start)) {
+		if (len && bpf_probe_read_user(&s->bytes[pos & (BYTES - 1)], len & 0x1fff,
+					       (void *)start)) {
 			len = 0;
 			r->flags |= PROC_ARGSCUT; /* paged out since: said, not guessed */
 		}
@@ -170,7 +175,8 @@ static __always_inline void finish_proc(struct scratch *s, __u32 si, struct rec_
  */
 static __always_inline int judge_exec(struct scratch *s, __u32 si, struct file *file, __u8 rung)
 {
-	return judge_file(s, si, OP_EXEC, (__u64)BPF_CORE_READ(file, f_path.dentry), (__u64)BPF_CORE_READ(file, f_path.mnt),
+	return judge_file(s, si, OP_EXEC, (__u64)BPF_CORE_READ(file, f_path.dentry),
+			  (__u64)BPF_CORE_READ(file, f_path.mnt),
 			  (__u64)BPF_CORE_READ(file, f_inode), ACCESS_READ | ACCESS_EXEC, rung);
 }
 
@@ -217,7 +223,8 @@ int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *b
 	exe = bprm->file;
 	fill_proc(r, t, p, OP_EXEC);
 	pos = OFF_REC + sizeof(*r);
-	len = path_build(si, pos, (__u64)BPF_CORE_READ(exe, f_path.dentry), (__u64)BPF_CORE_READ(exe, f_path.mnt), 0);
+	len = path_build(si, pos, (__u64)BPF_CORE_READ(exe, f_path.dentry),
+			 (__u64)BPF_CORE_READ(exe, f_path.mnt), 0);
 	p->exe_len = len;
 	keep(s, p->exe, pos);
 	fill_exe(s, r, exe, len);
@@ -231,7 +238,8 @@ int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *b
 	filename = (__u64)BPF_CORE_READ(bprm, filename);
 	p->script_len = 0;
 	if (interp != filename) {
-		long n = bpf_probe_read_kernel_str(&s->bytes[pos & (BYTES - 1)], 4096, (void *)filename);
+		long n = bpf_probe_read_kernel_str(&s->bytes[pos & (BYTES - 1)], 4096,
+						   (void *)filename);
 
 		if (n > 1) {
 			p->script_len = n - 1;

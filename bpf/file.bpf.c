@@ -44,8 +44,8 @@ static __always_inline __u8 access_of(__u32 mode, __u32 flags)
  * verdict_file judges op on a file under all its names: s->v. The path stands behind the record, path_len and canon_len say how long
  * it and the canonical path at OFF_ALT are. Returns whether there is anything to act on or to report.
  */
-static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, __u64 dentry, __u64 mnt, __u64 inode,
-					__u8 access)
+static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, __u64 dentry,
+					__u64 mnt, __u64 inode, __u8 access)
 {
 	struct rec_file *r = (void *)&s->bytes[OFF_REC];
 	struct op_table *ot;
@@ -70,7 +70,8 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, _
 	set_be32(s, DIM_OWNER, r->inode.owner);
 	set_be16(s, DIM_MODE, r->inode.mode);
 	if (NEED(ot->need, DIM_FS))
-		set_dim(s, DIM_FS, OFF_SMALL + DIM_FS * 16, read_fs(s, OFF_SMALL + DIM_FS * 16, inode));
+		set_dim(s, DIM_FS, OFF_SMALL + DIM_FS * 16,
+			read_fs(s, OFF_SMALL + DIM_FS * 16, inode));
 	pos = OFF_REC + sizeof(*r);
 	if (NEED(ot->need, DIM_FILE_FLAGS)) {
 		/* Whether the file has a name is known by its path alone. */
@@ -106,8 +107,10 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, _
 				in = bpf_map_lookup_elem(&inodes, &k);
 				if (!in)
 					break;
-				bpf_probe_read_kernel(&s->bytes[OFF_TMP + n * NAME_BYTES], NAME_BYTES, in->name);
-				judge(si, OFF_TMP + n * NAME_BYTES, in->len & (NAME_BYTES - 1), 2 + n);
+				bpf_probe_read_kernel(&s->bytes[OFF_TMP + n * NAME_BYTES],
+						      NAME_BYTES, in->name);
+				judge(si, OFF_TMP + n * NAME_BYTES, in->len & (NAME_BYTES - 1),
+				      2 + n);
 			}
 		}
 	}
@@ -115,8 +118,8 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, _
 }
 
 /* judge_file judges op on a file, reports, and returns the action to take. */
-static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op, __u64 dentry, __u64 mnt, __u64 inode,
-				      __u8 access, __u8 rung)
+static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op, __u64 dentry,
+				      __u64 mnt, __u64 inode, __u8 access, __u8 rung)
 {
 	struct rec_file *r = (void *)&s->bytes[OFF_REC];
 	__u32 aoff = 0, pos = OFF_REC + sizeof(*r);
@@ -130,7 +133,9 @@ static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op, __u
 		aoff = OFF_ALT;
 		r->alias_len = clip(s->canon_len);
 	} else if (s->v.alias > 1) {
-		struct inode_key k = { .ino = r->inode.ino, .dev = r->inode.dev, .n = s->v.alias - 2 };
+		struct inode_key k = { .ino = r->inode.ino,
+				       .dev = r->inode.dev,
+				       .n = s->v.alias - 2 };
 		struct inode_name *in = bpf_map_lookup_elem(&inodes, &k);
 
 		aoff = OFF_TMP + (s->v.alias - 2) * NAME_BYTES;
@@ -143,7 +148,8 @@ static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op, __u
 	pos += r->alias_len;
 	r->fs_len = read_fs(s, pos, inode);
 	pos += r->fs_len;
-	return report(si, REC_FILE, rung, r->inode.ino ^ (__u64)r->inode.dev << 40 ^ access, pos - OFF_REC);
+	return report(si, REC_FILE, rung, r->inode.ino ^ (__u64)r->inode.dev << 40 ^ access,
+		      pos - OFF_REC);
 }
 
 /* enforces tells whether refusing without a verdict is right: some enforced rule judges the operation. */
@@ -167,7 +173,8 @@ static __always_inline bool idle(struct control *c, __u32 op)
 /* selftest tells whether this call is the one by which the agent proves the rung. */
 static __always_inline bool selftest(struct control *c, __u32 op)
 {
-	if (!c->selftest_tid || c->selftest_tid != (__u32)bpf_get_current_pid_tgid() || c->selftest_op != op)
+	if (!c->selftest_tid || c->selftest_tid != (__u32)bpf_get_current_pid_tgid() ||
+	    c->selftest_op != op)
 		return false;
 	__sync_fetch_and_add(&c->selftest_hits, 1);
 	return true;
@@ -204,8 +211,8 @@ static __always_inline int lsm_file(struct file *file, __u32 op, __u8 access)
 	if (!s)
 		return 0;
 	ret = deny_lsm(judge_file(s, si, op, (__u64)BPF_CORE_READ(file, f_path.dentry),
-				  (__u64)BPF_CORE_READ(file, f_path.mnt), (__u64)BPF_CORE_READ(file, f_inode), access,
-				  RUNG_LSM));
+				  (__u64)BPF_CORE_READ(file, f_path.mnt),
+				  (__u64)BPF_CORE_READ(file, f_inode), access, RUNG_LSM));
 	scratch_put(s);
 	return ret;
 }
@@ -234,6 +241,7 @@ __noinline int judge_open_once(__u32 si, __u64 file)
 
 	if (!s)
 		return 0;
-	return verdict_file(s, si, OP_OPEN, (__u64)BPF_CORE_READ(f, f_path.dentry), (__u64)BPF_CORE_READ(f, f_path.mnt),
-			    (__u64)BPF_CORE_READ(f, f_inode), access_of(BPF_CORE_READ(f, f_mode), BPF_CORE_READ(f, f_flags)));
+	return verdict_file(s, si, OP_OPEN, (__u64)BPF_CORE_READ(f, f_path.dentry),
+			    (__u64)BPF_CORE_READ(f, f_path.mnt), (__u64)BPF_CORE_READ(f, f_inode),
+			    access_of(BPF_CORE_READ(f, f_mode), BPF_CORE_READ(f, f_flags)));
 }

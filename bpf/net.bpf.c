@@ -89,9 +89,9 @@ static __always_inline int judge_net(struct scratch *s, __u32 si, __u32 op, __u8
 	r->remote_path_len = clip(r->remote_path_len);
 	r->local_path_len = clip(r->local_path_len);
 	return report(si, REC_NET, rung,
-		      *(__u64 *)&r->remote[8] ^ *(__u64 *)r->remote * 31 ^ (__u64)r->remote_port << 48 ^
-			      (__u64)r->local_port << 32 ^ r->family ^ r->protocol << 8 ^ r->remote_path_len << 16 ^
-			      r->local_path_len << 17,
+		      *(__u64 *)&r->remote[8] ^ *(__u64 *)r->remote * 31 ^
+			      (__u64)r->remote_port << 48 ^ (__u64)r->local_port << 32 ^ r->family ^
+			      r->protocol << 8 ^ r->remote_path_len << 16 ^ r->local_path_len << 17,
 		      pos - OFF_REC);
 }
 
@@ -117,7 +117,8 @@ static __always_inline __u32 put_unix(struct scratch *s, __u32 si, __u32 off, __
 }
 
 /* put_sk fills a record from a socket: what it is, and its ends as far as they are known. */
-static __always_inline void put_sk(struct scratch *s, __u32 si, struct rec_net *r, struct sock *sk, bool remote)
+static __always_inline void put_sk(struct scratch *s, __u32 si, struct rec_net *r, struct sock *sk,
+				   bool remote)
 {
 	r->family = BPF_CORE_READ(sk, __sk_common.skc_family);
 	r->type = BPF_CORE_READ(sk, sk_type);
@@ -127,7 +128,8 @@ static __always_inline void put_sk(struct scratch *s, __u32 si, struct rec_net *
 
 		if (peer)
 			r->remote_path_len = put_unix(s, si, OFF_NETSTR, peer);
-		r->local_path_len = put_unix(s, si, OFF_NETSTR + clip(r->remote_path_len), (__u64)sk);
+		r->local_path_len =
+			put_unix(s, si, OFF_NETSTR + clip(r->remote_path_len), (__u64)sk);
 		return;
 	}
 	if (r->family != AF_INET && r->family != AF_INET6)
@@ -142,7 +144,8 @@ static __always_inline void put_sk(struct scratch *s, __u32 si, struct rec_net *
 	} else {
 		BPF_CORE_READ_INTO((struct in6_addr *)r->local, sk, __sk_common.skc_v6_rcv_saddr);
 		if (remote)
-			BPF_CORE_READ_INTO((struct in6_addr *)r->remote, sk, __sk_common.skc_v6_daddr);
+			BPF_CORE_READ_INTO((struct in6_addr *)r->remote, sk,
+					   __sk_common.skc_v6_daddr);
 	}
 }
 
@@ -154,7 +157,8 @@ struct sockaddr_in_any {
 };
 
 /* put_addr overwrites one end of a record with a socket address in kernel memory; false when it has none that is judged. */
-static __always_inline bool put_addr(struct scratch *s, struct rec_net *r, void *addr, int len, bool remote)
+static __always_inline bool put_addr(struct scratch *s, struct rec_net *r, void *addr, int len,
+				     bool remote)
 {
 	struct sockaddr_in_any a = {};
 	__u8 *dst = remote ? r->remote : r->local;
@@ -166,7 +170,8 @@ static __always_inline bool put_addr(struct scratch *s, struct rec_net *r, void 
 	else
 		bpf_probe_read_kernel(&a, 8, addr);
 	/* A bind to AF_UNSPEC means AF_INET's any address on an IPv4 socket. */
-	if (a.family != AF_INET && a.family != AF_INET6 && !(a.family == AF_UNSPEC && !remote && r->family == AF_INET))
+	if (a.family != AF_INET && a.family != AF_INET6 &&
+	    !(a.family == AF_UNSPEC && !remote && r->family == AF_INET))
 		return false;
 	__builtin_memset(dst, 0, 16);
 	if (a.family == AF_INET6)
@@ -183,7 +188,11 @@ static __always_inline bool put_addr(struct scratch *s, struct rec_net *r, void 
 }
 
 /* Which end an address argument is, and whether the other end is read from the socket. */
-enum net_arg { ARG_NONE, ARG_REMOTE, ARG_LOCAL };
+enum net_arg {
+	ARG_NONE,
+	ARG_REMOTE,
+	ARG_LOCAL
+};
 
 static __always_inline int lsm_net(struct sock *sk, void *addr, int len, enum net_arg arg, __u32 op)
 {
@@ -222,8 +231,9 @@ static __always_inline int lsm_net(struct sock *sk, void *addr, int len, enum ne
 				s->bytes[OFF_NETSTR] = '@';
 				r->local_path_len = len;
 			} else {
-				long n = bpf_probe_read_kernel_str(&s->bytes[OFF_NETSTR], 109 < len + 1 ? 109 : (len + 1) & 0x7f,
-								   addr + 2);
+				long n = bpf_probe_read_kernel_str(
+					&s->bytes[OFF_NETSTR],
+					109 < len + 1 ? 109 : (len + 1) & 0x7f, addr + 2);
 
 				r->local_path_len = n > 1 ? n - 1 : 0;
 			}

@@ -11,7 +11,9 @@
 #include "engine.h"
 #include "compat.h"
 
-#define PATH_OTHER   (1 << 0) /* the file's mount is not its file system's first one: the canonical path may differ */
+#define PATH_OTHER \
+	(1         \
+	 << 0) /* the file's mount is not its file system's first one: the canonical path may differ */
 #define PATH_PSEUDO  (1 << 1) /* no directory entry: memfd, anonymous inode */
 #define PATH_DELETED (1 << 2) /* the directory entry was removed */
 #define PATH_LONG    (1 << 3)
@@ -73,7 +75,8 @@ static __always_inline void read_dentry(__u64 dentry, struct dentry_part *d)
 	struct dentry *p = (void *)dentry;
 
 	if (bpf_core_field_offset(p->d_name) == bpf_core_field_offset(p->d_parent) + 8) {
-		if (bpf_probe_read_kernel(d, sizeof(*d), (void *)dentry + bpf_core_field_offset(p->d_parent)))
+		if (bpf_probe_read_kernel(d, sizeof(*d),
+					  (void *)dentry + bpf_core_field_offset(p->d_parent)))
 			__builtin_memset(d, 0, sizeof(*d));
 		return;
 	}
@@ -100,7 +103,8 @@ __noinline int path_write(__u32 si, __u32 n)
 		if (!len)
 			continue; /* a mount was crossed */
 		s->bytes[s->path_pos & (BYTES - 1)] = '/';
-		bpf_probe_read_kernel(&s->bytes[(s->path_pos + 1) & (BYTES - 1)], len, (void *)c->name);
+		bpf_probe_read_kernel(&s->bytes[(s->path_pos + 1) & (BYTES - 1)], len,
+				      (void *)c->name);
 		s->path_pos += 1 + len;
 	}
 	return 0;
@@ -213,7 +217,8 @@ __noinline int path_build(__u32 si, __u32 off, __u64 dentry, __u64 vfsmnt, __u32
 	} else if (canonical && mi && mi->len > 1 && mi->len < NAME_BYTES) {
 		if (dev + mi->len > MAX_STRING)
 			s->path_flags |= PATH_LONG;
-		bpf_probe_read_kernel(&s->bytes[off & (BYTES - 1)], mi->len & (NAME_BYTES - 1), mi->path);
+		bpf_probe_read_kernel(&s->bytes[off & (BYTES - 1)], mi->len & (NAME_BYTES - 1),
+				      mi->path);
 		s->path_pos += mi->len;
 	}
 	path_write(si, n);

@@ -8,13 +8,14 @@
 
 #include "path.h"
 
-#define PROC_STR 256 /* bytes of a path kept with the process; a longer executable path is walked again when it is needed */
+#define PROC_STR \
+	256 /* bytes of a path kept with the process; a longer executable path is walked again when it is needed */
 
 struct proc {
 	__u64 exec_id;
 	__u64 parent_exec_id;
 	__u64 start;
-	__u64 caps;    /* the facts for which cls was computed */
+	__u64 caps; /* the facts for which cls was computed */
 	__u64 cgroup_id;
 	__u32 euid, egid, login;
 	__u32 gen;
@@ -64,7 +65,12 @@ struct {
 } stats SEC(".maps");
 
 /* Things that should not happen, counted. */
-enum err { ERR_SCRATCH, ERR_PROC, ERR_TOO_LONG, NUM_ERRS = 8 };
+enum err {
+	ERR_SCRATCH,
+	ERR_PROC,
+	ERR_TOO_LONG,
+	NUM_ERRS = 8
+};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -116,7 +122,8 @@ static __always_inline __u64 cgroup_of(struct task_struct *t)
 
 		id = bpf_core_enum_value(enum cgroup_subsys_id___pavise, memory_cgrp_id___pavise);
 		bpf_probe_read_kernel(&css, sizeof(css),
-				      (void *)set + bpf_core_field_offset(struct css_set, subsys) + id * 8);
+				      (void *)set + bpf_core_field_offset(struct css_set, subsys) +
+					      id * 8);
 		if (css) {
 			struct cgroup *v1 = BPF_CORE_READ(css, cgroup);
 
@@ -153,8 +160,9 @@ __noinline int cgroup_path(__u32 si, __u32 off, __u64 cgrp)
 		if (i >= n)
 			break;
 		s->bytes[s->path_pos & (BYTES - 1)] = '/';
-		len = bpf_probe_read_kernel_str(&s->bytes[(s->path_pos + 1) & (BYTES - 1)], NAME_BYTES,
-						(void *)s->comps[(n - 1 - i) & (CGROUP_DEPTH - 1)].name);
+		len = bpf_probe_read_kernel_str(
+			&s->bytes[(s->path_pos + 1) & (BYTES - 1)], NAME_BYTES,
+			(void *)s->comps[(n - 1 - i) & (CGROUP_DEPTH - 1)].name);
 		s->path_pos += len < 1 ? 1 : len;
 		if (s->path_pos - off > 2048 - NAME_BYTES)
 			return MAX_STRING + 1;
@@ -178,7 +186,8 @@ static __always_inline __u64 read_caps(const struct cred *c)
 {
 	__u64 caps = 0;
 
-	bpf_probe_read_kernel(&caps, sizeof(caps), (void *)c + bpf_core_field_offset(struct cred, cap_effective));
+	bpf_probe_read_kernel(&caps, sizeof(caps),
+			      (void *)c + bpf_core_field_offset(struct cred, cap_effective));
 	return caps;
 }
 
@@ -208,7 +217,8 @@ static __always_inline __u8 exe_flags(struct scratch *s, __u32 links)
 }
 
 /* found fills the identity of a task that already ran, from what the kernel still knows of its exec. Its strings go to OFF_ALT and are left there. */
-static __always_inline __u32 found(struct scratch *s, __u32 si, struct task_struct *t, struct proc *p)
+static __always_inline __u32 found(struct scratch *s, __u32 si, struct task_struct *t,
+				   struct proc *p)
 {
 	struct mm_struct *mm = BPF_CORE_READ(t, mm);
 	__u32 len = 0;
@@ -282,8 +292,10 @@ __noinline int subject(__u32 si)
 		stale = need;
 	if (need & (1U << DIM_UID | 1U << DIM_GID | 1U << DIM_LOGIN | 1U << DIM_CAPS)) {
 		read_facts(t, &f);
-		if (stale || f.euid != p->euid || f.egid != p->egid || f.login != p->login || f.caps != p->caps) {
-			stale |= need & (1U << DIM_UID | 1U << DIM_GID | 1U << DIM_LOGIN | 1U << DIM_CAPS);
+		if (stale || f.euid != p->euid || f.egid != p->egid || f.login != p->login ||
+		    f.caps != p->caps) {
+			stale |= need &
+				 (1U << DIM_UID | 1U << DIM_GID | 1U << DIM_LOGIN | 1U << DIM_CAPS);
 			p->euid = f.euid;
 			p->egid = f.egid;
 			p->login = f.login;
@@ -324,7 +336,8 @@ __noinline int subject(__u32 si)
 		__builtin_memcpy(&s->bytes[OFF_PARENT_EXE], p->parent_exe, PROC_STR);
 	}
 	if (NEED(stale, DIM_SCRIPT)) {
-		set_dim(s, DIM_SCRIPT, OFF_SCRIPT, p->script_len < PROC_STR ? p->script_len : MAX_STRING + 1);
+		set_dim(s, DIM_SCRIPT, OFF_SCRIPT,
+			p->script_len < PROC_STR ? p->script_len : MAX_STRING + 1);
 		__builtin_memcpy(&s->bytes[OFF_SCRIPT], p->script, PROC_STR);
 	}
 	if (NEED(stale, DIM_PROC_FLAGS))
@@ -427,7 +440,8 @@ struct {
 } folds SEC(".maps");
 
 /* send puts a finished record, at OFF_REC, into its ring and counts it. */
-static __always_inline void send(struct scratch *s, struct rec_hdr *h, __u32 len, bool is_critical, bool wake)
+static __always_inline void send(struct scratch *s, struct rec_hdr *h, __u32 len, bool is_critical,
+				 bool wake)
 {
 	struct op_stats *st = stats_of(h->op);
 	long err;
@@ -438,7 +452,8 @@ static __always_inline void send(struct scratch *s, struct rec_hdr *h, __u32 len
 		len = OFF_ALT - OFF_REC;
 	/* Readers poll every few milliseconds: waking them for each record would cost the processes that are watched. */
 	if (is_critical)
-		err = bpf_ringbuf_output(&critical, h, len, wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+		err = bpf_ringbuf_output(&critical, h, len,
+					 wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 	else
 		err = bpf_ringbuf_output(&telemetry, h, len, BPF_RB_NO_WAKEUP);
 	if (!st)

@@ -48,7 +48,9 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 	c = ctl();
 	if (!c || !(c->hooks & 1 << (op & 31)))
 		return 0;
-	fd = op == OP_OPEN || op == OP_ACCEPT ? ret : reg_at(regs, compat ? regs_arg0_off_compat : regs_arg0_off);
+	fd = op == OP_OPEN || op == OP_ACCEPT
+		     ? ret
+		     : reg_at(regs, compat ? regs_arg0_off_compat : regs_arg0_off);
 	f = file_of(t, fd);
 	if (!f)
 		return 0;
@@ -70,8 +72,10 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 		return 0;
 	if (op == OP_OPEN) {
 		act = judge_file(s, si, OP_OPEN, (__u64)BPF_CORE_READ(f, f_path.dentry),
-				 (__u64)BPF_CORE_READ(f, f_path.mnt), (__u64)BPF_CORE_READ(f, f_inode),
-				 access_of(BPF_CORE_READ(f, f_mode), BPF_CORE_READ(f, f_flags)), RUNG_KILL);
+				 (__u64)BPF_CORE_READ(f, f_path.mnt),
+				 (__u64)BPF_CORE_READ(f, f_inode),
+				 access_of(BPF_CORE_READ(f, f_mode), BPF_CORE_READ(f, f_flags)),
+				 RUNG_KILL);
 	} else if ((BPF_CORE_READ(f, f_inode, i_mode) & S_IFMT) == S_IFSOCK) {
 		struct socket *sock = BPF_CORE_READ(f, private_data);
 		struct rec_net *r = net_rec(s);
@@ -131,7 +135,7 @@ struct opened {
 	__u32 fd;
 	__u32 count;
 	__u32 action; /* of the last */
-	__u64 ns;     /* for all */
+	__u64 ns; /* for all */
 	__u64 ino;
 	__u32 dev;
 	__u32 links;

@@ -33,7 +33,8 @@ int run_judge(void *ctx)
 {
 	__u32 zero = 0;
 	struct test_judge *in = bpf_map_lookup_elem(&test_judges, &zero);
-	struct proc *p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct proc *p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0,
+					      BPF_LOCAL_STORAGE_GET_F_CREATE);
 	struct tables *t;
 	struct scratch *s;
 	__u32 side;
@@ -67,7 +68,8 @@ int run_judge(void *ctx)
 	if (judge_early_with(si, in->op, 1)) {
 		judge(si, s->dim_off[DIM_PATH], s->dim_len[DIM_PATH], 0);
 		for (int n = 0; n < 4; n++) {
-			if (n >= in->n_alias || !NEED(t->ops[s->op & (NUM_JUDGED - 1)].need, DIM_PATH))
+			if (n >= in->n_alias ||
+			    !NEED(t->ops[s->op & (NUM_JUDGED - 1)].need, DIM_PATH))
 				break;
 			judge(si, OFF_REC + in->alias_off[n], in->alias_len[n], 1 + n);
 		}

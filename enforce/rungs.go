@@ -101,7 +101,7 @@ func (e *Enforcer) probe(r pavise.Rung) error {
 	switch r {
 	case pavise.RungLSM:
 		return e.try("probe_lsm", func() error {
-			if _, err := unix.Getpgid(0); !errors.Is(err, unix.EPERM) {
+			if _, err := unix.Getpgid(unix.Getpid()); !errors.Is(err, unix.EPERM) {
 				return errors.New("the program was attached and is not called: \"bpf\" is not in the kernel's list of security modules (lsm= on its command line)")
 			}
 			return nil
@@ -115,7 +115,7 @@ func (e *Enforcer) probe(r pavise.Rung) error {
 		})
 	case pavise.RungKillOnReturn:
 		return e.try("probe_return", func() error {
-			got, err := signalled(func() { _, _ = unix.Getpgid(0) })
+			got, err := signalled(func() { _, _ = unix.Getpgid(unix.Getpid()) })
 			if err == nil && !got {
 				err = errors.New("the program was attached and its signal does not arrive")
 			}

@@ -218,6 +218,8 @@ func (k *fakeKernel) Read(ctx context.Context, fn func([]byte) error) error {
 	}
 }
 
+func (k *fakeKernel) Refresh() error { return nil }
+
 func (k *fakeKernel) Counters() (c enforce.Counters, err error) {
 	c.RuleHits = []uint64{7}
 	return c, nil
