@@ -1,7 +1,7 @@
 //go:build ignore
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Processes: tp_btf fork, exec, exit, and iter/task for what already runs. Attached always: identity depends on them. When task storage
+ * Processes: tp_btf newtask, exec, exit, and iter/task for what already runs. Attached always: identity depends on them. When task storage
  * cannot be had, the thread is identified at its first judgement, or judged strictly (proc.h). process.exec is judged at
  * lsm/bprm_check_security, or here, in sched_process_exec, on the kill-on-return rung: the process is killed before its first instruction.
  */
@@ -60,9 +60,11 @@ static __always_inline void fill_proc(struct rec_proc *r, struct task_struct *t,
 	bpf_probe_read_kernel_str(r->comm, sizeof(r->comm), t->comm);
 }
 
-SEC("tp_btf/sched_process_fork")
-int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+/* task_newtask and not sched_process_fork, which does not see io_uring's workers (create_io_thread). */
+SEC("tp_btf/task_newtask")
+int BPF_PROG(on_fork, struct task_struct *child, unsigned long clone_flags)
 {
+	struct task_struct *parent = bpf_get_current_task_btf();
 	struct proc *pp, *p;
 	struct scratch *s;
 	int si;
