@@ -11,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/decode"
 	"github.com/pavise-project/pavise/internal/kerntest"
@@ -80,6 +83,11 @@ func newEffect() (*effect, error) {
 		fmt.Fprintln(os.Stderr, "the enforcer under test is past its deadline")
 		os.Exit(3) // its programs go with it
 	})
+	if kerntest.VM() != "" {
+		if err := steady(); err != nil {
+			return nil, err
+		}
+	}
 	if x.e, err = Open(context.Background(), Options{}); err != nil {
 		return nil, err
 	}
@@ -105,6 +113,28 @@ func newEffect() (*effect, error) {
 	}()
 	return x, nil
 }
+
+// steady keeps two programs on sys_exit, so that a third comes and goes without the kernel's code being patched (kernel/tracepoint.c): of
+// processors that run the code meanwhile, QEMU's emulated ones can stumble over the breakpoint of a patch that is done ("Oops: int3").
+func steady() error {
+	for range 2 {
+		p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+			Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp, AttachTo: "sys_exit", License: "GPL",
+			Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+		})
+		if err != nil {
+			return err
+		}
+		l, err := link.AttachTracing(link.TracingOptions{Program: p})
+		if err != nil {
+			return err
+		}
+		steadied = append(steadied, p, l)
+	}
+	return nil
+}
+
+var steadied []any // until the process ends
 
 func (x *effect) stop() {
 	x.end()
