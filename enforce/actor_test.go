@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -316,6 +317,29 @@ func init() {
 				return "", err
 			}
 			return readFD(unix.Open(a[1]+"/all/"+a[2], readOnly, 0))
+		},
+		"deep": func(a []string) (string, error) { // DIR COMPONENT COUNT: a file below so many directories
+			fd, err := unix.Open(a[0], unix.O_PATH|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return "", err
+			}
+			n, err := strconv.Atoi(a[2])
+			if err != nil {
+				return "", err
+			}
+			for range n {
+				if err := unix.Mkdirat(fd, a[1], 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+					return "", err
+				}
+				next, err := unix.Openat(fd, a[1], unix.O_PATH|unix.O_CLOEXEC, 0)
+				unix.Close(fd)
+				if err != nil {
+					return "", err
+				}
+				fd = next
+			}
+			defer unix.Close(fd)
+			return readFD(unix.Openat(fd, "f", unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600))
 		},
 		"handle": func(a []string) (string, error) {
 			h, _, err := unix.NameToHandleAt(unix.AT_FDCWD, a[0], 0)

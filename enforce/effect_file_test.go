@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/pavise-project/pavise"
@@ -298,4 +299,70 @@ func TestKernelFileModes(t *testing.T) {
 		x.applyText(t, x.text("mode: enforce\n  fallback: monitor", fmt.Sprintf("on: [file.open], action: deny, when: 'file.path == %q'", file)))
 		done(t, x.subject, secret, "read", file)
 	})
+}
+
+// TestKernelFileDeep: a path that is too long to judge exactly is judged strictly: every deny holds.
+func TestKernelFileDeep(t *testing.T) {
+	x := theEffect(t)
+	x.needs(t, pavise.OpOpen)
+	dir := x.place(t)
+	long := strings.Repeat("n", 250)
+	must(t, os.Mkdir(filepath.Join(dir, "a"), 0o755))
+	must(t, os.Mkdir(filepath.Join(dir, "b"), 0o755))
+	wide := []string{filepath.Join(dir, "a"), long, "17"}  // 4,250 bytes
+	many := []string{filepath.Join(dir, "b"), "n", "300"}  // 300 components
+	short := []string{filepath.Join(dir, "b"), "s", "100"} // of them
+	both := []string{filepath.Join(dir, "a"), "s", "1000"} // both
+	for _, a := range [][]string{wide, many, short, both} {
+		done(t, x.subject, "", "deep", a...)
+	}
+	x.apply(t, fmt.Sprintf("on: [file.open], action: deny, when: 'file.path == %q'", filepath.Join(dir, "none")))
+	for _, a := range [][]string{wide, many, both} {
+		x.stopped(t, pavise.OpOpen, "deep", a...)
+		done(t, x.other, "", "deep", a...)
+	}
+	done(t, x.subject, "", "deep", short...)
+	x.forget()
+	x.apply(t, fmt.Sprintf("on: [file.open], action: deny, when: 'file.path.under(%q)'", dir))
+	for _, a := range [][]string{wide, short} {
+		x.stopped(t, pavise.OpOpen, "deep", a...)
+	}
+	x.event(t, "the long path", func(e *pavise.Event) bool { return e.File.Truncated })
+}
+
+// TestKernelFileOverlay: a file of an overlay keeps its protection when writing copies it up.
+func TestKernelFileOverlay(t *testing.T) {
+	x := theEffect(t)
+	x.needs(t, pavise.OpOpen)
+	dir := x.place(t)
+	at := func(s string) string { return filepath.Join(dir, s) }
+	must(t, unix.Mount("effect", dir, "tmpfs", 0, ""))
+	t.Cleanup(func() { _ = unix.Unmount(at("all"), unix.MNT_DETACH); _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	for _, d := range []string{"low", "up", "work", "all", "target"} {
+		must(t, os.Mkdir(at(d), 0o755))
+	}
+	write(t, at("low/secret"), secret)
+	must(t, unix.Mount("effect", at("all"), "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", at("low"), at("up"), at("work"))))
+	must(t, x.e.Refresh())
+	file := at("all/secret")
+	done(t, x.subject, secret, "read", file)
+	x.apply(t, fmt.Sprintf("on: [file.open], action: deny, when: 'file.path == %q'", file))
+	check := func() {
+		t.Helper()
+		x.stopped(t, pavise.OpOpen, "read", file)
+		x.stopped(t, pavise.OpOpen, "bind", at("all"), at("target"), at("target/secret"))
+		done(t, x.other, secret, "read", file)
+	}
+	check()
+	done(t, x.other, "", "open", file, "rdwr") // copies it up
+	if _, err := os.Lstat(at("up/secret")); err != nil {
+		t.Fatal(err)
+	}
+	check()
+	must(t, x.e.Refresh())
+	must(t, os.Link(file, at("all/link")))
+	x.stopped(t, pavise.OpOpen, "read", at("all/link"))
+	check()
+	// The layers are other files: docs/THREATS.md.
+	done(t, x.subject, secret, "read", at("up/secret"))
 }
