@@ -149,8 +149,7 @@ static __always_inline void finish_proc(struct scratch *s, __u32 si, struct rec_
 			len = 4096;
 			r->flags |= PROC_ARGSCUT;
 		}
-		if (len && bpf_probe_read_user(&s->bytes[pos & (BYTES - 1)], len & 0x1fff,
-					       (void *)start)) {
+		if (len && bpf_probe_read_user(at(s, pos), len & 0x1fff, (void *)start)) {
 			len = 0;
 			r->flags |= PROC_ARGSCUT; /* paged out since: said, not guessed */
 		}
@@ -238,8 +237,7 @@ int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *b
 	filename = (__u64)BPF_CORE_READ(bprm, filename);
 	p->script_len = 0;
 	if (interp != filename) {
-		long n = bpf_probe_read_kernel_str(&s->bytes[pos & (BYTES - 1)], 4096,
-						   (void *)filename);
+		long n = bpf_probe_read_kernel_str(at(s, pos), 4096, (void *)filename);
 
 		if (n > 1) {
 			p->script_len = n - 1;

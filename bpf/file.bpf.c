@@ -143,8 +143,7 @@ static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op, __u
 			r->alias_len = in->len & (NAME_BYTES - 1);
 	}
 	if (r->alias_len)
-		bpf_probe_read_kernel(&s->bytes[pos & (BYTES - 1)], r->alias_len & 0xfff,
-				      &s->bytes[aoff & (BYTES - 1)]);
+		bpf_probe_read_kernel(at(s, pos), r->alias_len & 0xfff, at(s, aoff));
 	pos += r->alias_len;
 	r->fs_len = read_fs(s, pos, inode);
 	pos += r->fs_len;

@@ -139,8 +139,7 @@ struct opened {
 	__u64 ino;
 	__u32 dev;
 	__u32 links;
-	__u32 path_len;
-	__u8 path[4096];
+	__u32 pad;
 };
 
 struct {
