@@ -216,6 +216,7 @@ struct verdict {
 #define BYTES	  32768
 #define OFF_SMALL 0
 #define OFF_REC	  512
+#define OFF_EXTRA 12288
 #define OFF_ALT	  24576
 #define OFF_TMP	  28672
 #define MAX_COMPS 256 /* components and mounts of a path */
@@ -248,6 +249,8 @@ struct scratch {
 	__u32 path_pos;
 	__u32 path_len; /* of the first name */
 	__u32 canon_len; /* of the canonical one */
+	__u32 extra_len; /* of the one at OFF_EXTRA, 0 for none */
+	__u32 pad;
 	struct comp comps[MAX_COMPS];
 	__u8 bytes[BYTES + 4096 + 16];
 };

@@ -290,6 +290,8 @@ type KernelScratch struct {
 	PathPos   uint32
 	PathLen   uint32
 	CanonLen  uint32
+	ExtraLen  uint32
+	Pad       uint32
 	_         [4]byte
 	Comps     [256]struct {
 		_    structs.HostLayout

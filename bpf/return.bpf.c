@@ -70,6 +70,7 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 	s = scratch_at(si);
 	if (!s)
 		return 0;
+	s->extra_len = 0;
 	if (op == OP_OPEN) {
 		act = judge_file(s, si, OP_OPEN, (__u64)BPF_CORE_READ(f, f_path.dentry),
 				 (__u64)BPF_CORE_READ(f, f_path.mnt),

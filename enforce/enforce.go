@@ -58,7 +58,7 @@ func Open(ctx context.Context, o Options) (*Enforcer, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Enforcer{k: k, log: log, names: names{}}
+	e := &Enforcer{k: k, log: log, names: names{byPath: map[string]*named{}}}
 	if e.rings, err = k.NewRings(); err != nil {
 		return nil, errors.Join(err, k.Close())
 	}
