@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -210,6 +211,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 			cancel(fmt.Errorf("serve %s: %w", a.cfg.Socket, err))
 		}
 	})
+	debug.FreeOSMemory() // what loading needed
 	if a.cfg.OnReady != nil {
 		a.cfg.OnReady(a.status())
 	}
