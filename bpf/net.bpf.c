@@ -340,9 +340,12 @@ int BPF_PROG(lsm_unix_connect, struct sock *sk, struct sock *other, struct sock 
 SEC("lsm/unix_may_send")
 int BPF_PROG(lsm_unix_send, struct socket *sock, struct socket *other, int ret)
 {
-	if (ret)
+	struct sock *sk = sock->sk, *to = other->sk;
+
+	/* The verifier wants both seen, since 6.9 or so. */
+	if (ret || !sk || !to)
 		return ret;
-	return unix_op(sock->sk, other->sk, OP_SEND);
+	return unix_op(sk, to, OP_SEND);
 }
 
 /* The cgroup rung. 1 lets the call go on, 0 refuses it with EPERM. */
