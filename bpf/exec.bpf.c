@@ -173,7 +173,7 @@ static __always_inline void finish_proc(struct scratch *s, __u32 si, struct rec_
 
 /*
  * script_path writes the path of a script, from the name that execve was given, at bytes[off] and returns its length: as it stands when it is absolute,
- * behind the working directory otherwise. It is not resolved further: the kernel has let go of the script's file here. (lsm/bprm_check_security sees the file.)
+ * behind the working directory otherwise, without "./" at its beginning. It is not resolved further: the kernel has let go of the script's file here. (lsm/bprm_check_security sees the file.)
  */
 __noinline int script_path(__u32 si, __u32 off, __u64 filename)
 {
@@ -185,6 +185,14 @@ __noinline int script_path(__u32 si, __u32 off, __u64 filename)
 
 	if (!s)
 		return 0;
+	for (int i = 0; i < 4; i++) {
+		char dot[2] = {};
+
+		bpf_probe_read_kernel(dot, 2, (void *)filename);
+		if (dot[0] != '.' || dot[1] != '/')
+			break;
+		filename += 2;
+	}
 	bpf_probe_read_kernel(&first, 1, (void *)filename);
 	if (first != '/') {
 		fs = BPF_CORE_READ(bpf_get_current_task_btf(), fs);
