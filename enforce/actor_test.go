@@ -356,7 +356,13 @@ func init() {
 		"uring":       func(a []string) (string, error) { return readFD(uringOpen(a[0], 0)) },
 		"uring-async": func(a []string) (string, error) { return readFD(uringOpen(a[0], iosqeAsync)) },
 		"spawn":       func(a []string) (string, error) { return spawn(a[0], a, nil) },
-		"exec":        func(a []string) (string, error) { return "", unix.Exec(a[0], a, os.Environ()) },
+		"spawn-in": func(a []string) (string, error) { // DIR PROGRAM ARG...
+			if err := unix.Chdir(a[0]); err != nil {
+				return "", err
+			}
+			return spawn(a[1], a[1:], nil)
+		},
+		"exec": func(a []string) (string, error) { return "", unix.Exec(a[0], a, os.Environ()) },
 		"spawn-memfd": func(a []string) (string, error) { // PROGRAM ARG...: a copy of it in memory
 			b, err := os.ReadFile(a[0])
 			if err != nil {
