@@ -1,6 +1,7 @@
 package enforce
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/pavise-project/pavise/internal/kerntest"
 	"golang.org/x/sys/unix"
@@ -341,6 +343,40 @@ func init() {
 			defer unix.Close(fd)
 			return readFD(unix.Openat(fd, "f", unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600))
 		},
+		"shared": func(a []string) (string, error) { // a process that shares only the descriptors opens the file
+			p, err := unix.BytePtrFromString(a[0])
+			if err != nil {
+				return "", err
+			}
+			pid, e := cloneOpen(p)
+			if e != 0 {
+				return "", e
+			}
+			var st unix.WaitStatus
+			if _, err := unix.Wait4(pid, &st, 0, nil); err != nil {
+				return "", err
+			}
+			if st.Exited() && st.ExitStatus() != 0 {
+				return "", syscall.Errno(st.ExitStatus())
+			}
+			defer unix.Close(sharedFD)
+			return readFD(unix.Dup(sharedFD))
+		},
+		"unprivileged": func([]string) (string, error) { // opens an Enforcer
+			if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, 65534, 65534, 65534); e != 0 {
+				return "", e
+			}
+			return "", openTell(ErrPrivileges)
+		},
+		"no-btf": func([]string) (string, error) {
+			if err := apart(); err != nil {
+				return "", err
+			}
+			if err := unix.Mount("none", "/sys/kernel/btf", "tmpfs", 0, ""); err != nil {
+				return "", err
+			}
+			return "", openTell(ErrUnsupported)
+		},
 		"handle": func(a []string) (string, error) {
 			h, _, err := unix.NameToHandleAt(unix.AT_FDCWD, a[0], 0)
 			if err != nil {
@@ -406,6 +442,46 @@ func init() {
 	}
 	for name, d := range netDeeds {
 		deeds[name] = d
+	}
+}
+
+// openTell opens an Enforcer and expects this error, whose text it returns as its own.
+func openTell(want error) error {
+	e, err := Open(context.Background(), Options{})
+	if err == nil {
+		_ = e.Close()
+		return nil
+	}
+	if !errors.Is(err, want) {
+		return fmt.Errorf("another error: %s", err)
+	}
+	return fmt.Errorf("as it should: %s", err)
+}
+
+// sharedFD is out of the way of the others.
+const sharedFD = 200
+
+// cloneOpen opens a file as sharedFD in a process that shares the descriptor table and nothing else. The child may only make raw system calls.
+//
+//go:norace
+//go:noinline
+func cloneOpen(path *byte) (int, syscall.Errno) {
+	pid, _, e := syscall.RawSyscall6(unix.SYS_CLONE, unix.CLONE_FILES|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+	if e != 0 || pid != 0 {
+		return int(pid), e
+	}
+	null := [...]byte{'/', 'd', 'e', 'v', '/', 'n', 'u', 'l', 'l', 0}
+	at := unix.AT_FDCWD
+	for { // the lowest free descriptor is sharedFD once those below are taken
+		fd, _, e := syscall.RawSyscall6(unix.SYS_OPENAT, uintptr(at), uintptr(unsafe.Pointer(&null[0])), unix.O_RDONLY, 0, 0, 0)
+		if e != 0 || fd >= sharedFD {
+			syscall.RawSyscall(unix.SYS_CLOSE, fd, 0, 0)
+			break
+		}
+	}
+	_, _, e = syscall.RawSyscall6(unix.SYS_OPENAT, uintptr(at), uintptr(unsafe.Pointer(path)), unix.O_RDONLY, 0, 0, 0)
+	for {
+		syscall.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(e), 0, 0)
 	}
 }
 

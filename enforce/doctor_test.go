@@ -67,6 +67,19 @@ func TestKernelDoctorSkip(t *testing.T) {
 	}
 }
 
+// TestKernelRefusal: without privileges or BTF, Open says so.
+func TestKernelRefusal(t *testing.T) {
+	x := theEffect(t)
+	for deed, want := range map[string]string{"unprivileged": "no privileges: run as root", "no-btf": "it has no BTF at /sys/kernel/btf/vmlinux"} {
+		x.other.stop() // what was found once is kept
+		if o := x.other.do(t, deed); !strings.HasPrefix(o.Err, "as it should: ") || !strings.Contains(o.Err, want) {
+			t.Errorf("%s: %s", deed, o)
+		} else {
+			t.Log(o.Err)
+		}
+	}
+}
+
 // TestKernelOldRefusal: below the floor, Open says what is missing and leaves nothing.
 func TestKernelOldRefusal(t *testing.T) {
 	kerntest.Require(t, kerntest.Old, kerntest.Root)

@@ -74,6 +74,7 @@ func TestKernelFileAliases(t *testing.T) {
 		ways = append(ways,
 			way{name: "io_uring", deed: "uring", args: []string{file}, path: file},
 			way{name: "io_uring's worker", deed: "uring-async", args: []string{file}, path: file},
+			way{name: "shared descriptors", deed: "shared", args: []string{file}, path: file},
 			way{name: "lower file of an overlay", deed: "overlay", args: []string{at("p"), at("over"), "secret"}})
 	}
 
@@ -91,7 +92,7 @@ func TestKernelFileAliases(t *testing.T) {
 			pid := x.subject.pid(t)
 			x.stopped(t, pavise.OpOpen, w.deed, w.args...)
 			done(t, x.other, secret, w.deed, w.args...)
-			e := x.event(t, w.name, func(e *pavise.Event) bool { return e.PID == pid })
+			e := x.event(t, w.name, func(e *pavise.Event) bool { return e.PID == pid || w.deed == "shared" })
 			action := pavise.ActionDeny
 			if rung == pavise.RungKillOnReturn {
 				action = pavise.ActionKill
@@ -132,6 +133,8 @@ func TestKernelFileAliases(t *testing.T) {
 		t.Run("not covered at kill-on-return", func(t *testing.T) {
 			done(t, x.subject, secret, "uring", file)
 			done(t, x.subject, secret, "overlay", at("p"), at("over"), "secret")
+			// The process that opened it is dead, its descriptor is not.
+			done(t, x.subject, secret, "shared", file)
 		})
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -70,6 +71,7 @@ func TestKernelConnect(t *testing.T) {
 		{"UDP, IPv6", "connect-udp", []string{v6}},
 		{"after AF_UNSPEC", "connect-again", []string{other, to}},
 		{"MSG_FASTOPEN", "fastopen", []string{to}},
+		{"MPTCP", "connect-mptcp", []string{to}},
 		{"another network namespace", "connect-elsewhere", []string{to}},
 		{"io_uring's worker", "connect-uring", []string{to}},
 	}
@@ -178,6 +180,8 @@ func TestKernelUnix(t *testing.T) {
 		x.apply(t, fmt.Sprintf("on: [net.bind], action: deny, when: 'net.local.path == %q'", name))
 		x.stoppedBy(t, rung, "bind-tcp", name)
 		done(t, x.subject, "", "bind-tcp", filepath.Join(dir, "other"))
+		_ = os.Remove(name)
+		x.stoppedBy(t, rung, "bind-in", dir, "made")
 	})
 	t.Run("send", func(t *testing.T) {
 		if rung != pavise.RungLSM {
@@ -296,4 +300,15 @@ func TestKernelSend(t *testing.T) {
 			}
 		})
 	}
+	t.Run("raw", func(t *testing.T) {
+		x.apply(t)
+		done(t, x.subject, "", "send-raw", "127.0.0.1:0")
+		x.apply(t, `on: [net.send], action: deny, when: 'net.remote.address == "127.0.0.1" && net.type == "raw"'`)
+		if rung == pavise.RungLSM {
+			x.stopped(t, pavise.OpSend, "send-raw", "127.0.0.1:0")
+		} else {
+			done(t, x.subject, "", "send-raw", "127.0.0.1:0") // docs/THREATS.md
+		}
+		done(t, x.other, "", "send-raw", "127.0.0.1:0")
+	})
 }

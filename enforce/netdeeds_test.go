@@ -56,6 +56,41 @@ var kept = map[string]int{}
 
 var netDeeds = map[string]func(a []string) (string, error){
 	"connect": func(a []string) (string, error) { return do(a[0], unix.SOCK_STREAM, unix.Connect) },
+	"connect-mptcp": func(a []string) (string, error) {
+		family, sa, err := sockaddr(a[0])
+		if err != nil {
+			return "", err
+		}
+		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(fd)
+		return "", unix.Connect(fd, sa)
+	},
+	"send-raw": func(a []string) (string, error) { // an echo request by a raw socket
+		_, sa, err := sockaddr(a[0])
+		if err != nil {
+			return "", err
+		}
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(fd)
+		return "", unix.Sendto(fd, []byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0}, 0, sa)
+	},
+	"bind-in": func(a []string) (string, error) { // DIR NAME
+		if err := unix.Chdir(a[0]); err != nil {
+			return "", err
+		}
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(fd)
+		return "", unix.Bind(fd, &unix.SockaddrUnix{Name: a[1]})
+	},
 	"connect-udp": func(a []string) (string, error) {
 		return do(a[0], unix.SOCK_DGRAM, unix.Connect)
 	},
