@@ -48,10 +48,10 @@ static __always_inline __u8 access_of(__u32 mode, __u32 flags)
 
 /*
  * verdict_file judges op on a file under all its names: s->v. The path stands behind the record, path_len and canon_len say how long
- * it and the canonical path at OFF_ALT are. Returns whether there is anything to act on or to report.
+ * it and the canonical path at OFF_ALT are. known: the thread has an identity, or does not get one (programs that sleep cannot give it). Returns whether there is anything to act on or to report.
  */
 static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, __u64 dentry,
-					__u64 mnt, __u64 inode, __u8 access)
+					__u64 mnt, __u64 inode, __u8 access, bool known)
 {
 	struct rec_file *r = (void *)&s->bytes[OFF_REC];
 	struct op_table *ot;
@@ -83,10 +83,10 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, _
 		/* Whether the file has a name is known by its path alone. */
 		len = path_build(si, pos, dentry, mnt, 0);
 		set_u8(s, DIM_FILE_FLAGS, exe_flags(s, r->inode.links));
-		if (!judge_early(si, op))
+		if (!(known ? judge_early_with(si, op, 0) : judge_early(si, op)))
 			return 0;
 	} else {
-		if (!judge_early(si, op))
+		if (!(known ? judge_early_with(si, op, 0) : judge_early(si, op)))
 			return 0;
 		len = path_build(si, pos, dentry, mnt, 0);
 	}
@@ -132,7 +132,7 @@ static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op, __u
 	struct rec_file *r = (void *)&s->bytes[OFF_REC];
 	__u32 aoff = 0, pos = OFF_REC + sizeof(*r);
 
-	if (!verdict_file(s, si, op, dentry, mnt, inode, access))
+	if (!verdict_file(s, si, op, dentry, mnt, inode, access, false))
 		return 0;
 	r->path_len = clip(s->path_len);
 	pos += r->path_len;
@@ -255,5 +255,5 @@ __noinline int judge_open_once(__u32 si, __u64 file)
 	s->extra_len = 0;
 	return verdict_file(s, si, OP_OPEN, (__u64)BPF_CORE_READ(f, f_path.dentry),
 			    (__u64)BPF_CORE_READ(f, f_path.mnt), (__u64)BPF_CORE_READ(f, f_inode),
-			    access_of(BPF_CORE_READ(f, f_mode), BPF_CORE_READ(f, f_flags)));
+			    access_of(BPF_CORE_READ(f, f_mode), BPF_CORE_READ(f, f_flags)), true);
 }

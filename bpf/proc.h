@@ -242,14 +242,22 @@ static __always_inline __u32 found(struct scratch *s, __u32 si, struct task_stru
 	return len;
 }
 
-/* identify gives the current thread an identity when it has none: it was made between the attachment of the programs and the end of the iteration. */
+/*
+ * identify gives the current thread an identity when it has none: it was made between the attachment of the programs and the end of the iteration, or it is
+ * a worker of io_uring, whose making no tracepoint tells. A thread takes its process's.
+ */
 __noinline int identify(__u32 si)
 {
 	struct scratch *s = scratch_at(si);
 	struct task_struct *t = bpf_get_current_task_btf();
-	struct proc *p = bpf_task_storage_get(&procs, t, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct proc *p, *leader = NULL;
 
-	if (!s || !p)
+	if (!s)
+		return 0;
+	if (t->pid != t->tgid)
+		leader = bpf_task_storage_get(&procs, t->group_leader, 0, 0);
+	p = bpf_task_storage_get(&procs, t, leader, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!p)
 		return 0;
 	if (!p->exec_id)
 		found(s, si, t, p);
@@ -384,8 +392,6 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 given)
 	s->left[3] = ot->all[3];
 	if (ot->n_subject) {
 		/* Without an identity, which takes lack of memory, every fact of the subject counts as too long to judge. */
-		if (!bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0))
-			identify(si);
 		if (given || subject(si))
 			p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
 		if (!p)
@@ -414,6 +420,8 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 given)
 
 static __always_inline int judge_early(__u32 si, __u32 op)
 {
+	if (!bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0))
+		identify(si);
 	return judge_early_with(si, op, 0);
 }
 

@@ -106,6 +106,7 @@ int run_open(void *ctx)
 	s = scratch_at(si);
 	if (!s)
 		return 2;
+	bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	start = bpf_ktime_get_ns();
 	for (int i = 0; i < 4096; i++) {
 		if (i >= in->count)
