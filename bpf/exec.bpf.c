@@ -200,8 +200,10 @@ __noinline int script_path(__u32 si, __u32 off, __u64 filename)
 				 (__u64)BPF_CORE_READ(fs, pwd.mnt), 0);
 		if (len > MAX_STRING)
 			return len;
-		*at(s, off + len) = '/';
-		len++;
+		if (len > 1) { /* not at the root */
+			*at(s, off + len) = '/';
+			len++;
+		}
 	}
 	n = bpf_probe_read_kernel_str(at(s, off + len), 4096, (void *)filename);
 	return len + (n > 1 ? n - 1 : 0);
