@@ -53,6 +53,9 @@ func theEffect(t *testing.T) *effect {
 	}
 	x := effects.x
 	t.Cleanup(func() {
+		if c, err := x.e.Counters(); t.Failed() || c.NoScratch+c.NoIdentity > 0 {
+			t.Errorf("no working memory %d, no identity %d, missed %d, %v %v", c.NoScratch, c.NoIdentity, c.Missed, c.Ops, err)
+		}
 		x.apply(t)
 		x.subject.stop()
 		x.other.stop()

@@ -99,6 +99,22 @@ func (e *Enforcer) Start() error {
 			return err
 		}
 	}
+	return e.identified()
+}
+
+// identified tells whether identities are kept at all: without them every process would be judged strictly.
+func (e *Enforcer) identified() error {
+	fd, err := unix.PidfdOpen(unix.Getpid(), 0)
+	if err != nil {
+		return fmt.Errorf("look for the agent's own identity: %w", err)
+	}
+	defer unix.Close(fd)
+	switch p, err := e.k.Map("procs").LookupBytes(uint32(fd)); {
+	case err != nil:
+		return fmt.Errorf("look for the agent's own identity: %w", err)
+	case p == nil:
+		return fmt.Errorf("%w: it gives programs no task storage, so that processes have no identity", ErrUnsupported)
+	}
 	return nil
 }
 
