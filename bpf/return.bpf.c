@@ -71,6 +71,10 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 	if (!s)
 		return 0;
 	if (op == OP_OPEN) {
+		if (BPF_CORE_READ(f, f_mode) & FMODE_PATH) {
+			scratch_put(s);
+			return 0;
+		}
 		act = judge_file(s, si, OP_OPEN, (__u64)BPF_CORE_READ(f, f_path.dentry),
 				 (__u64)BPF_CORE_READ(f, f_path.mnt),
 				 (__u64)BPF_CORE_READ(f, f_inode),
