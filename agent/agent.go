@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -285,7 +286,11 @@ func lockState(dir string) (unlock func(), err error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("lock %s: %w: another agent runs with it; stop it, or give another --state", name, ErrStateInUse)
+			who := "another agent"
+			if pid, err := os.ReadFile(name); err == nil && len(bytes.TrimSpace(pid)) > 0 {
+				who += fmt.Sprintf(" (pid %.20s)", bytes.TrimSpace(pid))
+			}
+			return nil, fmt.Errorf("lock %s: %w: %s runs with it; stop it, or give another --state", name, ErrStateInUse, who)
 		}
 		return nil, fmt.Errorf("lock %s: %w", name, err)
 	}
