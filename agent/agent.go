@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -221,6 +222,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 			cancel(fmt.Errorf("serve %s: %w", a.cfg.Socket, err))
 		}
 	})
+	debug.FreeOSMemory() // what loading needed
 	if a.cfg.OnReady != nil {
 		a.cfg.OnReady(a.status())
 	}

@@ -106,7 +106,7 @@ struct op_table {
 	__u32 n_early;  /* and this many need no path */
 	__u32 n_words;  /* 0: nothing judges this operation */
 	__u32 need;  /* bit per dimension that some slot reads */
-	__u32 enforces;	/* some word is enforced: without a verdict the operation is refused */
+	__u32 enforces; /* some word is enforced: without a verdict the operation is refused */
 	__u32 pad[2];
 	__u64 all[4]; /* a bit for each word */
 	struct slot slots[NUM_SLOTS];
@@ -216,6 +216,7 @@ struct verdict {
 #define BYTES	  32768
 #define OFF_SMALL 0
 #define OFF_REC	  512
+#define OFF_EXTRA 12288
 #define OFF_ALT	  24576
 #define OFF_TMP	  28672
 #define MAX_COMPS 256 /* components and mounts of a path */
@@ -244,9 +245,12 @@ struct scratch {
 	__u64 mnt;
 	__u64 root;
 	__u32 path_flags; /* PATH_* */
+	__u32 n_comps;
 	__u32 path_pos;
 	__u32 path_len; /* of the first name */
 	__u32 canon_len; /* of the canonical one */
+	__u32 extra_len; /* of the one at OFF_EXTRA, 0 for none */
+	__u32 pad;
 	struct comp comps[MAX_COMPS];
 	__u8 bytes[BYTES + 4096 + 16];
 };
@@ -291,6 +295,16 @@ static __always_inline void scratch_put(struct scratch *s)
 	__sync_lock_test_and_set(&s->busy, 0);
 }
 
+/* BOUND masks a __u64 where the verifier sees it: clang likes to move a mask behind the arithmetic that it should have bounded. */
+#define BOUND(x, mask) asm volatile("%0 &= %1" : "+r"(x) : "i"(mask))
+
+/* at is the place of an offset in bytes. */
+static __always_inline __u8 *at(struct scratch *s, __u64 off)
+{
+	BOUND(off, BYTES - 1);
+	return &s->bytes[off];
+}
+
 static __always_inline __u32 popcount(__u64 x)
 {
 	x -= x >> 1 & 0x5555555555555555ULL;
@@ -328,8 +342,7 @@ __noinline int step(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 	for (i = 0; i < CHUNK; i++) {
 		if (i >= len)
 			break;
-		st = p->cells[(base + (st << shift) + a->column[s->bytes[(off + i) & (BYTES - 1)]]) &
-			      (NUM_CELLS - 1)];
+		st = p->cells[(base + (st << shift) + a->column[*at(s, off + i)]) & (NUM_CELLS - 1)];
 		if (st & LEAF_BIT) {
 			i++;
 			break;
@@ -362,19 +375,18 @@ __noinline int leaf_class(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 	for (i = 0; i < (MAX_STRING + 1) / 8; i++) {
 		if (i >= words)
 			break;
-		if (load64(&s->bytes[(off + i * 8) & (BYTES - 1)]) !=
+		if (load64(at(s, off + i * 8)) !=
 		    load64(&t->tails[(tail + i * 8) & (NUM_TAILS - 1)]))
 			return lf->miss;
 	}
 	if (tlen & 7) { /* tails are zero-padded */
-		__u32 at = tlen & ~7;
-		__u64 x = load64(&s->bytes[(off + at) & (BYTES - 1)]) &
-			  ((1ULL << ((tlen & 7) * 8)) - 1);
+		__u32 done = tlen & ~7;
+		__u64 x = load64(at(s, off + done)) & ((1ULL << ((tlen & 7) * 8)) - 1);
 
-		if (x != load64(&t->tails[(tail + at) & (NUM_TAILS - 1)]))
+		if (x != load64(&t->tails[(tail + done) & (NUM_TAILS - 1)]))
 			return lf->miss;
 	}
-	if (len > tlen && lf->kind == LEAF_UNDER && s->bytes[(off + tlen) & (BYTES - 1)] != '/')
+	if (len > tlen && lf->kind == LEAF_UNDER && *at(s, off + tlen) != '/')
 		return lf->miss;
 	return lf->match;
 }
@@ -446,7 +458,7 @@ __noinline int tally_word(__u32 si, __u32 q, __u64 low)
 	struct op_table *ot;
 	struct tables *t;
 	struct word *wd;
-	__u64 w;
+	__u64 w, clause;
 
 	if (!s)
 		return 0;
@@ -486,7 +498,9 @@ __noinline int tally_word(__u32 si, __u32 q, __u64 low)
 	}
 	if (wd->kind == WORD_DEFAULT && s->met == wd->group)
 		return 0;
-	rule = ot->rules[(wi * 64 + popcount((w & -w) - 1)) & (NUM_CLAUSES - 1)];
+	clause = wi * 64 + popcount((w & -w) - 1);
+	BOUND(clause, NUM_CLAUSES - 1);
+	rule = ot->rules[clause];
 	if (wd->action > v->action[class]) {
 		v->action[class] = wd->action;
 		v->rule[class] = rule;

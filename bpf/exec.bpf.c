@@ -149,8 +149,7 @@ static __always_inline void finish_proc(struct scratch *s, __u32 si, struct rec_
 			len = 4096;
 			r->flags |= PROC_ARGSCUT;
 		}
-		if (len && bpf_probe_read_user(&s->bytes[pos & (BYTES - 1)], len & 0x1fff,
-					       (void *)start)) {
+		if (len && bpf_probe_read_user(at(s, pos), len & 0x1fff, (void *)start)) {
 			len = 0;
 			r->flags |= PROC_ARGSCUT; /* paged out since: said, not guessed */
 		}
@@ -171,13 +170,48 @@ static __always_inline void finish_proc(struct scratch *s, __u32 si, struct rec_
 }
 
 /*
- * judge_exec judges the execution of file by the current process, whose identity is still that of the image before.
+ * script_path writes the path of a script, from the name that execve was given, at bytes[off] and returns its length: as it stands when it is absolute,
+ * behind the working directory otherwise. It is not resolved further: the kernel has let go of the script's file here. (lsm/bprm_check_security sees the file.)
  */
-static __always_inline int judge_exec(struct scratch *s, __u32 si, struct file *file, __u8 rung)
+__noinline int script_path(__u32 si, __u32 off, __u64 filename)
 {
+	struct scratch *s = scratch_at(si);
+	struct fs_struct *fs;
+	__u32 len = 0;
+	char first = 0;
+	long n;
+
+	if (!s)
+		return 0;
+	bpf_probe_read_kernel(&first, 1, (void *)filename);
+	if (first != '/') {
+		fs = BPF_CORE_READ(bpf_get_current_task_btf(), fs);
+		len = path_build(si, off, (__u64)BPF_CORE_READ(fs, pwd.dentry),
+				 (__u64)BPF_CORE_READ(fs, pwd.mnt), 0);
+		if (len > MAX_STRING)
+			return len;
+		*at(s, off + len) = '/';
+		len++;
+	}
+	n = bpf_probe_read_kernel_str(at(s, off + len), 4096, (void *)filename);
+	return len + (n > 1 ? n - 1 : 0);
+}
+
+/*
+ * judge_exec judges the execution of a file by the current process, whose identity is still that of the image before; a script is judged
+ * as another name of its interpreter.
+ */
+static __always_inline int judge_exec(struct scratch *s, __u32 si, struct linux_binprm *bprm,
+				      bool script)
+{
+	struct file *file = bprm->file;
+
+	s->extra_len = script ? script_path(si, OFF_EXTRA, (__u64)BPF_CORE_READ(bprm, filename))
+			      : 0;
 	return judge_file(s, si, OP_EXEC, (__u64)BPF_CORE_READ(file, f_path.dentry),
 			  (__u64)BPF_CORE_READ(file, f_path.mnt),
-			  (__u64)BPF_CORE_READ(file, f_inode), ACCESS_READ | ACCESS_EXEC, rung);
+			  (__u64)BPF_CORE_READ(file, f_inode), ACCESS_READ | ACCESS_EXEC,
+			  RUNG_KILL);
 }
 
 SEC("tp_btf/sched_process_exec")
@@ -189,7 +223,7 @@ int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *b
 	struct rec_proc *r;
 	struct file *exe;
 	__u32 len, pos;
-	__u64 interp, filename;
+	bool script;
 	int si;
 
 	si = scratch_get();
@@ -200,6 +234,8 @@ int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *b
 	s = scratch_at(si);
 	if (!s)
 		return 0;
+	/* binfmt_script and binfmt_misc replace interp and leave filename, as given to execve, naming the script. */
+	script = BPF_CORE_READ(bprm, interp) != BPF_CORE_READ(bprm, filename);
 	if (c && c->hooks & 1 << OP_EXEC) {
 		/* The agent proves this rung on a child of its own, since the one that execs here is gone. */
 		if (c->selftest_op == OP_EXEC && c->selftest_tid &&
@@ -207,7 +243,7 @@ int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *b
 			__sync_fetch_and_add(&c->selftest_hits, 1);
 			bpf_send_signal(SIGKILL);
 		}
-		if (judge_exec(s, si, bprm->file, RUNG_KILL) == ACT_KILL)
+		if (judge_exec(s, si, bprm, script) == ACT_KILL)
 			bpf_send_signal(SIGKILL);
 	}
 	identify(si);
@@ -233,19 +269,12 @@ int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *b
 		   (BPF_CORE_READ_BITFIELD_PROBED(bprm, secureexec) ? PROC_SECURE : 0);
 	r->flags = p->flags;
 
-	/* binfmt_script and binfmt_misc replace interp and leave filename, as given to execve, pointing at the script. */
-	interp = (__u64)BPF_CORE_READ(bprm, interp);
-	filename = (__u64)BPF_CORE_READ(bprm, filename);
 	p->script_len = 0;
-	if (interp != filename) {
-		long n = bpf_probe_read_kernel_str(&s->bytes[pos & (BYTES - 1)], 4096,
-						   (void *)filename);
-
-		if (n > 1) {
-			p->script_len = n - 1;
-			keep(s, p->script, pos);
-			r->script_len = took(&pos, n - 1);
-		}
+	if (script) {
+		len = script_path(si, pos, (__u64)BPF_CORE_READ(bprm, filename));
+		p->script_len = len;
+		keep(s, p->script, pos);
+		r->script_len = took(&pos, len);
 	}
 	if (exec_events)
 		finish_proc(s, si, r, t, exe, pos, true);

@@ -41,12 +41,17 @@ static __always_inline __u8 access_of(__u32 mode, __u32 flags)
 	return a;
 }
 
+/* Which name of a file decided, in verdict.alias. */
+#define ALIAS_CANON 1
+#define ALIAS_EXTRA 2
+#define ALIAS_INODE 3 /* and INODE_NAMES more */
+
 /*
  * verdict_file judges op on a file under all its names: s->v. The path stands behind the record, path_len and canon_len say how long
- * it and the canonical path at OFF_ALT are. Returns whether there is anything to act on or to report.
+ * it and the canonical path at OFF_ALT are. known: the thread has an identity, or does not get one (programs that sleep cannot give it). Returns whether there is anything to act on or to report.
  */
 static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, __u64 dentry,
-					__u64 mnt, __u64 inode, __u8 access)
+					__u64 mnt, __u64 inode, __u8 access, bool known)
 {
 	struct rec_file *r = (void *)&s->bytes[OFF_REC];
 	struct op_table *ot;
@@ -78,10 +83,10 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, _
 		/* Whether the file has a name is known by its path alone. */
 		len = path_build(si, pos, dentry, mnt, 0);
 		set_u8(s, DIM_FILE_FLAGS, exe_flags(s, r->inode.links));
-		if (!judge_early(si, op))
+		if (!(known ? judge_early_with(si, op, 0) : judge_early(si, op)))
 			return 0;
 	} else {
-		if (!judge_early(si, op))
+		if (!(known ? judge_early_with(si, op, 0) : judge_early(si, op)))
 			return 0;
 		len = path_build(si, pos, dentry, mnt, 0);
 	}
@@ -96,8 +101,10 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, _
 		if (other) {
 			s->canon_len = path_build(si, OFF_ALT, dentry, mnt, 1);
 			if (s->canon_len)
-				judge(si, OFF_ALT, s->canon_len, 1);
+				judge(si, OFF_ALT, s->canon_len, ALIAS_CANON);
 		}
+		if (s->extra_len)
+			judge(si, OFF_EXTRA, s->extra_len, ALIAS_EXTRA);
 		if (r->inode.links > 1 || t->aliases) {
 			struct inode_key k = { .ino = r->inode.ino, .dev = r->inode.dev };
 
@@ -111,7 +118,7 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, _
 				bpf_probe_read_kernel(&s->bytes[OFF_TMP + n * NAME_BYTES],
 						      NAME_BYTES, in->name);
 				judge(si, OFF_TMP + n * NAME_BYTES, in->len & (NAME_BYTES - 1),
-				      2 + n);
+				      ALIAS_INODE + n);
 			}
 		}
 	}
@@ -125,27 +132,29 @@ static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op, __u
 	struct rec_file *r = (void *)&s->bytes[OFF_REC];
 	__u32 aoff = 0, pos = OFF_REC + sizeof(*r);
 
-	if (!verdict_file(s, si, op, dentry, mnt, inode, access))
+	if (!verdict_file(s, si, op, dentry, mnt, inode, access, false))
 		return 0;
 	r->path_len = clip(s->path_len);
 	pos += r->path_len;
 	r->alias_len = 0;
-	if (s->v.alias == 1) {
+	if (s->v.alias == ALIAS_CANON) {
 		aoff = OFF_ALT;
 		r->alias_len = clip(s->canon_len);
-	} else if (s->v.alias > 1) {
+	} else if (s->v.alias == ALIAS_EXTRA) {
+		aoff = OFF_EXTRA;
+		r->alias_len = clip(s->extra_len);
+	} else if (s->v.alias) {
 		struct inode_key k = { .ino = r->inode.ino,
 				       .dev = r->inode.dev,
-				       .n = s->v.alias - 2 };
+				       .n = s->v.alias - ALIAS_INODE };
 		struct inode_name *in = bpf_map_lookup_elem(&inodes, &k);
 
-		aoff = OFF_TMP + (s->v.alias - 2) * NAME_BYTES;
+		aoff = OFF_TMP + (s->v.alias - ALIAS_INODE) * NAME_BYTES;
 		if (in)
 			r->alias_len = in->len & (NAME_BYTES - 1);
 	}
 	if (r->alias_len)
-		bpf_probe_read_kernel(&s->bytes[pos & (BYTES - 1)], r->alias_len & 0xfff,
-				      &s->bytes[aoff & (BYTES - 1)]);
+		bpf_probe_read_kernel(at(s, pos), r->alias_len & 0xfff, at(s, aoff));
 	pos += r->alias_len;
 	r->fs_len = read_fs(s, pos, inode);
 	pos += r->fs_len;
@@ -211,6 +220,7 @@ static __always_inline int lsm_file(struct file *file, __u32 op, __u8 access)
 	s = scratch_at(si);
 	if (!s)
 		return 0;
+	s->extra_len = 0;
 	ret = deny_lsm(judge_file(s, si, op, (__u64)BPF_CORE_READ(file, f_path.dentry),
 				  (__u64)BPF_CORE_READ(file, f_path.mnt),
 				  (__u64)BPF_CORE_READ(file, f_inode), access, RUNG_LSM));
@@ -242,7 +252,8 @@ __noinline int judge_open_once(__u32 si, __u64 file)
 
 	if (!s)
 		return 0;
+	s->extra_len = 0;
 	return verdict_file(s, si, OP_OPEN, (__u64)BPF_CORE_READ(f, f_path.dentry),
 			    (__u64)BPF_CORE_READ(f, f_path.mnt), (__u64)BPF_CORE_READ(f, f_inode),
-			    access_of(BPF_CORE_READ(f, f_mode), BPF_CORE_READ(f, f_flags)));
+			    access_of(BPF_CORE_READ(f, f_mode), BPF_CORE_READ(f, f_flags)), true);
 }

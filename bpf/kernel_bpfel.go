@@ -110,18 +110,17 @@ type KernelOpTable struct {
 }
 
 type KernelOpened struct {
-	_       structs.HostLayout
-	Op      uint32
-	Fd      uint32
-	Count   uint32
-	Action  uint32
-	Ns      uint64
-	Ino     uint64
-	Dev     uint32
-	Links   uint32
-	PathLen uint32
-	Path    [4096]uint8
-	_       [4]byte
+	_      structs.HostLayout
+	Op     uint32
+	Fd     uint32
+	Count  uint32
+	Action uint32
+	Ns     uint64
+	Ino    uint64
+	Dev    uint32
+	Links  uint32
+	Pad    uint32
+	_      [4]byte
 }
 
 type KernelPool struct {
@@ -287,9 +286,13 @@ type KernelScratch struct {
 	Mnt       uint64
 	Root      uint64
 	PathFlags uint32
+	N_comps   uint32
 	PathPos   uint32
 	PathLen   uint32
 	CanonLen  uint32
+	ExtraLen  uint32
+	Pad       uint32
+	_         [4]byte
 	Comps     [256]struct {
 		_    structs.HostLayout
 		Name uint64

@@ -34,8 +34,8 @@ type Kernel struct {
 	mu       sync.Mutex
 	programs map[string]*ebpf.Program
 	links    map[string]link.Link
-	cgroup   int // the root of cgroup v2, -1 until it is needed
-	sides    []byte
+	cgroup   int    // the root of cgroup v2, -1 until it is needed
+	sides    []byte // the maps of that name, while they are mapped
 	pools    []byte
 }
 
@@ -63,12 +63,6 @@ func Load() (*Kernel, error) {
 		coll.DetachMap(name)
 	}
 	coll.Close()
-	if k.sides, err = mapMemory(k.maps["sides"]); err != nil {
-		return nil, errors.Join(err, k.Close())
-	}
-	if k.pools, err = mapMemory(k.maps["pools"]); err != nil {
-		return nil, errors.Join(err, k.Close())
-	}
 	return k, nil
 }
 
@@ -92,15 +86,25 @@ func mapMemory(m *ebpf.Map) ([]byte, error) {
 	return b, nil
 }
 
-// Tables returns the mapped tables of a side, 0 or 1. Writing the side that judges is the caller's mistake.
-func (k *Kernel) Tables(side int) *KernelTables {
+// Side returns the tables and the transitions of a side, 0 or 1, as they are in the kernel, until Trim. Writing the side that judges is the caller's mistake.
+func (k *Kernel) Side(side int) (*KernelTables, *KernelPool, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, m := range []struct {
+		name string
+		mem  *[]byte
+	}{{"sides", &k.sides}, {"pools", &k.pools}} {
+		if *m.mem == nil {
+			b, err := mapMemory(k.maps[m.name])
+			if err != nil {
+				return nil, nil, err
+			}
+			*m.mem = b
+		}
+	}
 	stride := (int(unsafe.Sizeof(KernelTables{})) + 7) &^ 7
-	return (*KernelTables)(unsafe.Pointer(&k.sides[side*stride]))
-}
-
-// Pool returns the mapped transitions of a side.
-func (k *Kernel) Pool(side int) *KernelPool {
-	return (*KernelPool)(unsafe.Pointer(&k.pools[side*int(unsafe.Sizeof(KernelPool{}))]))
+	return (*KernelTables)(unsafe.Pointer(&k.sides[side*stride])),
+		(*KernelPool)(unsafe.Pointer(&k.pools[side*int(unsafe.Sizeof(KernelPool{}))])), nil
 }
 
 // Map returns a map of the object by its name in C, nil if there is none.
@@ -122,6 +126,20 @@ func (k *Kernel) Memory() (uint64, error) {
 		}
 	}
 	return sum, nil
+}
+
+// Trim gives back the memory of what only staging needs: the mapping of the tables, which counts as the agent's own. It comes back when it is needed.
+func (k *Kernel) Trim() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var errs []error
+	for _, b := range []*[]byte{&k.sides, &k.pools} {
+		if *b != nil {
+			errs = append(errs, unix.Munmap(*b))
+			*b = nil
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // program loads a program when it is first asked for.

@@ -10,7 +10,7 @@ import (
 )
 
 // verified is how many instructions the verifier may walk for one program, on any kernel of the matrix: its time is the agent's time to start.
-const verified = 250_000
+const verified = 300_000
 
 // TestKernelLoad loads every program that the kernel can be expected to take.
 func TestKernelLoad(t *testing.T) {

@@ -110,9 +110,9 @@ static __always_inline __u32 put_unix(struct scratch *s, __u32 si, __u32 off, __
 	len = BPF_CORE_READ((struct unix_address *)addr, len);
 	if (len <= 3 || len > 110)
 		return 0;
-	bpf_probe_read_kernel(&s->bytes[off & (BYTES - 1)], (len - 2) & 0x7f,
+	bpf_probe_read_kernel(at(s, off), (len - 2) & 0x7f,
 			      (void *)addr + bpf_core_field_offset(struct unix_address, name) + 2);
-	s->bytes[off & (BYTES - 1)] = '@';
+	*at(s, off) = '@';
 	return len - 2;
 }
 
@@ -305,7 +305,7 @@ static __always_inline int unix_op(struct sock *sk, struct sock *other, __u32 op
 	struct scratch *s;
 	int si, ret;
 
-	if (!c)
+	if (!c || !sk || !other)
 		return 0;
 	if (selftest(c, op))
 		return -EPERM;

@@ -85,8 +85,8 @@ static __always_inline void read_dentry(__u64 dentry, struct dentry_part *d)
 	d->name = (__u64)BPF_CORE_READ(p, d_name.name);
 }
 
-/* path_write appends the first n comps, last first, at bytes[s->path_pos]. */
-__noinline int path_write(__u32 si, __u32 n)
+/* path_write appends the first s->n_comps comps, last first, at bytes[s->path_pos]. */
+__noinline int path_write(__u32 si)
 {
 	struct scratch *s = scratch_at(si);
 
@@ -96,15 +96,14 @@ __noinline int path_write(__u32 si, __u32 n)
 		struct comp *c;
 		__u32 len;
 
-		if (i >= n)
+		if (i >= s->n_comps)
 			break;
-		c = &s->comps[(n - 1 - i) & (MAX_COMPS - 1)];
+		c = &s->comps[(s->n_comps - 1 - i) & (MAX_COMPS - 1)];
 		len = c->len & 0xff;
 		if (!len)
 			continue; /* a mount was crossed */
-		s->bytes[s->path_pos & (BYTES - 1)] = '/';
-		bpf_probe_read_kernel(&s->bytes[(s->path_pos + 1) & (BYTES - 1)], len,
-				      (void *)c->name);
+		*at(s, s->path_pos) = '/';
+		bpf_probe_read_kernel(at(s, s->path_pos + 1), len, (void *)c->name);
 		s->path_pos += 1 + len;
 	}
 	return 0;
@@ -166,7 +165,7 @@ __noinline int path_build(__u32 si, __u32 off, __u64 dentry, __u64 vfsmnt, __u32
 {
 	struct scratch *s = scratch_at(si);
 	struct mount_info *mi;
-	__u32 n, dev;
+	__u32 dev;
 
 	if (!s || !dentry || !vfsmnt)
 		return 0;
@@ -191,18 +190,22 @@ __noinline int path_build(__u32 si, __u32 off, __u64 dentry, __u64 vfsmnt, __u32
 			s->path_flags |= PATH_OTHER;
 	}
 
-	for (n = 0; n < MAX_COMPS; n++) {
-		s->comps[n].len = 0;
+	s->n_comps = MAX_COMPS;
+	for (int i = 0; i < MAX_COMPS; i++) {
+		s->comps[i].len = 0;
 		if (s->dentry == s->root && !canonical) {
 			if (path_up(si))
 				continue;
 			s->path_flags &= ~PATH_LONG;
+			s->n_comps = i;
 			break;
 		}
-		if (!path_comp(si, n, canonical))
+		if (!path_comp(si, i, canonical)) {
+			s->n_comps = i;
 			break;
+		}
 		if (s->path_flags & PATH_PSEUDO) {
-			n++;
+			s->n_comps = i + 1;
 			break;
 		}
 	}
@@ -210,20 +213,19 @@ __noinline int path_build(__u32 si, __u32 off, __u64 dentry, __u64 vfsmnt, __u32
 	dev = s->path_pos; /* the length without a prefix */
 	s->path_pos = off;
 	if (s->path_flags & PATH_LONG) {
-		s->bytes[off & (BYTES - 1)] = '.';
-		s->bytes[(off + 1) & (BYTES - 1)] = '.';
-		s->bytes[(off + 2) & (BYTES - 1)] = '.';
+		*at(s, off) = '.';
+		*at(s, off + 1) = '.';
+		*at(s, off + 2) = '.';
 		s->path_pos += 3;
 	} else if (canonical && mi && mi->len > 1 && mi->len < NAME_BYTES) {
 		if (dev + mi->len > MAX_STRING)
 			s->path_flags |= PATH_LONG;
-		bpf_probe_read_kernel(&s->bytes[off & (BYTES - 1)], mi->len & (NAME_BYTES - 1),
-				      mi->path);
+		bpf_probe_read_kernel(at(s, off), mi->len & (NAME_BYTES - 1), mi->path);
 		s->path_pos += mi->len;
 	}
-	path_write(si, n);
+	path_write(si);
 	if (s->path_pos == off) {
-		s->bytes[off & (BYTES - 1)] = '/';
+		*at(s, off) = '/';
 		return 1;
 	}
 	if (s->path_flags & PATH_LONG)
@@ -254,7 +256,7 @@ static __always_inline void read_inode(__u64 inode, struct rec_inode *r)
 static __always_inline __u32 read_fs(struct scratch *s, __u32 off, __u64 inode)
 {
 	__u64 name = (__u64)BPF_CORE_READ((struct inode *)inode, i_sb, s_type, name);
-	long n = bpf_probe_read_kernel_str(&s->bytes[off & (BYTES - 1)], 16, (void *)name);
+	long n = bpf_probe_read_kernel_str(at(s, off), 16, (void *)name);
 
 	return n > 1 ? n - 1 : 0;
 }

@@ -140,37 +140,39 @@ static __always_inline __u64 cgroup_of(struct task_struct *t)
 __noinline int cgroup_path(__u32 si, __u32 off, __u64 cgrp)
 {
 	struct scratch *s = scratch_at(si);
-	__u32 n;
 
 	if (!s)
 		return 0;
 	s->dentry = (__u64)BPF_CORE_READ((struct cgroup *)cgrp, kn);
-	for (n = 0; n < CGROUP_DEPTH; n++) {
+	s->n_comps = CGROUP_DEPTH;
+	for (int i = 0; i < CGROUP_DEPTH; i++) {
 		__u64 kn = s->dentry, parent = kernfs_parent(kn);
 
-		if (!parent)
+		if (!parent) {
+			s->n_comps = i;
 			break;
-		s->comps[n].name = (__u64)BPF_CORE_READ((struct kernfs_node *)kn, name);
+		}
+		s->comps[i].name = (__u64)BPF_CORE_READ((struct kernfs_node *)kn, name);
 		s->dentry = parent;
 	}
 	s->path_pos = off;
 	for (int i = 0; i < CGROUP_DEPTH; i++) {
 		long len;
 
-		if (i >= n)
+		if (i >= s->n_comps)
 			break;
-		s->bytes[s->path_pos & (BYTES - 1)] = '/';
+		*at(s, s->path_pos) = '/';
 		len = bpf_probe_read_kernel_str(
-			&s->bytes[(s->path_pos + 1) & (BYTES - 1)], NAME_BYTES,
-			(void *)s->comps[(n - 1 - i) & (CGROUP_DEPTH - 1)].name);
+			at(s, s->path_pos + 1), NAME_BYTES,
+			(void *)s->comps[(s->n_comps - 1 - i) & (CGROUP_DEPTH - 1)].name);
 		s->path_pos += len < 1 ? 1 : len;
 		if (s->path_pos - off > 2048 - NAME_BYTES)
 			return MAX_STRING + 1;
 	}
-	if (n == CGROUP_DEPTH)
+	if (s->n_comps == CGROUP_DEPTH)
 		return MAX_STRING + 1;
 	if (s->path_pos == off) {
-		s->bytes[off & (BYTES - 1)] = '/';
+		*at(s, off) = '/';
 		return 1;
 	}
 	return s->path_pos - off;
@@ -206,7 +208,7 @@ static __always_inline void read_facts(struct task_struct *t, struct facts *f)
 /* keep copies the first PROC_STR bytes at bytes[off] into a string of a proc. */
 static __always_inline void keep(struct scratch *s, __u8 *dst, __u32 off)
 {
-	bpf_probe_read_kernel(dst, PROC_STR, &s->bytes[off & (BYTES - 1)]);
+	bpf_probe_read_kernel(dst, PROC_STR, at(s, off));
 }
 
 static __always_inline __u8 exe_flags(struct scratch *s, __u32 links)
@@ -240,14 +242,22 @@ static __always_inline __u32 found(struct scratch *s, __u32 si, struct task_stru
 	return len;
 }
 
-/* identify gives the current thread an identity when it has none: it was made between the attachment of the programs and the end of the iteration. */
+/*
+ * identify gives the current thread an identity when it has none: it was made between the attachment of the programs and the end of the iteration, or it is
+ * a worker of io_uring, whose making no tracepoint tells. A thread takes its process's.
+ */
 __noinline int identify(__u32 si)
 {
 	struct scratch *s = scratch_at(si);
 	struct task_struct *t = bpf_get_current_task_btf();
-	struct proc *p = bpf_task_storage_get(&procs, t, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct proc *p, *leader = NULL;
 
-	if (!s || !p)
+	if (!s)
+		return 0;
+	if (t->pid != t->tgid)
+		leader = bpf_task_storage_get(&procs, t->group_leader, 0, 0);
+	p = bpf_task_storage_get(&procs, t, leader, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!p)
 		return 0;
 	if (!p->exec_id)
 		found(s, si, t, p);
@@ -277,10 +287,6 @@ __noinline int subject(__u32 si)
 	__u32 side, need, stale = 0;
 
 	p = bpf_task_storage_get(&procs, t, 0, 0);
-	if (!p) {
-		identify(si);
-		p = bpf_task_storage_get(&procs, t, 0, 0);
-	}
 	if (!s || !p)
 		return 0;
 	side = s->side;
@@ -414,6 +420,8 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 given)
 
 static __always_inline int judge_early(__u32 si, __u32 op)
 {
+	if (!bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0))
+		identify(si);
 	return judge_early_with(si, op, 0);
 }
 
@@ -444,18 +452,17 @@ static __always_inline void send(struct scratch *s, struct rec_hdr *h, __u32 len
 				 bool wake)
 {
 	struct op_stats *st = stats_of(h->op);
+	__u64 n = len;
 	long err;
 
 	h->len = len;
-	len &= BYTES - 1;
-	if (len > OFF_ALT - OFF_REC)
-		len = OFF_ALT - OFF_REC;
+	BOUND(n, BYTES - 1);
 	/* Readers poll every few milliseconds: waking them for each record would cost the processes that are watched. */
 	if (is_critical)
-		err = bpf_ringbuf_output(&critical, h, len,
+		err = bpf_ringbuf_output(&critical, h, n,
 					 wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 	else
-		err = bpf_ringbuf_output(&telemetry, h, len, BPF_RB_NO_WAKEUP);
+		err = bpf_ringbuf_output(&telemetry, h, n, BPF_RB_NO_WAKEUP);
 	if (!st)
 		return;
 	if (err)

@@ -70,6 +70,7 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 	s = scratch_at(si);
 	if (!s)
 		return 0;
+	s->extra_len = 0;
 	if (op == OP_OPEN) {
 		if (BPF_CORE_READ(f, f_mode) & FMODE_PATH) {
 			scratch_put(s);
@@ -143,8 +144,7 @@ struct opened {
 	__u64 ino;
 	__u32 dev;
 	__u32 links;
-	__u32 path_len;
-	__u8 path[4096];
+	__u32 pad;
 };
 
 struct {

@@ -90,10 +90,9 @@ int run_open(void *ctx)
 	__u32 zero = 0;
 	struct opened *in = bpf_map_lookup_elem(&openeds, &zero);
 	struct file *f;
-	__u64 dentry, mnt, start;
+	__u64 start;
 	struct control *c = ctl();
 	struct scratch *s;
-	__u32 len = 0;
 	int si;
 
 	if (!in || !c)
@@ -107,6 +106,7 @@ int run_open(void *ctx)
 	s = scratch_at(si);
 	if (!s)
 		return 2;
+	bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	start = bpf_ktime_get_ns();
 	for (int i = 0; i < 4096; i++) {
 		if (i >= in->count)
@@ -115,14 +115,6 @@ int run_open(void *ctx)
 	}
 	in->ns = bpf_ktime_get_ns() - start;
 	in->action = decided(&s->v) < NUM_DECIDED ? s->v.action[decided(&s->v) & 1] : 0;
-	dentry = (__u64)BPF_CORE_READ(f, f_path.dentry);
-	mnt = (__u64)BPF_CORE_READ(f, f_path.mnt);
-	in->ino = BPF_CORE_READ(f, f_inode, i_ino);
-	in->dev = BPF_CORE_READ(f, f_inode, i_sb, s_dev);
-	in->links = BPF_CORE_READ(f, f_inode, __i_nlink);
-	len = path_build(si, OFF_REC, dentry, mnt, 0);
-	in->path_len = len;
-	bpf_probe_read_kernel(in->path, 4096, &s->bytes[OFF_REC]);
 	scratch_put(s);
 	return 0;
 }

@@ -58,7 +58,7 @@ func Open(ctx context.Context, o Options) (*Enforcer, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Enforcer{k: k, log: log, names: names{}}
+	e := &Enforcer{k: k, log: log, names: names{byPath: map[string]*named{}}}
 	if e.rings, err = k.NewRings(); err != nil {
 		return nil, errors.Join(err, k.Close())
 	}
@@ -160,14 +160,23 @@ func (e *Enforcer) Apply(img *policy.Image) (Applied, error) {
 	if gen == 0 {
 		gen = 1
 	}
-	if err := stage(e.k.Tables(side), e.k.Pool(side), img, gen); err != nil {
+	t, p, err := e.k.Side(side)
+	if err != nil {
+		return undo(err)
+	}
+	defer func() {
+		if err := e.k.Trim(); err != nil {
+			e.log.Warn("unmap the tables", "err", err)
+		}
+	}()
+	if err := stage(t, p, img, gen); err != nil {
 		return undo(err)
 	}
 	stale, aliases, err := e.names.add(e.k, img.Protected)
 	if err != nil {
 		return undo(err)
 	}
-	e.k.Tables(side).Aliases = aliases
+	t.Aliases = aliases
 	if err := e.clearHits(side, len(img.Rules)); err != nil {
 		return undo(err)
 	}

@@ -239,6 +239,10 @@ func (g gen) facts() *policy.Facts {
 func TestKernelJudge(t *testing.T) {
 	kerntest.Require(t, kerntest.Root, kerntest.Syscall)
 	k := load(t)
+	tables, pool, err := k.Side(0)
+	if err != nil {
+		t.Fatal(err)
+	}
 	seed := uint64(os.Getpid())
 	if s := os.Getenv("PAVISE_SEED"); s != "" {
 		seed, _ = strconv.ParseUint(s, 10, 64)
@@ -253,7 +257,7 @@ func TestKernelJudge(t *testing.T) {
 		op := []pavise.Op{pavise.OpOpen, pavise.OpExec, pavise.OpConnect}[i%3]
 		src := g.policies(op)
 		img := compile(t, able(), src)
-		if err := stage(k.Tables(0), k.Pool(0), img, uint32(i+1)); err != nil {
+		if err := stage(tables, pool, img, uint32(i+1)); err != nil {
 			t.Fatal(err)
 		}
 		for range cases {
@@ -277,10 +281,14 @@ func TestKernelJudgeBroken(t *testing.T) {
 	k := load(t)
 	g := gen{rand.New(rand.NewPCG(1, 1))}
 	img := compile(t, able(), `{apiVersion: pavise.dev/v1alpha1, kind: Policy, metadata: {name: p}, spec: {mode: enforce, rules: [{name: r, on: [file.open], action: deny, when: 'file.path.under("/etc") && file.access.write'}]}}`)
-	if err := stage(k.Tables(0), k.Pool(0), img, 1); err != nil {
+	tables, pool, err := k.Side(0)
+	if err != nil {
 		t.Fatal(err)
 	}
-	k.Tables(0).Ops[pavise.OpOpen].Words[0].Clauses ^= 1
+	if err := stage(tables, pool, img, 1); err != nil {
+		t.Fatal(err)
+	}
+	tables.Ops[pavise.OpOpen].Words[0].Clauses ^= 1
 	for range 10000 {
 		f := g.facts()
 		if judge(t, k, pavise.OpOpen, f) != img.Judge(pavise.OpOpen, f) {

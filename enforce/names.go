@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -22,29 +24,37 @@ const maxName = 255
 
 // names keeps the kernel's table of protected names: inode -> the exact paths in rules that lead to it. A file with several links, or reached
 // through a symbolic link in the rule's own path, is then judged under the rule's name too.
-type names map[string]*named
+type names struct {
+	byPath map[string]*named
+	queue  []string // of paths still to be looked at in this round of refresh
+}
+
+// perRefresh is how many paths a refresh looks at: about 2 ms of work. Ten thousand are all seen within some seconds.
+const perRefresh = 2000
 
 type named struct {
-	users int // 1 or 2: the generation that judges and the one that is staged
 	key   bpf.KernelInodeKey
-	in    bool // key is in the table
-	alias bool // the path leads through a symbolic link, so that the file is never seen under it
+	seen  unix.Stat_t // when it was last looked at
+	in    bool        // key is in the table
+	alias bool        // the path leads through a symbolic link, so that the file is never seen under it
 }
 
 // add registers the paths of a new Image. It returns those of the old one that are not in the new, to be removed once the new one judges; and 1
 // when files with one link must be looked up too.
-func (n names) add(k *bpf.Kernel, paths []string) (stale []string, aliases uint32, err error) {
-	want := map[string]bool{}
+func (n *names) add(k *bpf.Kernel, paths []string) (stale []string, aliases uint32, err error) {
+	runtime.LockOSThread() // identify looks at the files of the calling thread
+	defer runtime.UnlockOSThread()
+	want := make(map[string]bool, len(paths))
 	for _, p := range paths {
 		want[p] = true
-		if n[p] == nil {
-			n[p] = &named{}
+		if n.byPath[p] == nil && len(p) <= maxName {
+			n.byPath[p] = &named{}
+			if err := n.look(k, p, n.byPath[p]); err != nil {
+				return nil, 0, err
+			}
 		}
 	}
-	if err := n.refresh(k); err != nil {
-		return nil, 0, err
-	}
-	for p, x := range n {
+	for p, x := range n.byPath {
 		if !want[p] {
 			stale = append(stale, p)
 		} else if x.alias {
@@ -54,45 +64,59 @@ func (n names) add(k *bpf.Kernel, paths []string) (stale []string, aliases uint3
 	return stale, aliases, nil
 }
 
-func (n names) remove(k *bpf.Kernel, stale []string) {
+func (n *names) remove(k *bpf.Kernel, stale []string) {
 	for _, p := range stale {
-		x := n[p]
-		delete(n, p)
+		x := n.byPath[p]
+		delete(n.byPath, p)
 		if x.in {
 			n.drop(k, x.key)
 		}
 	}
 }
 
-// refresh looks at every path again and corrects the table where another file stands there now.
-func (n names) refresh(k *bpf.Kernel) error {
-	if len(n) == 0 {
-		return nil
-	}
-	runtime.LockOSThread() // resolve looks at the files of the calling thread
+// refresh looks at paths again, perRefresh at a time, and corrects the table where another file stands there now.
+func (n *names) refresh(k *bpf.Kernel) error {
+	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	for p, x := range n {
-		if len(p) > maxName {
-			continue
-		}
-		key, alias, ok := identify(k, p)
-		if x.in && (!ok || key.Ino != x.key.Ino || key.Dev != x.key.Dev) {
-			n.drop(k, x.key)
-			x.in = false
-		}
-		if !ok || x.in {
-			continue
-		}
-		x.alias = alias
-		if err := n.put(k, p, key, x); err != nil {
-			return err
+	if len(n.queue) == 0 {
+		n.queue = slices.Collect(maps.Keys(n.byPath))
+	}
+	for range min(perRefresh, len(n.queue)) {
+		p := n.queue[0]
+		n.queue = n.queue[1:]
+		if x := n.byPath[p]; x != nil {
+			if err := n.look(k, p, x); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
+// look finds which file stands at a path, and registers it if it is another one than before.
+func (n *names) look(k *bpf.Kernel, p string, x *named) error {
+	var st unix.Stat_t
+	err := unix.Stat(p, &st)
+	if x.in && err == nil && st.Dev == x.seen.Dev && st.Ino == x.seen.Ino {
+		return nil
+	}
+	if x.in {
+		n.drop(k, x.key)
+		x.in = false
+	}
+	if err != nil {
+		return nil
+	}
+	key, alias, ok := identify(k, p)
+	if !ok {
+		return nil
+	}
+	x.seen, x.alias = st, alias
+	return n.put(k, p, key, x)
+}
+
 // put takes the first free place among an inode's names.
-func (n names) put(k *bpf.Kernel, p string, key bpf.KernelInodeKey, x *named) error {
+func (n *names) put(k *bpf.Kernel, p string, key bpf.KernelInodeKey, x *named) error {
 	v := bpf.KernelInodeName{Len: uint32(len(p))}
 	copy(v.Name[:], p)
 	for key.N = 0; key.N < inodeNames; key.N++ {
@@ -109,7 +133,7 @@ func (n names) put(k *bpf.Kernel, p string, key bpf.KernelInodeKey, x *named) er
 }
 
 // drop removes a name and moves the last one of that inode into its place: the kernel stops at the first gap.
-func (n names) drop(k *bpf.Kernel, key bpf.KernelInodeKey) {
+func (n *names) drop(k *bpf.Kernel, key bpf.KernelInodeKey) {
 	m := k.Map("inodes")
 	last := key
 	for i := uint32(inodeNames - 1); i > key.N; i-- {
@@ -121,7 +145,7 @@ func (n names) drop(k *bpf.Kernel, key bpf.KernelInodeKey) {
 		}
 		if m.Put(key, &v) == nil {
 			last = cand
-			for _, x := range n {
+			for _, x := range n.byPath {
 				if x.in && x.key == cand {
 					x.key = key
 				}

@@ -107,12 +107,16 @@ func (e *Enforcer) probe(r pavise.Rung) error {
 			return nil
 		})
 	case pavise.RungCgroup:
-		return e.try("probe_cgroup", func() error {
+		err := e.try("probe_cgroup", func() error {
 			if err := connectUDP(); !errors.Is(err, unix.EPERM) {
 				return fmt.Errorf("the program was attached and does not deny (connect: %w)", err)
 			}
 			return nil
 		})
+		if errors.Is(err, unix.EINVAL) {
+			err = fmt.Errorf("its programs cannot reach the identity of the caller on this kernel: task storage is closed to them (%w)", err)
+		}
+		return err
 	case pavise.RungKillOnReturn:
 		return e.try("probe_return", func() error {
 			got, err := signalled(func() { _, _ = unix.Getpgid(unix.Getpid()) })
