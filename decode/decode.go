@@ -56,7 +56,7 @@ func Decode(rec []byte, boot int64, e *pavise.Event) error {
 	if op == pavise.OpNone || op >= pavise.OpLost || hdr.Action >= uint8(pavise.NumActions) || hdr.Rung >= uint8(pavise.NumRungs) {
 		return fmt.Errorf("decode kind %d, op %d, action %d, rung %d: %w", hdr.Kind, hdr.Op, hdr.Action, hdr.Rung, ErrUnknownRecord)
 	}
-	ok := true
+	var ok bool
 	kind := bpf.KernelRecKind(hdr.Kind)
 	switch {
 	case kind == bpf.KernelRecKindREC_FILE && op != pavise.OpFork && op != pavise.OpExit:

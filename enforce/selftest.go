@@ -49,7 +49,7 @@ func (e *Enforcer) prove(op pavise.Op) error {
 	}
 	return e.as(op, unix.Gettid, func() error {
 		if err := acts[op](func() {}); !errors.Is(err, unix.EPERM) {
-			return fmt.Errorf("the act was not refused (it gave: %v)", err)
+			return errors.Join(errors.New("the act was not refused"), err)
 		}
 		return nil
 	})
@@ -151,7 +151,7 @@ func signalled(act func()) (bool, error) {
 	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &set, &old); err != nil {
 		return false, err
 	}
-	defer unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil)
+	defer func() { _ = unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil) }()
 	fd, err := unix.Signalfd(-1, &set, unix.SFD_NONBLOCK|unix.SFD_CLOEXEC)
 	if err != nil {
 		return false, err

@@ -234,11 +234,11 @@ func randomPred(r *rand.Rand, atoms []int, depth int) *pred {
 	}
 	q := &pred{Kind: k}
 	n := r.IntN(4)
-	switch {
-	case k == predAtom:
+	switch k {
+	case predAtom:
 		q.Atom = atoms[r.IntN(len(atoms))]
 		return q
-	case k == predNot:
+	case predNot:
 		n = 1
 	}
 	for range n {

@@ -93,14 +93,12 @@ type normalPolicy struct {
 	rules   []normalRule // in the policy's order, then the defaults
 	report  PolicyReport
 	errs    Errors
-	facts   [][]string // fields that user space decides, by rule
 }
 
 // normalRule is one rule, or a default, in normal form.
 type normalRule struct {
-	rule    Rule
-	parts   []normalPart
-	allowed bool // an allow rule: used only with a default
+	rule  Rule
+	parts []normalPart
 }
 
 // normalPart is a rule for one operation.
@@ -437,8 +435,8 @@ func (w *policyNormaliser) undecided(op pavise.Op, a pavise.Action, n *normal) {
 		} else if f.kind != kindUser {
 			what = fmt.Sprintf("%s asks of %s what the kernel cannot decide", t.cond.text(t.expr), t.field)
 		}
-		switch {
-		case w.p.Mode == ModeEnforce:
+		switch w.p.Mode {
+		case ModeEnforce:
 			e.Msg = fmt.Sprintf("cannot enforce %s on %s: %s", a, op, what)
 		default:
 			e.Msg = fmt.Sprintf("cannot monitor the default on %s with its allow rules: %s", op, what)

@@ -144,7 +144,7 @@ func rewrite(e ast.Expr) {
 			}
 			texts = append(texts, s)
 		}
-		list.Lister = types.NewStringList(types.DefaultTypeAdapter, texts).(traits.Lister)
+		list.Lister = types.NewStringList(types.DefaultTypeAdapter, texts)
 		args[0].SetKindCase(fac.NewLiteral(args[0].ID(), list))
 	}
 }

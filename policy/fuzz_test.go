@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -38,7 +39,8 @@ func FuzzParse(f *testing.F) {
 		}
 		set, err := Parse("f", []byte(src))
 		if err != nil {
-			es, ok := err.(Errors)
+			var es Errors
+			ok := errors.As(err, &es)
 			if !ok || len(es) == 0 {
 				t.Fatalf("not a list: %v", err)
 			}

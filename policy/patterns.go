@@ -514,7 +514,7 @@ func rangePatterns(lo, hi []byte) []pattern {
 		return true
 	}
 	n := len(lo) - 1
-	if lo[0] == hi[0] && !(all(lo[1:], 0) && all(hi[1:], 255)) {
+	if lo[0] == hi[0] && (!all(lo[1:], 0) || !all(hi[1:], 255)) {
 		return prefix(lo[0], rangePatterns(lo[1:], hi[1:]))
 	}
 	var ps []pattern

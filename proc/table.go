@@ -164,10 +164,10 @@ func (t *Table) Update(e *pavise.Event) {
 		return
 	}
 	var en *entry
-	switch {
-	case e.Op == pavise.OpFork:
+	switch e.Op {
+	case pavise.OpFork:
 		en = t.fork(e)
-	case e.Op == pavise.OpExit:
+	case pavise.OpExit:
 		en = t.exit(e)
 	default:
 		en = t.exec(e)
