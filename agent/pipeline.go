@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"slices"
 	"time"
 
 	"github.com/pavise-project/pavise"
@@ -105,7 +106,11 @@ func (a *Agent) withAncestors(e *pavise.Event) *pavise.Event {
 // rules left a condition to user space, one of them must hold.
 func (a *Agent) name(e *pavise.Event) bool {
 	rules := a.rules.Load().of(e.Gen)
+	// The kernel counts clauses: a rule that holds for two reasons counts twice, but has one place.
 	n := min(int(e.Matched), len(e.RuleIDs))
+	if i := slices.Index(e.RuleIDs[:n], policy.NoRule); i > 0 {
+		n, e.Matched = i, uint8(i)
+	}
 	var full *pavise.Event
 	for _, id := range e.RuleIDs[:n] {
 		if int(id) >= len(rules) {
