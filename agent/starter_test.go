@@ -37,8 +37,8 @@ func (s *seen) has(rule string) bool {
 	return false
 }
 
-// live runs a real agent with the starter policies until the test ends.
-func live(t *testing.T) *seen {
+// live runs a real agent until the test ends.
+func live(t *testing.T, policies ...string) *seen {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
@@ -51,7 +51,7 @@ func live(t *testing.T) *seen {
 	ready, done := make(chan struct{}), make(chan error, 1)
 	var a *Agent
 	a, err = New(Config{
-		Socket: filepath.Join(dir, "p.sock"), StateDir: filepath.Join(dir, "state"), Policies: []string{"../policies"}, Kernel: k, Log: log,
+		Socket: filepath.Join(dir, "p.sock"), StateDir: filepath.Join(dir, "state"), Policies: policies, Kernel: k, Log: log,
 		OnReady: func(*Status) { close(ready) },
 		OnEvent: func(e *pavise.Event) {
 			if e.Policy == "" {
@@ -106,7 +106,7 @@ func act(t *testing.T, dir, script string, files ...*os.File) {
 // TestKernelStarterPolicies does what each starter policy is for, and what machines do all day.
 func TestKernelStarterPolicies(t *testing.T) {
 	kerntest.Require(t, kerntest.Root, kerntest.BPF, kerntest.BTF, kerntest.TpBtf, kerntest.Cgroup)
-	s := live(t)
+	s := live(t, "../policies")
 	dir := t.TempDir()
 
 	// Ordinary life first, before anything else could have been told.
