@@ -45,7 +45,7 @@ spec:
 		t.Error("looking at the file is told")
 	}
 	act(t, dir, `cat "$T/secret" && echo "it was read" >&2`)
-	for end := time.Now().Add(5 * time.Second); !s.has("protected/secret"); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); !s.has("protected/secret"); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("reading the file is not told")
 		}

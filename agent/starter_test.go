@@ -78,7 +78,7 @@ func live(t *testing.T, policies ...string) *seen {
 	case <-ready:
 	case err := <-done:
 		t.Fatal(err)
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("the agent did not get ready")
 	}
 	t.Cleanup(func() {
@@ -164,7 +164,7 @@ func TestKernelStarterPolicies(t *testing.T) {
 			t.Errorf("%s was told before its act", c.rule)
 		}
 		act(t, dir, c.script, memfd)
-		for end := time.Now().Add(5 * time.Second); !s.has(c.rule); time.Sleep(5 * time.Millisecond) {
+		for end := time.Now().Add(30 * time.Second); !s.has(c.rule); time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Errorf("%s is not told: %s", c.rule, c.script)
 				break
