@@ -141,7 +141,7 @@ func TestKernelStarterPolicies(t *testing.T) {
 		{"credential-files/ssh-user-keys", `mount -t tmpfs none /root; mkdir /root/.ssh; echo x >/root/.ssh/id_test; cat /root/.ssh/id_test`},
 		{"credential-files/cloud-credentials", `mount -t tmpfs none /root; mkdir /root/.aws; echo x >/root/.aws/credentials; cat /root/.aws/credentials`},
 
-		{"exec-from-writable/world-writable", `cp -L /bin/true "$T/dropped"; "$T/dropped"`},
+		{"exec-from-writable/world-writable", `mount -t tmpfs none /tmp; cp -L /bin/true /tmp/dropped; /tmp/dropped`},
 		{"exec-from-writable/deleted", `mount -t tmpfs none /mnt; cp -L /bin/true /mnt/gone; exec 4</mnt/gone; rm /mnt/gone; /proc/self/fd/4; true`},
 		{"exec-from-writable/memfd", `/proc/self/fd/3; true`},
 
