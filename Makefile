@@ -24,7 +24,7 @@ build: ## build bin/pavise, a static binary
 	go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/...
 
 run: build ## run the agent with the shipped policies; DEMO=1: with a demonstration (root)
-	$(if $(DEMO),sh policies/demo/run.sh,bin/pavise run --policy policies)
+	$(if $(DEMO),sh policies/demo/run.sh,bin/pavise run --policy policies --events text)
 
 demo: ## in a second terminal, do what the demonstration's policies watch for
 	sh policies/demo/act.sh

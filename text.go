@@ -14,6 +14,9 @@ const (
 	textReset  = "\x1b[0m"
 )
 
+// textArgs is how many bytes of arguments a line shows; JSON has all that the kernel took.
+const textArgs = 160
+
 // AppendText appends e as one line for people, without the newline, its time in the machine's
 // zone: time, verdict, operation, process, object, policy/rule. With color, what was denied or killed is bold red and
 // what would have been is yellow. Whatever the names in e hold, the line cannot control a terminal.
@@ -123,10 +126,14 @@ func (e *Event) appendActor(b []byte) []byte {
 
 func appendName(b []byte, p *Process) []byte {
 	name := p.Exe.Path[strings.LastIndexByte(p.Exe.Path, '/')+1:]
-	if name == "" {
-		name = "?"
+	switch {
+	case name != "":
+		b = AppendEscaped(b, name)
+	case p.Unknown:
+		b = append(b, '?')
+	default:
+		b = append(b, "(kernel)"...)
 	}
-	b = AppendEscaped(b, name)
 	b = append(b, '[')
 	b = strconv.AppendUint(b, uint64(p.PID), 10)
 	return append(b, ']')
@@ -177,14 +184,22 @@ func (e *Event) appendObject(b []byte) []byte {
 		if len(p.Args) == 0 {
 			return AppendEscaped(b, p.Exe.Path)
 		}
+		col := len(b)
 		for i, a := range p.Args {
 			if i > 0 {
 				b = append(b, ' ')
 			}
 			b = AppendEscaped(b, a)
+			if len(b)-col > textArgs {
+				b = b[:col+textArgs]
+				for r, n := utf8.DecodeLastRune(b[col:]); r == utf8.RuneError && n == 1; r, n = utf8.DecodeLastRune(b[col:]) {
+					b = b[:len(b)-1]
+				}
+				return append(b, "…"...)
+			}
 		}
 		if p.ArgsCut {
-			b = append(b, " ..."...)
+			b = append(b, " …"...)
 		}
 	case e.Op == OpFork && e.Process != nil && e.Process.Parent != nil:
 		b = append(b, "by "...)

@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/pavise-project/pavise"
@@ -88,6 +90,8 @@ type Agent struct {
 	machine *policy.Machine // one for the agent's life: policies keep their normal form for it
 	hub     *hub
 	started time.Time
+	pid     uint32
+	exe     uint64 // inode
 
 	ev   pavise.Event // the pipeline's; touched by the reading goroutine alone
 	boot atomic.Int64 // nanoseconds since the Unix epoch at CLOCK_BOOTTIME 0
@@ -117,7 +121,10 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, kernel: cfg.Kernel,
-		hub: newHub(recentEvents), started: time.Now(), carry: map[string]uint64{},
+		hub: newHub(recentEvents), started: time.Now(), pid: uint32(os.Getpid()), carry: map[string]uint64{},
+	}
+	if st, err := os.Stat("/proc/self/exe"); err == nil {
+		a.exe = st.Sys().(*syscall.Stat_t).Ino
 	}
 	users := proc.NewUsers("/etc/passwd", "/etc/group", nil)
 	a.boot.Store(bootTime())
@@ -156,12 +163,15 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	}
 
 	var wg sync.WaitGroup
+	ready := make(chan struct{}) // closed when OnReady has returned: what it says comes first
+	told := sync.OnceFunc(func() { close(ready) })
 	if a.cfg.OnEvent != nil {
 		_, sub, err := a.hub.subscribe(false)
 		if err != nil {
 			return err
 		}
 		wg.Go(func() {
+			<-ready
 			// The hub closes at the end, so that what was seen before the stop is still printed.
 			for {
 				it, err := sub.next(context.Background())
@@ -190,6 +200,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 			err = fmt.Errorf("detach from the kernel: %w", cerr)
 		}
 		a.hub.close()
+		told()
 		stop, done := context.WithTimeout(context.Background(), 2*time.Second)
 		defer done()
 		if serr := srv.Shutdown(stop); serr != nil {
@@ -215,6 +226,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if a.cfg.OnReady != nil {
 		a.cfg.OnReady(a.status())
 	}
+	told()
 	a.log.Info("agent is ready", "socket", a.cfg.Socket, "policies", len(a.set.Load().policies))
 
 	tick := time.NewTicker(time.Second)
@@ -276,7 +288,11 @@ func lockState(dir string) (unlock func(), err error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("lock %s: %w: another agent runs with it; stop it, or give another --state", name, ErrStateInUse)
+			who := "another agent"
+			if pid, err := os.ReadFile(name); err == nil && len(bytes.TrimSpace(pid)) > 0 {
+				who += fmt.Sprintf(" (pid %.20s)", bytes.TrimSpace(pid))
+			}
+			return nil, fmt.Errorf("lock %s: %w: %s runs with it; stop it, or give another --state", name, ErrStateInUse, who)
 		}
 		return nil, fmt.Errorf("lock %s: %w", name, err)
 	}

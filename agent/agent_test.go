@@ -263,9 +263,10 @@ func TestRuleNames(t *testing.T) {
 		{7, "/x", []uint32{1}, 0, "no"},
 		{7, "/b", []uint32{1, 2}, 0, "p/b"},
 		{7, "/x", []uint32{1, 2}, 0, "no"},
-		{7, "/x", []uint32{1, 2, 1, 2}, 5, "/"}, // the fifth may hold
-		{7, "/x", []uint32{99}, 0, "/"},         // judged, whatever its name
-		{8, "/x", []uint32{0}, 0, "new/r"},      // came before Apply returned
+		{7, "/x", []uint32{1, 2, 1, 2}, 5, "/"},                                      // the fifth may hold
+		{7, "/x", []uint32{1, policy.NoRule, policy.NoRule, policy.NoRule}, 7, "no"}, // one rule, seven clauses
+		{7, "/x", []uint32{99}, 0, "/"},                                              // judged, whatever its name
+		{8, "/x", []uint32{0}, 0, "new/r"},                                           // came before Apply returned
 	} {
 		e := &pavise.Event{Op: pavise.OpOpen, Gen: tt.gen, Action: pavise.ActionDeny, Matched: max(tt.all, uint8(len(tt.ids)))}
 		e.File.Path = tt.path

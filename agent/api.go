@@ -177,7 +177,7 @@ func (a *Agent) getEvents(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		wanted = func(e *pavise.Event) bool {
-			ok, err := x.Eval(e)
+			ok, err := x.Eval(a.withAncestors(e))
 			return err == nil && (ok || e.Op == pavise.OpLost)
 		}
 	}

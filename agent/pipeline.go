@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"slices"
 	"time"
 
 	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/enforce"
 	"github.com/pavise-project/pavise/policy"
 	"github.com/pavise-project/pavise/proc"
 )
@@ -58,11 +60,14 @@ func (a *Agent) handle(rec []byte) error {
 			proc.ReadProc(e.PID, e)
 		}
 		a.table.Update(e)
-		if found || thread {
+		if found || thread || a.own(e) {
 			return nil
 		}
 	default:
 		a.table.Resolve(e)
+		if a.own(e) {
+			return nil
+		}
 		if !a.name(e) {
 			a.filtered.Add(1)
 			return nil
@@ -72,11 +77,41 @@ func (a *Agent) handle(rec []byte) error {
 	return nil
 }
 
+// own reports whether e is of the process that the agent starts to see it killed, in a self-test.
+func (a *Agent) own(e *pavise.Event) bool {
+	p := e.Process
+	if p == nil || p.Parent == nil || p.Parent.PID != a.pid {
+		return false
+	}
+	return e.Op == pavise.OpFork && p.Exe.Inode == a.exe || p.Exe.Memfd && p.Exe.Path == enforce.SelftestPath
+}
+
+// withAncestors is e with all ancestors of its process, as far as they are known: Process.Parent is one level only.
+func (a *Agent) withAncestors(e *pavise.Event) *pavise.Event {
+	if e.Process == nil || e.Process.ParentExecID == 0 {
+		return e
+	}
+	c, p := *e, *e.Process
+	c.Process = &p
+	last := &p
+	for q := range a.table.Ancestors(e.Process) {
+		q := *q
+		last.Parent = &q
+		last = &q
+	}
+	return &c
+}
+
 // name gives e the policy and the rule by which it was judged, and reports whether it is to be delivered: when
 // rules left a condition to user space, one of them must hold.
 func (a *Agent) name(e *pavise.Event) bool {
 	rules := a.rules.Load().of(e.Gen)
+	// The kernel counts clauses: a rule that holds for two reasons counts twice, but has one place.
 	n := min(int(e.Matched), len(e.RuleIDs))
+	if i := slices.Index(e.RuleIDs[:n], policy.NoRule); i > 0 {
+		n, e.Matched = i, uint8(i)
+	}
+	var full *pavise.Event
 	for _, id := range e.RuleIDs[:n] {
 		if int(id) >= len(rules) {
 			a.unresolved.Add(1)
@@ -84,7 +119,10 @@ func (a *Agent) name(e *pavise.Event) bool {
 		}
 		r := &rules[id]
 		if r.Residual != nil {
-			ok, err := r.Residual.Eval(e)
+			if full == nil {
+				full = a.withAncestors(e)
+			}
+			ok, err := r.Residual.Eval(full)
 			if err != nil {
 				a.log.Debug("residual condition failed", "policy", r.Policy, "rule", r.Name, "err", err)
 			}

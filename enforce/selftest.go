@@ -12,6 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+const selftestName = "pavise-selftest"
+
+// SelftestPath is the executable of the child that a self-test starts.
+const SelftestPath = "/memfd:" + selftestName
+
 // prove attaches the programs of an operation's rung and shows their effect on a harmless act of this thread's own, or, for process.exec on
 // the kill-on-return rung, of a child's. Programs stay attached.
 func (e *Enforcer) prove(op pavise.Op) error {
@@ -54,7 +59,7 @@ func (e *Enforcer) prove(op pavise.Op) error {
 var acts = map[pavise.Op]func(ready func()) error{
 	pavise.OpExec: func(func()) error {
 		// A file that no format handler takes: execve fails with ENOEXEC, after the security hook and before anything is done.
-		fd, err := unix.MemfdCreate("pavise-selftest", 0)
+		fd, err := unix.MemfdCreate(selftestName, 0)
 		if err != nil {
 			return err
 		}
@@ -170,7 +175,7 @@ func killedChild() error {
 	if !ok {
 		return fmt.Errorf("there is no program to try on %s", runtime.GOARCH)
 	}
-	fd, err := unix.MemfdCreate("pavise-selftest", 0)
+	fd, err := unix.MemfdCreate(selftestName, 0)
 	if err != nil {
 		return err
 	}
@@ -187,7 +192,7 @@ func killedChild() error {
 		return err
 	}
 	defer unix.Close(ro)
-	pid, err := syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", ro), []string{"pavise-selftest"}, nil)
+	pid, err := syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", ro), []string{selftestName}, nil)
 	if err != nil {
 		return fmt.Errorf("start the program to be killed: %w", err)
 	}

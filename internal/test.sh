@@ -60,6 +60,7 @@ step "format" format
 step "generated files" current
 step "vet" go vet ./...
 step "build" make --no-print-directory build VERSION="${VERSION-test}"
+step "demonstration" make --no-print-directory run DEMO=1 VERSION="${VERSION-test}"
 tests "unit tests" $results/unit.json unit
 tests "kernel tests on Linux $(uname -r), this machine" $results/here.json here
 tests "kernel tests in virtual machines" $results/machines.json machines

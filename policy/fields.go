@@ -260,20 +260,20 @@ var processFields = []Field{
 		proc: func(p *pavise.Process) ref.Val { return textVal(p.Cgroup) }},
 	{Name: "container.id", Type: "string", Dim: DimCgroup, kind: kindContainer, Doc: "The container's id, 64 lower-case hexadecimal digits, empty outside of containers; in the kernel the process is also in the containers around that one.",
 		proc: func(p *pavise.Process) ref.Val { return textVal(containerOf(p).ID) }},
-	{Name: "container.name", Type: "string", Doc: "The container's name, from its runtime.", Tip: "process.container.id or process.cgroup",
+	{Name: "container.name", Type: "string", Doc: "The container's name: of LXC and systemd-nspawn only, where it is in the cgroup's path.", Tip: "process.container.id or process.cgroup",
 		proc: func(p *pavise.Process) ref.Val { return textVal(containerOf(p).Name) }},
-	{Name: "container.image", Type: "string", Doc: "The container's image, from its runtime.", Tip: "process.container.id or process.cgroup",
+	{Name: "container.image", Type: "string", Void: true, Doc: "The container's image, from its runtime.", Tip: "process.container.id or process.cgroup",
 		proc: func(p *pavise.Process) ref.Val { return textVal(containerOf(p).Image) }},
-	{Name: "container.labels", Type: "map(string, string)", Doc: "The container's labels, from its runtime.", Tip: "process.container.id or process.cgroup",
+	{Name: "container.labels", Type: "map(string, string)", Void: true, Doc: "The container's labels, from its runtime.", Tip: "process.container.id or process.cgroup",
 		proc: func(p *pavise.Process) ref.Val {
 			if l := containerOf(p).Labels; len(l) > 0 {
 				return types.NewStringStringMap(types.DefaultTypeAdapter, l)
 			}
 			return noMap
 		}},
-	{Name: "pod.namespace", Type: "string", Doc: "Namespace of the Kubernetes pod, from the container's labels.", Tip: "process.container.id or process.cgroup",
+	{Name: "pod.namespace", Type: "string", Void: true, Doc: "Namespace of the Kubernetes pod, from the container's labels.", Tip: "process.container.id or process.cgroup",
 		proc: func(p *pavise.Process) ref.Val { return textVal(containerOf(p).Labels[podNamespaceLabel]) }},
-	{Name: "pod.name", Type: "string", Doc: "Name of the Kubernetes pod, from the container's labels.", Tip: "process.container.id or process.cgroup",
+	{Name: "pod.name", Type: "string", Void: true, Doc: "Name of the Kubernetes pod, from the container's labels.", Tip: "process.container.id or process.cgroup",
 		proc: func(p *pavise.Process) ref.Val { return textVal(containerOf(p).Labels[podNameLabel]) }},
 	{Name: "pod.labels", Type: "map(string, string)", Void: true, Doc: "Labels of the Kubernetes pod.", Tip: "process.container.id or process.cgroup",
 		proc: func(*pavise.Process) ref.Val { return noMap }},

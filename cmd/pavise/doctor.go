@@ -50,7 +50,7 @@ func (a *app) doctorText(d *agent.Doctor) error {
 	t.row("BTF", yes[h.BTF])
 	lsm := strings.Join(h.LSM, ",")
 	if lsm == "" {
-		lsm = "unknown (securityfs is not mounted)"
+		lsm = "unknown (to see them: mount -t securityfs securityfs /sys/kernel/security)"
 	} else if !strings.Contains(","+lsm+",", ",bpf,") {
 		lsm += "  (no bpf: boot with it in lsm= for the best rung)"
 	}
@@ -60,7 +60,7 @@ func (a *app) doctorText(d *agent.Doctor) error {
 		cg = "no v2"
 	}
 	if n := len(h.Cgroup1); n > 0 {
-		cg += fmt.Sprintf(", v1 at %d places", n)
+		cg += fmt.Sprintf(", and %d of v1", n)
 	}
 	t.row("cgroups", cg)
 	if h.Lockdown != "" {
@@ -71,7 +71,7 @@ func (a *app) doctorText(d *agent.Doctor) error {
 	} else {
 		t.row("capabilities", "all that are needed")
 	}
-	t.row("agent", yes[d.Agent])
+	t.row("agent", map[bool]string{true: "runs, and gave this answer", false: "does not run; the kernel was asked"}[d.Agent])
 	if err := t.flush(); err != nil {
 		return err
 	}
@@ -79,17 +79,44 @@ func (a *app) doctorText(d *agent.Doctor) error {
 		return nil
 	}
 	fmt.Fprintln(a.stdout)
-	t = newTable(a.stdout, "OPERATION", "RUNG", "DENY", "KILL", "WHY NOT HIGHER")
+	t = newTable(a.stdout, "OPERATION", "RUNG", "DENY", "KILL")
 	for _, o := range d.Ops {
-		t.row(o.Op, o.Rung, yes[o.Deny], yes[o.Kill], o.Why)
+		t.row(o.Op, o.Rung, yes[o.Deny], yes[o.Kill])
 	}
 	if err := t.flush(); err != nil {
 		return err
 	}
-	for _, o := range d.Ops {
-		for _, n := range o.Notes {
-			fmt.Fprintf(a.stdout, "%s: %s\n", o.Op, safe(n))
+	a.reasons("why not a higher rung", d.Ops, func(o agent.OpDoctor) []string {
+		if o.Why == "" {
+			return nil
+		}
+		return []string{o.Why}
+	})
+	a.reasons("good to know", d.Ops, func(o agent.OpDoctor) []string { return o.Notes })
+	return nil
+}
+
+// reasons prints each of the texts once, with the operations that it holds for.
+func (a *app) reasons(title string, ops []agent.OpDoctor, of func(agent.OpDoctor) []string) {
+	var order []string
+	by := map[string][]string{}
+	for _, o := range ops {
+		for _, s := range of(o) {
+			if by[s] == nil {
+				order = append(order, s)
+			}
+			by[s] = append(by[s], o.Op)
 		}
 	}
-	return nil
+	if len(order) == 0 {
+		return
+	}
+	fmt.Fprintf(a.stdout, "\n%s\n", title)
+	for _, s := range order {
+		who := strings.Join(by[s], " ")
+		if len(by[s]) == len(ops) {
+			who = "all"
+		}
+		fmt.Fprintf(a.stdout, "  %s: %s\n", who, safe(s))
+	}
 }

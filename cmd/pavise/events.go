@@ -16,7 +16,7 @@ func (a *app) events() *cobra.Command {
 		Long: `Show the agent's last events (it keeps 4,096), or with --follow those to come, preceded by the last -n.
 
 --where is a condition in CEL, in the words of policies, with the event's own facts: op, action, policy, rule. A terminal gets text
-(without forks), a pipe gets lines of JSON, unless -o says otherwise.`,
+(without forks, and without exits with code 0), a pipe gets lines of JSON, unless -o says otherwise.`,
 		Example: `  pavise events -n 20
   pavise events --follow --where 'action == "deny"'
   pavise events --follow -o json --where 'process.exe.name == "curl"' | jq .file.path`,

@@ -11,6 +11,7 @@ import (
 func (a *app) explainText(x *policy.Explanation, where string) error {
 	w := a.stdout
 	fmt.Fprintf(w, "on %s\n", where)
+	fmt.Fprintln(w, "kernel: what the kernel looks at; user: what is left for the agent to decide before it tells")
 	for _, p := range x.Report.Policies {
 		fmt.Fprintf(w, "\n%s (%s)\n", a.paint("1", safe(p.Name)), p.Mode)
 		for _, r := range p.Rules {
@@ -34,7 +35,7 @@ func (a *app) explainText(x *policy.Explanation, where string) error {
 				fmt.Fprintf(w, "%s%s\n", head, safe(brief(c)))
 			}
 			if r.Residual != "" {
-				fmt.Fprintf(w, "    user    %s\n", safe(strings.Join(strings.Fields(r.Residual), " ")))
+				fmt.Fprintf(w, "    user    %s\n", safe(cut(strings.Join(strings.Fields(r.Residual), " "), 200)))
 			}
 		}
 		for _, e := range p.Warnings {
@@ -45,6 +46,14 @@ func (a *app) explainText(x *policy.Explanation, where string) error {
 	fmt.Fprintf(w, "\ntables: %d rules, %d atoms, %d states, %d leaves, %d rows of %d words: %s\n",
 		s.Rules, x.Atoms, s.States, s.Leaves, s.Rows, s.Words, bytesText(uint64(max(s.Bytes, 0))))
 	return nil
+}
+
+// cut is the beginning of s; JSON has all of it.
+func cut(s string, n int) string {
+	if r := []rune(s); len(r) > n {
+		return string(r[:n]) + "… (-o json has all of it)"
+	}
+	return s
 }
 
 // brief cuts the long lists of a clause; JSON has all of them.

@@ -74,13 +74,17 @@ not observed on this machine, and how often it matched. -o yaml gives the policy
 
 // policyTable shows policies rule by rule.
 func (a *app) policyTable(ps []agent.PolicyStatus) error {
-	t := newTable(a.stdout, "POLICY", "MODE", "RULE", "OPERATION", "STATE", "RUNG", "HITS")
+	t := newTable(a.stdout, "POLICY", "MODE", "RULE", "OPERATION", "ACTION", "STATE", "RUNG", "HITS")
 	for _, p := range ps {
 		for _, r := range p.Rules {
-			t.row(p.Name, p.Mode, r.Name, r.Op, r.State, r.Rung, strconv.FormatUint(r.Hits, 10))
+			action := r.Action
+			if r.Effective != "" && r.Effective != "none" {
+				action = r.Effective + ", not " + r.Action
+			}
+			t.row(p.Name, p.Mode, r.Name, r.Op, action, r.State, r.Rung, strconv.FormatUint(r.Hits, 10))
 		}
 		if len(p.Rules) == 0 {
-			t.row(p.Name, p.Mode, "", "", "no rules", "", "")
+			t.row(p.Name, p.Mode, "", "", "", "no rules", "", "")
 		}
 	}
 	if err := t.flush(); err != nil {

@@ -83,6 +83,7 @@ func cmdStatus(ts *testscript.TestScript, neg bool, args []string) {
 func testApp() *app {
 	a := newApp()
 	a.terminal = os.Getenv("FAKE_TERMINAL") != ""
+	a.width = 200
 	a.openKernel = func(context.Context, *slog.Logger) (agent.Kernel, error) {
 		switch os.Getenv("FAKE_KERNEL") {
 		case "unsupported":

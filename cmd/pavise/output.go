@@ -18,6 +18,14 @@ func isTerminal(f *os.File) bool {
 	return err == nil
 }
 
+// lineWidth is the terminal's width, or what is bearable in a file.
+func lineWidth(f *os.File) int {
+	if ws, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil && ws.Col > 0 {
+		return int(ws.Col)
+	}
+	return 200
+}
+
 // table writes aligned columns.
 type table struct{ w *tabwriter.Writer }
 

@@ -8,17 +8,18 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/pavise-project/pavise"
 	"github.com/spf13/cobra"
 )
 
 func (a *app) ps() *cobra.Command {
-	var tree bool
+	var tree, kernel bool
 	c := &cobra.Command{
 		Use: "ps", Short: "Show the processes as the agent knows them",
-		Long:    "Show the processes as the agent knows them: by executable file and not by the name that a process gives itself. JSON also has, for\na while, what ended and what was replaced by exec.",
-		Example: "  pavise ps\n  pavise ps --tree\n  pavise ps -o json | jq .exe.path",
+		Long:    "Show the processes as the agent knows them: by executable file and not by the name that a process gives itself. Commands are\ncut to the terminal's width; JSON has all of them, kernel threads, and, for a while, what ended and what was replaced by exec.",
+		Example: "  pavise ps\n  pavise ps --tree\n  pavise ps --all\n  pavise ps -o json | jq .exe.path",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			raw, err := a.client().Processes(c.Context())
@@ -39,10 +40,11 @@ func (a *app) ps() *cobra.Command {
 					return fmt.Errorf("read process: %w", err)
 				}
 			}
-			return a.psTable(ps, tree)
+			return a.psTable(ps, tree, kernel)
 		},
 	}
 	c.Flags().BoolVar(&tree, "tree", false, "show each process below its parent")
+	c.Flags().BoolVar(&kernel, "all", false, "show kernel threads too")
 	return c
 }
 
@@ -56,7 +58,7 @@ func lifeOf(p *pavise.Process) life { return life{p.PID, p.StartTime} }
 
 // psTable shows the newest image of each running process. All has also those that were replaced and that ended: a child
 // may name one of them as its parent.
-func (a *app) psTable(all []*pavise.Process, tree bool) error {
+func (a *app) psTable(all []*pavise.Process, tree, kernel bool) error {
 	byID := make(map[uint64]*pavise.Process, len(all))
 	running := map[life]*pavise.Process{}
 	for _, p := range all {
@@ -82,7 +84,10 @@ func (a *app) psTable(all []*pavise.Process, tree bool) error {
 	ps := slices.SortedFunc(maps.Values(running), func(p, q *pavise.Process) int {
 		return cmp.Or(cmp.Compare(p.PID, q.PID), cmp.Compare(p.StartTime, q.StartTime))
 	})
-	t := newTable(a.stdout, "PID", "PPID", "USER", "WHERE", "COMMAND")
+	if !kernel {
+		ps = slices.DeleteFunc(ps, func(p *pavise.Process) bool { return kernelThread(p) })
+	}
+	rows := [][]string{{"PID", "PPID", "USER", "WHERE", "COMMAND"}}
 	row := func(p *pavise.Process, indent string) {
 		ppid := "0"
 		if q := parent(p); q != nil {
@@ -96,13 +101,16 @@ func (a *app) psTable(all []*pavise.Process, tree bool) error {
 		if p.Container != nil {
 			where = p.Container.Runtime + ":" + p.Container.ID[:min(12, len(p.Container.ID))]
 		}
-		t.row(strconv.Itoa(int(p.PID)), ppid, user, where, indent+command(p))
+		if where == "" {
+			where = "-"
+		}
+		rows = append(rows, []string{strconv.Itoa(int(p.PID)), ppid, user, where, indent + command(p)})
 	}
 	if !tree {
 		for _, p := range ps {
 			row(p, "")
 		}
-		return t.flush()
+		return a.cutTable(rows)
 	}
 	children := map[*pavise.Process][]*pavise.Process{} // nil: the roots
 	for _, p := range ps {
@@ -131,20 +139,45 @@ func (a *app) psTable(all []*pavise.Process, tree bool) error {
 	for _, p := range ps { // a circle has no root; show it all the same
 		walk(p, 0)
 	}
+	return a.cutTable(rows)
+}
+
+// kernelThread reports whether p is one. They have no executable; nor has a process of which nothing is known.
+func kernelThread(p *pavise.Process) bool { return p.Exe.Path == "" && !p.Unknown && len(p.Args) == 0 }
+
+// cutTable writes rows with the last column cut to the terminal's width.
+func (a *app) cutTable(rows [][]string) error {
+	room := a.width
+	for col := range len(rows[0]) - 1 {
+		widest := 0
+		for _, r := range rows {
+			widest = max(widest, utf8.RuneCountInString(safe(r[col])))
+		}
+		room -= widest + 2
+	}
+	room = max(room, 20)
+	t := newTable(a.stdout)
+	for _, r := range rows {
+		last := []rune(safe(r[len(r)-1]))
+		if len(last) > room {
+			r[len(r)-1] = string(last[:room-1]) + "…"
+		}
+		t.row(r...)
+	}
 	return t.flush()
 }
 
-// command is a process's executable and arguments, cut for a line.
+// command is a process's executable and arguments.
 func command(p *pavise.Process) string {
 	s := p.Exe.Path
 	if len(p.Args) > 1 {
 		s += " " + strings.Join(p.Args[1:], " ")
 	}
-	if s == "" {
-		return "(kernel)"
+	switch {
+	case s != "":
+		return s
+	case p.Unknown:
+		return "(unknown)"
 	}
-	if r := []rune(s); len(r) > 160 {
-		s = string(r[:159]) + "…"
-	}
-	return s
+	return "(kernel)"
 }

@@ -47,6 +47,7 @@ type app struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	terminal       bool // stdout is one
+	width          int  // of a line, for what can be cut
 
 	socket  string
 	output  string
@@ -60,7 +61,7 @@ type app struct {
 
 func newApp() *app {
 	return &app{
-		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, terminal: isTerminal(os.Stdout),
+		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, terminal: isTerminal(os.Stdout), width: lineWidth(os.Stdout),
 		openKernel: func(ctx context.Context, log *slog.Logger) (agent.Kernel, error) {
 			k, err := enforce.Open(ctx, enforce.Options{Log: log})
 			if err != nil {
@@ -149,7 +150,7 @@ func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use: "pavise", Short: "See and stop what processes do, in the kernel", Long: rootHelp,
 		Example: "  pavise run --policy policies\n  pavise events --follow\n  pavise apply -f policy.yaml",
-		Args:    cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
+		Args:    cobra.NoArgs, Version: buildVersion(), SilenceUsage: true, SilenceErrors: true,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
 			if os.Getenv("NO_COLOR") != "" {

@@ -99,7 +99,8 @@ func (a *app) streamForm(c *cobra.Command) string {
 	return "json"
 }
 
-// eventWriter writes events to the standard output. Text leaves out forks: each is followed by what the child does.
+// eventWriter writes events to the standard output. Text leaves out forks, each of which is followed by what the child does, and
+// processes that ended well.
 func (a *app) eventWriter(form string) func(*pavise.Event) error {
 	var buf []byte
 	color := a.color()
@@ -107,7 +108,7 @@ func (a *app) eventWriter(form string) func(*pavise.Event) error {
 		if form == "json" {
 			buf = e.AppendJSON(buf[:0])
 		} else {
-			if e.Op == pavise.OpFork {
+			if e.Op == pavise.OpFork || e.Op == pavise.OpExit && e.Exit == (pavise.ExitInfo{}) {
 				return nil
 			}
 			buf = e.AppendText(buf[:0], color)
