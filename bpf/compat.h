@@ -43,6 +43,10 @@ static __always_inline bool compat_syscall(struct task_struct *t)
 const volatile __u32 regs_nr_off = 120; /* x86-64: orig_ax */
 const volatile __u32 regs_arg0_off = 112; /* x86-64: di, as the kernel leaves it during the call */
 const volatile __u32 regs_arg0_off_compat = 40; /* i386: bx */
+const volatile __u32 regs_arg1_off = 104; /* si */
+const volatile __u32 regs_arg1_off_compat = 88; /* cx */
+const volatile __u32 regs_arg2_off = 96; /* dx */
+const volatile __u32 regs_arg2_off_compat = 96; /* dx */
 
 static __always_inline __u64 reg_at(void *regs, __u32 off)
 {

@@ -1,7 +1,7 @@
 //go:build ignore
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Processes: tp_btf fork, exec, exit, and iter/task for what already runs. Attached always: identity depends on them. When task storage
+ * Processes: tp_btf newtask, exec, exit, and iter/task for what already runs. Attached always: identity depends on them. When task storage
  * cannot be had, the thread is identified at its first judgement, or judged strictly (proc.h). process.exec is judged at
  * lsm/bprm_check_security, or here, in sched_process_exec, on the kill-on-return rung: the process is killed before its first instruction.
  */
@@ -60,9 +60,11 @@ static __always_inline void fill_proc(struct rec_proc *r, struct task_struct *t,
 	bpf_probe_read_kernel_str(r->comm, sizeof(r->comm), t->comm);
 }
 
-SEC("tp_btf/sched_process_fork")
-int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+/* task_newtask and not sched_process_fork, which does not see io_uring's workers (create_io_thread). */
+SEC("tp_btf/task_newtask")
+int BPF_PROG(on_fork, struct task_struct *child, unsigned long clone_flags)
 {
+	struct task_struct *parent = bpf_get_current_task_btf();
 	struct proc *pp, *p;
 	struct scratch *s;
 	int si;
@@ -171,7 +173,7 @@ static __always_inline void finish_proc(struct scratch *s, __u32 si, struct rec_
 
 /*
  * script_path writes the path of a script, from the name that execve was given, at bytes[off] and returns its length: as it stands when it is absolute,
- * behind the working directory otherwise. It is not resolved further: the kernel has let go of the script's file here. (lsm/bprm_check_security sees the file.)
+ * behind the working directory otherwise, without "./" at its beginning. It is not resolved further: the kernel has let go of the script's file here. (lsm/bprm_check_security sees the file.)
  */
 __noinline int script_path(__u32 si, __u32 off, __u64 filename)
 {
@@ -183,6 +185,14 @@ __noinline int script_path(__u32 si, __u32 off, __u64 filename)
 
 	if (!s)
 		return 0;
+	for (int i = 0; i < 4; i++) {
+		char dot[2] = {};
+
+		bpf_probe_read_kernel(dot, 2, (void *)filename);
+		if (dot[0] != '.' || dot[1] != '/')
+			break;
+		filename += 2;
+	}
 	bpf_probe_read_kernel(&first, 1, (void *)filename);
 	if (first != '/') {
 		fs = BPF_CORE_READ(bpf_get_current_task_btf(), fs);
@@ -190,8 +200,10 @@ __noinline int script_path(__u32 si, __u32 off, __u64 filename)
 				 (__u64)BPF_CORE_READ(fs, pwd.mnt), 0);
 		if (len > MAX_STRING)
 			return len;
-		*at(s, off + len) = '/';
-		len++;
+		if (len > 1) { /* not at the root */
+			*at(s, off + len) = '/';
+			len++;
+		}
 	}
 	n = bpf_probe_read_kernel_str(at(s, off + len), 4096, (void *)filename);
 	return len + (n > 1 ? n - 1 : 0);

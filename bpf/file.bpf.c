@@ -21,6 +21,7 @@
 #define O_EXCL	      0200
 #define O_TRUNC	      01000
 #define O_APPEND      02000
+#define O_PATH	      010000000
 
 static __always_inline __u8 access_of(__u32 mode, __u32 flags)
 {

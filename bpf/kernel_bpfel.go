@@ -410,6 +410,10 @@ const (
 	KernelVarNumScratches      = "num_scratches"
 	KernelVarRegsArg0Off       = "regs_arg0_off"
 	KernelVarRegsArg0OffCompat = "regs_arg0_off_compat"
+	KernelVarRegsArg1Off       = "regs_arg1_off"
+	KernelVarRegsArg1OffCompat = "regs_arg1_off_compat"
+	KernelVarRegsArg2Off       = "regs_arg2_off"
+	KernelVarRegsArg2OffCompat = "regs_arg2_off_compat"
 	KernelVarRegsNrOff         = "regs_nr_off"
 	KernelVarSysOp             = "sys_op"
 	KernelVarUnusedRecExit     = "unused_rec_exit"
@@ -520,6 +524,10 @@ type KernelVariableSpecs struct {
 	NumScratches      *ebpf.VariableSpec `ebpf:"num_scratches"`
 	RegsArg0Off       *ebpf.VariableSpec `ebpf:"regs_arg0_off"`
 	RegsArg0OffCompat *ebpf.VariableSpec `ebpf:"regs_arg0_off_compat"`
+	RegsArg1Off       *ebpf.VariableSpec `ebpf:"regs_arg1_off"`
+	RegsArg1OffCompat *ebpf.VariableSpec `ebpf:"regs_arg1_off_compat"`
+	RegsArg2Off       *ebpf.VariableSpec `ebpf:"regs_arg2_off"`
+	RegsArg2OffCompat *ebpf.VariableSpec `ebpf:"regs_arg2_off_compat"`
 	RegsNrOff         *ebpf.VariableSpec `ebpf:"regs_nr_off"`
 	SysOp             *ebpf.VariableSpec `ebpf:"sys_op"`
 	UnusedRecExit     *ebpf.VariableSpec `ebpf:"unused_rec_exit"`
@@ -596,6 +604,10 @@ type KernelVariables struct {
 	NumScratches      *ebpf.Variable `ebpf:"num_scratches"`
 	RegsArg0Off       *ebpf.Variable `ebpf:"regs_arg0_off"`
 	RegsArg0OffCompat *ebpf.Variable `ebpf:"regs_arg0_off_compat"`
+	RegsArg1Off       *ebpf.Variable `ebpf:"regs_arg1_off"`
+	RegsArg1OffCompat *ebpf.Variable `ebpf:"regs_arg1_off_compat"`
+	RegsArg2Off       *ebpf.Variable `ebpf:"regs_arg2_off"`
+	RegsArg2OffCompat *ebpf.Variable `ebpf:"regs_arg2_off_compat"`
 	RegsNrOff         *ebpf.Variable `ebpf:"regs_nr_off"`
 	SysOp             *ebpf.Variable `ebpf:"sys_op"`
 	UnusedRecExit     *ebpf.Variable `ebpf:"unused_rec_exit"`

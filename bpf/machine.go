@@ -16,33 +16,42 @@ const (
 	opAccept  = 6
 )
 
+// Where the flags of an open are, as enum sys_flags in return.bpf.c.
+const (
+	openArg1  = opOpen | 1<<5
+	openArg2  = opOpen | 2<<5
+	openHow   = opOpen | 3<<5
+	openCreat = opOpen | 4<<5
+)
+
 // arch is what the programs must know of a machine: where the registers are in pt_regs, and the numbers of the system calls whose
 // results are judged. From the kernel's arch/*/include/asm/ptrace.h and its system call tables.
 type arch struct {
-	nr, arg0, arg0Compat uint32
-	native, compat       map[int]uint8
+	nr             uint32
+	args, compats  [3]uint32 // of native and of 32-bit calls
+	native, compat map[int]uint8
 }
 
 var arches = map[string]arch{
 	"amd64": {
-		nr: 120, arg0: 112, arg0Compat: 40,
+		nr: 120, args: [3]uint32{112, 104, 96}, compats: [3]uint32{40, 88, 96},
 		native: map[int]uint8{
-			2: opOpen, 85: opOpen, 257: opOpen, 304: opOpen, 437: opOpen, // open creat openat open_by_handle_at openat2
+			2: openArg1, 85: openCreat, 257: openArg2, 304: openArg2, 437: openHow, // open creat openat open_by_handle_at openat2
 			42: opConnect, 49: opBind, 50: opListen, 43: opAccept, 288: opAccept,
 		},
 		compat: map[int]uint8{
-			5: opOpen, 8: opOpen, 295: opOpen, 342: opOpen, 437: opOpen,
+			5: openArg1, 8: openCreat, 295: openArg2, 342: openArg2, 437: openHow,
 			362: opConnect, 361: opBind, 363: opListen, 364: opAccept,
 		},
 	},
 	"arm64": {
-		nr: 280, arg0: 272, arg0Compat: 272,
+		nr: 280, args: [3]uint32{272, 8, 16}, compats: [3]uint32{272, 8, 16},
 		native: map[int]uint8{
-			56: opOpen, 265: opOpen, 437: opOpen,
+			56: openArg2, 265: openArg2, 437: openHow,
 			203: opConnect, 200: opBind, 201: opListen, 202: opAccept, 242: opAccept,
 		},
 		compat: map[int]uint8{
-			5: opOpen, 8: opOpen, 322: opOpen, 371: opOpen, 437: opOpen,
+			5: openArg1, 8: openCreat, 322: openArg2, 371: openArg2, 437: openHow,
 			283: opConnect, 282: opBind, 284: opListen, 285: opAccept, 366: opAccept,
 		},
 	},
@@ -68,7 +77,9 @@ func setMachine(spec *ebpf.CollectionSpec) error {
 	spec.Maps["scratches"].MaxEntries = n
 	for name, v := range map[string]any{
 		"num_scratches": n, "sys_op": sys,
-		"regs_nr_off": a.nr, "regs_arg0_off": a.arg0, "regs_arg0_off_compat": a.arg0Compat,
+		"regs_nr_off": a.nr, "regs_arg0_off": a.args[0], "regs_arg0_off_compat": a.compats[0],
+		"regs_arg1_off": a.args[1], "regs_arg1_off_compat": a.compats[1],
+		"regs_arg2_off": a.args[2], "regs_arg2_off_compat": a.compats[2],
 	} {
 		if err := spec.Variables[name].Set(v); err != nil {
 			return fmt.Errorf("set %s in the kernel object: %w", name, err)

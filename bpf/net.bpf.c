@@ -187,6 +187,37 @@ static __always_inline bool put_addr(struct scratch *s, struct rec_net *r, void 
 	return true;
 }
 
+/*
+ * bind_path writes the path that a Unix socket of len bytes of name is to be made at, to OFF_NETSTR, and returns its length: the name that was given, behind
+ * the working directory if it is relative. It is not resolved further (docs/THREATS.md).
+ */
+__noinline int bind_path(__u32 si, __u64 name, __u32 len)
+{
+	struct scratch *s = scratch_at(si);
+	struct fs_struct *fs;
+	__u32 dir = 0;
+	char first = 0;
+	long n;
+
+	if (!s)
+		return 0;
+	bpf_probe_read_kernel(&first, 1, (void *)name);
+	if (first != '/') {
+		fs = BPF_CORE_READ(bpf_get_current_task_btf(), fs);
+		dir = path_build(si, OFF_NETSTR, (__u64)BPF_CORE_READ(fs, pwd.dentry),
+				 (__u64)BPF_CORE_READ(fs, pwd.mnt), 0);
+		if (dir > MAX_STRING - 128)
+			return MAX_STRING + 1;
+		if (dir > 1) {
+			*at(s, OFF_NETSTR + dir) = '/';
+			dir++;
+		}
+	}
+	n = bpf_probe_read_kernel_str(at(s, OFF_NETSTR + dir), len < 108 ? (len + 1) & 0x7f : 109,
+				      (void *)name);
+	return dir + (n > 1 ? n - 1 : 0);
+}
+
 /* Which end an address argument is, and whether the other end is read from the socket. */
 enum net_arg {
 	ARG_NONE,
@@ -231,11 +262,7 @@ static __always_inline int lsm_net(struct sock *sk, void *addr, int len, enum ne
 				s->bytes[OFF_NETSTR] = '@';
 				r->local_path_len = len;
 			} else {
-				long n = bpf_probe_read_kernel_str(
-					&s->bytes[OFF_NETSTR],
-					109 < len + 1 ? 109 : (len + 1) & 0x7f, addr + 2);
-
-				r->local_path_len = n > 1 ? n - 1 : 0;
+				r->local_path_len = bind_path(si, (__u64)addr + 2, len);
 			}
 			r->remote_path_len = 0;
 		}
@@ -340,9 +367,12 @@ int BPF_PROG(lsm_unix_connect, struct sock *sk, struct sock *other, struct sock 
 SEC("lsm/unix_may_send")
 int BPF_PROG(lsm_unix_send, struct socket *sock, struct socket *other, int ret)
 {
-	if (ret)
+	struct sock *sk = sock->sk, *to = other->sk;
+
+	/* The verifier wants both seen, since 6.9 or so. */
+	if (ret || !sk || !to)
 		return ret;
-	return unix_op(sock->sk, other->sk, OP_SEND);
+	return unix_op(sk, to, OP_SEND);
 }
 
 /* The cgroup rung. 1 lets the call go on, 0 refuses it with EPERM. */

@@ -8,8 +8,21 @@
  * When working memory runs out, a process in an operation that some enforced rule judges is killed.
  */
 
-/* What a system call, by number, produces: an operation, for native and 32-bit calls. Set by the loader for the architecture. */
-#define SYS_NR 512
+/*
+ * What a system call, by number, produces: an operation, for native and 32-bit calls; and, for opens, where its flags are. Set by the
+ * loader for the architecture.
+ */
+#define SYS_NR	  512
+#define SYS_OP	  0x1f
+#define SYS_FLAGS 0xe0 /* enum sys_flags */
+
+enum sys_flags {
+	FLAGS_ARG1 = 1 << 5,
+	FLAGS_ARG2 = 2 << 5,
+	FLAGS_HOW = 3 << 5, /* argument 2 points to struct open_how, in user memory */
+	FLAGS_CREAT = 4 << 5,
+};
+
 const volatile __u8 sys_op[2][SYS_NR];
 
 static __always_inline struct file *file_of(struct task_struct *t, __u32 fd)
@@ -23,6 +36,30 @@ static __always_inline struct file *file_of(struct task_struct *t, __u32 fd)
 	return f;
 }
 
+/*
+ * open_flags is what the call was asked for: the file has lost O_TRUNC by now. Registers are the caller's own; open_how may have
+ * been changed by another thread (docs/THREATS.md).
+ */
+static __always_inline __u32 open_flags(void *regs, bool compat, __u8 where)
+{
+	__u64 v;
+
+	switch (where) {
+	case FLAGS_ARG1:
+		return reg_at(regs, compat ? regs_arg1_off_compat : regs_arg1_off);
+	case FLAGS_ARG2:
+		return reg_at(regs, compat ? regs_arg2_off_compat : regs_arg2_off);
+	case FLAGS_HOW:
+		v = reg_at(regs, compat ? regs_arg2_off_compat : regs_arg2_off);
+		if (bpf_probe_read_user(&v, sizeof(v), (void *)v))
+			return O_TRUNC;
+		return v;
+	case FLAGS_CREAT:
+		return O_TRUNC;
+	}
+	return 0;
+}
+
 SEC("tp_btf/sys_exit")
 int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 {
@@ -30,8 +67,8 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 	struct control *c;
 	struct scratch *s;
 	struct file *f;
-	__u32 nr, fd, compat;
-	__u8 op;
+	__u32 nr, fd, compat, flags;
+	__u8 op, where;
 	int si, act = 0;
 
 	/* Failed calls produce nothing; a connect that is under way does. */
@@ -45,6 +82,8 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 	op = sys_op[compat & 1][nr & (SYS_NR - 1)];
 	if (!op)
 		return 0;
+	where = op & SYS_FLAGS;
+	op &= SYS_OP;
 	c = ctl();
 	if (!c || !(c->hooks & 1 << (op & 31)))
 		return 0;
@@ -53,6 +92,10 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 		     : reg_at(regs, compat ? regs_arg0_off_compat : regs_arg0_off);
 	f = file_of(t, fd);
 	if (!f)
+		return 0;
+	flags = BPF_CORE_READ(f, f_flags);
+	/* O_PATH gives no access: ls and stat use it. What it is used for is judged then. */
+	if (op == OP_OPEN && flags & O_PATH)
 		return 0;
 	if (selftest(c, op)) {
 		bpf_send_signal_thread(SIGCONT);
@@ -72,15 +115,11 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 		return 0;
 	s->extra_len = 0;
 	if (op == OP_OPEN) {
-		if (BPF_CORE_READ(f, f_mode) & FMODE_PATH) {
-			scratch_put(s);
-			return 0;
-		}
+		flags |= open_flags(regs, compat, where) & O_TRUNC;
 		act = judge_file(s, si, OP_OPEN, (__u64)BPF_CORE_READ(f, f_path.dentry),
 				 (__u64)BPF_CORE_READ(f, f_path.mnt),
 				 (__u64)BPF_CORE_READ(f, f_inode),
-				 access_of(BPF_CORE_READ(f, f_mode), BPF_CORE_READ(f, f_flags)),
-				 RUNG_KILL);
+				 access_of(BPF_CORE_READ(f, f_mode), flags), RUNG_KILL);
 	} else if ((BPF_CORE_READ(f, f_inode, i_mode) & S_IFMT) == S_IFSOCK) {
 		struct socket *sock = BPF_CORE_READ(f, private_data);
 		struct rec_net *r = net_rec(s);

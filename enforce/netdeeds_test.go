@@ -1,0 +1,240 @@
+package enforce
+
+import (
+	"fmt"
+	"net/netip"
+	"runtime"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+func sockaddr(s string) (int, unix.Sockaddr, error) {
+	if strings.HasPrefix(s, "/") || strings.HasPrefix(s, "@") {
+		return unix.AF_UNIX, &unix.SockaddrUnix{Name: s}, nil
+	}
+	ap, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return 0, nil, err
+	}
+	if ap.Addr().Is4() {
+		return unix.AF_INET, &unix.SockaddrInet4{Port: int(ap.Port()), Addr: ap.Addr().As4()}, nil
+	}
+	return unix.AF_INET6, &unix.SockaddrInet6{Port: int(ap.Port()), Addr: ap.Addr().As16()}, nil
+}
+
+// with opens a socket for an address.
+func with(addr string, typ int, act func(fd int, sa unix.Sockaddr) error) error {
+	family, sa, err := sockaddr(addr)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(family, typ|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return act(fd, sa)
+}
+
+func do(addr string, typ int, act func(fd int, sa unix.Sockaddr) error) (string, error) {
+	return "", with(addr, typ, act)
+}
+
+// disconnect is connect to AF_UNSPEC.
+func disconnect(fd int) error {
+	var sa unix.RawSockaddr
+	if _, _, e := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), unsafe.Sizeof(sa)); e != 0 {
+		return e
+	}
+	return nil
+}
+
+// kept are the actor's connections that stay open between deeds.
+var kept = map[string]int{}
+
+var netDeeds = map[string]func(a []string) (string, error){
+	"connect": func(a []string) (string, error) { return do(a[0], unix.SOCK_STREAM, unix.Connect) },
+	"connect-mptcp": func(a []string) (string, error) {
+		family, sa, err := sockaddr(a[0])
+		if err != nil {
+			return "", err
+		}
+		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(fd)
+		return "", unix.Connect(fd, sa)
+	},
+	"send-raw": func(a []string) (string, error) { // an echo request by a raw socket
+		_, sa, err := sockaddr(a[0])
+		if err != nil {
+			return "", err
+		}
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(fd)
+		return "", unix.Sendto(fd, []byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0}, 0, sa)
+	},
+	"bind-in": func(a []string) (string, error) { // DIR NAME
+		if err := unix.Chdir(a[0]); err != nil {
+			return "", err
+		}
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(fd)
+		return "", unix.Bind(fd, &unix.SockaddrUnix{Name: a[1]})
+	},
+	"connect-udp": func(a []string) (string, error) {
+		return do(a[0], unix.SOCK_DGRAM, unix.Connect)
+	},
+	"connect-again": func(a []string) (string, error) { // FIRST THEN, by way of AF_UNSPEC
+		return do(a[0], unix.SOCK_DGRAM, func(fd int, first unix.Sockaddr) error {
+			if err := unix.Connect(fd, first); err != nil {
+				return fmt.Errorf("the first connect: %s", err)
+			}
+			if err := disconnect(fd); err != nil {
+				return fmt.Errorf("disconnect: %s", err)
+			}
+			_, then, err := sockaddr(a[1])
+			if err != nil {
+				return err
+			}
+			return unix.Connect(fd, then)
+		})
+	},
+	"fastopen": func(a []string) (string, error) {
+		return do(a[0], unix.SOCK_STREAM, func(fd int, sa unix.Sockaddr) error {
+			return unix.Sendto(fd, []byte("x"), unix.MSG_FASTOPEN|unix.MSG_NOSIGNAL, sa)
+		})
+	},
+	"connect-elsewhere": func(a []string) (string, error) { // in a network namespace of its own
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return "", err
+		}
+		if err := loopbackUp(); err != nil {
+			return "", fmt.Errorf("lo: %s", err)
+		}
+		return do(a[0], unix.SOCK_STREAM, func(fd int, sa unix.Sockaddr) error {
+			return with(a[0], unix.SOCK_STREAM, func(c int, _ unix.Sockaddr) error {
+				if err := unix.Bind(fd, sa); err != nil {
+					return fmt.Errorf("bind: %s", err)
+				}
+				if err := unix.Listen(fd, 1); err != nil {
+					return fmt.Errorf("listen: %s", err)
+				}
+				return unix.Connect(c, sa)
+			})
+		})
+	},
+	"connect-uring": func(a []string) (string, error) {
+		ap, err := netip.ParseAddrPort(a[0])
+		if err != nil {
+			return "", err
+		}
+		sa := unix.RawSockaddrInet4{Family: unix.AF_INET, Port: ap.Port()<<8 | ap.Port()>>8, Addr: ap.Addr().As4()}
+		return do(a[0], unix.SOCK_STREAM, func(fd int, _ unix.Sockaddr) error {
+			_, err := uring(uringSQE{op: uringConnect, flags: iosqeAsync, fd: int32(fd), addr: uint64(uintptr(unsafe.Pointer(&sa))), off: uint64(unsafe.Sizeof(sa))})
+			runtime.KeepAlive(&sa)
+			return err
+		})
+	},
+	"keep": func(a []string) (string, error) { // opens a connection and keeps it
+		family, sa, err := sockaddr(a[0])
+		if err != nil {
+			return "", err
+		}
+		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return "", err
+		}
+		kept[a[0]] = fd
+		return "", unix.Connect(fd, sa)
+	},
+	"echo": func(a []string) (string, error) { // over a kept connection
+		if _, err := unix.Write(kept[a[0]], []byte(a[1])); err != nil {
+			return "", err
+		}
+		var b [64]byte
+		n, err := unix.Read(kept[a[0]], b[:])
+		return string(b[:max(n, 0)]), err
+	},
+	"bind-tcp": func(a []string) (string, error) { return do(a[0], unix.SOCK_STREAM, unix.Bind) },
+	"bind-udp": func(a []string) (string, error) {
+		return do(a[0], unix.SOCK_DGRAM, unix.Bind)
+	},
+	"listen": func(a []string) (string, error) {
+		return do(a[0], unix.SOCK_STREAM, func(fd int, sa unix.Sockaddr) error {
+			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+			if err := unix.Bind(fd, sa); err != nil {
+				return fmt.Errorf("bind: %s", err)
+			}
+			return unix.Listen(fd, 1)
+		})
+	},
+	"accept": func(a []string) (string, error) { // a connection of its own
+		return do(a[0], unix.SOCK_STREAM, func(fd int, sa unix.Sockaddr) error {
+			return with(a[0], unix.SOCK_STREAM, func(c int, _ unix.Sockaddr) error {
+				_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+				if err := unix.Bind(fd, sa); err != nil {
+					return fmt.Errorf("bind: %s", err)
+				}
+				if err := unix.Listen(fd, 1); err != nil {
+					return fmt.Errorf("listen: %s", err)
+				}
+				if err := unix.Connect(c, sa); err != nil {
+					return fmt.Errorf("connect: %s", err)
+				}
+				n, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
+				if err == nil {
+					unix.Close(n)
+				}
+				return err
+			})
+		})
+	},
+	"send": func(a []string) (string, error) { // a datagram, without connect
+		return do(a[0], unix.SOCK_DGRAM, func(fd int, sa unix.Sockaddr) error { return unix.Sendto(fd, []byte(a[1]), 0, sa) })
+	},
+	"send-many": func(a []string) (string, error) { // by sendmmsg
+		ap, err := netip.ParseAddrPort(a[0])
+		if err != nil {
+			return "", err
+		}
+		sa := unix.RawSockaddrInet4{Family: unix.AF_INET, Port: ap.Port()<<8 | ap.Port()>>8, Addr: ap.Addr().As4()}
+		b := []byte(a[1])
+		iov := unix.Iovec{Base: &b[0], Len: uint64(len(b))}
+		m := struct {
+			h unix.Msghdr
+			n uint32
+			_ uint32
+		}{h: unix.Msghdr{Name: (*byte)(unsafe.Pointer(&sa)), Namelen: uint32(unsafe.Sizeof(sa)), Iov: &iov, Iovlen: 1}}
+		return do(a[0], unix.SOCK_DGRAM, func(fd int, _ unix.Sockaddr) error {
+			if _, _, e := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&m)), 1, 0, 0, 0); e != 0 {
+				return e
+			}
+			return nil
+		})
+	},
+}
+
+// loopbackUp brings lo up in the thread's network namespace.
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	r, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	r.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r)
+}
