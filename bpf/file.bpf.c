@@ -210,9 +210,9 @@ static __always_inline int lsm_file(struct file *file, __u32 op, __u8 access)
 	s = scratch_at(si);
 	if (!s)
 		return 0;
-	ret = deny_lsm(judge_file(s, si, op, (__u64)BPF_CORE_READ(file, f_path.dentry),
-				  (__u64)BPF_CORE_READ(file, f_path.mnt),
-				  (__u64)BPF_CORE_READ(file, f_inode), access, RUNG_LSM));
+	ret = deny_lsm(judge_file(s, si, op, READ_PTR(file, f_path.dentry),
+				  READ_PTR(file, f_path.mnt), READ_PTR(file, f_inode), access,
+				  RUNG_LSM));
 	scratch_put(s);
 	return ret;
 }
@@ -241,7 +241,6 @@ __noinline int judge_open_once(__u32 si, __u64 file)
 
 	if (!s)
 		return 0;
-	return verdict_file(s, si, OP_OPEN, (__u64)BPF_CORE_READ(f, f_path.dentry),
-			    (__u64)BPF_CORE_READ(f, f_path.mnt), (__u64)BPF_CORE_READ(f, f_inode),
-			    access_of(BPF_CORE_READ(f, f_mode), BPF_CORE_READ(f, f_flags)));
+	return verdict_file(s, si, OP_OPEN, READ_PTR(f, f_path.dentry), READ_PTR(f, f_path.mnt),
+			    READ_PTR(f, f_inode), access_of(READ(f, f_mode), READ(f, f_flags)));
 }

@@ -110,10 +110,10 @@ static __always_inline __u64 new_exec_id(void)
 
 static __always_inline __u64 cgroup_of(struct task_struct *t)
 {
-	struct cgroup *c = BPF_CORE_READ(t, cgroups, dfl_cgrp);
+	struct cgroup *c = (void *)READ_PTR((struct css_set *)READ_PTR(t, cgroups), dfl_cgrp);
 	__u32 id;
 
-	if (BPF_CORE_READ(c, level) > 0)
+	if (READ(c, level) > 0)
 		return (__u64)c;
 	/* At the root of v2: on a hybrid host a v1 hierarchy says more. */
 	if (bpf_core_enum_value_exists(enum cgroup_subsys_id___pavise, memory_cgrp_id___pavise)) {
@@ -184,23 +184,19 @@ struct facts {
 /* kernel_cap_t is 8 bytes, of two types: 6.3 made one word of two (f122a08b197d "capability: just use a 'u64' instead of a 'u32[2]' array"). */
 static __always_inline __u64 read_caps(const struct cred *c)
 {
-	__u64 caps = 0;
-
-	bpf_probe_read_kernel(&caps, sizeof(caps),
-			      (void *)c + bpf_core_field_offset(struct cred, cap_effective));
-	return caps;
+	return READ_PTR(c, cap_effective);
 }
 
 static __always_inline void read_facts(struct task_struct *t, struct facts *f)
 {
-	const struct cred *c = BPF_CORE_READ(t, cred);
+	struct cred *c = (void *)READ_PTR(t, cred);
 
-	f->euid = BPF_CORE_READ(c, euid.val);
-	f->egid = BPF_CORE_READ(c, egid.val);
+	f->euid = READ(c, euid.val);
+	f->egid = READ(c, egid.val);
 	f->caps = read_caps(c);
 	f->login = ~0U;
 	if (bpf_core_field_exists(t->loginuid))
-		f->login = BPF_CORE_READ(t, loginuid.val);
+		f->login = READ(t, loginuid.val);
 }
 
 /* keep copies the first PROC_STR bytes at bytes[off] into a string of a proc. */
@@ -309,7 +305,7 @@ __noinline int subject(__u32 si)
 	}
 	if (NEED(need, DIM_CGROUP)) {
 		cgrp = cgroup_of(t);
-		cgid = BPF_CORE_READ((struct cgroup *)cgrp, kn, id);
+		cgid = READ_PTR((struct kernfs_node *)READ_PTR((struct cgroup *)cgrp, kn), id);
 		if (stale || cgid != p->cgroup_id) {
 			stale |= 1U << DIM_CGROUP;
 			p->cgroup_id = cgid;
@@ -402,7 +398,7 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 given)
 			c = p->cls[ai];
 		else
 			c = t->automata[ai].overlong;
-		if (!meet(si, i, c))
+		if (!meet(s, t, ot, i, c))
 			return 0;
 	}
 	s->early[0] = s->left[0];

@@ -71,11 +71,9 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 	if (!s)
 		return 0;
 	if (op == OP_OPEN) {
-		act = judge_file(s, si, OP_OPEN, (__u64)BPF_CORE_READ(f, f_path.dentry),
-				 (__u64)BPF_CORE_READ(f, f_path.mnt),
-				 (__u64)BPF_CORE_READ(f, f_inode),
-				 access_of(BPF_CORE_READ(f, f_mode), BPF_CORE_READ(f, f_flags)),
-				 RUNG_KILL);
+		act = judge_file(s, si, OP_OPEN, READ_PTR(f, f_path.dentry),
+				 READ_PTR(f, f_path.mnt), READ_PTR(f, f_inode),
+				 access_of(READ(f, f_mode), READ(f, f_flags)), RUNG_KILL);
 	} else if ((BPF_CORE_READ(f, f_inode, i_mode) & S_IFMT) == S_IFSOCK) {
 		struct socket *sock = BPF_CORE_READ(f, private_data);
 		struct rec_net *r = net_rec(s);
