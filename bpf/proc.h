@@ -260,29 +260,23 @@ __noinline int identify(__u32 si)
 
 /*
  * subject brings the classes of the current thread's facts up to date: all of them when the generation has moved on, those of
- * credentials and cgroup when these have changed. Reads only what some rule needs. Returns 0 without an identity.
+ * credentials and cgroup when these have changed. Reads only what some rule needs. Returns NULL without an identity.
  */
-__noinline int subject(__u32 si)
+static __always_inline struct proc *subject(struct scratch *s, __u32 si, struct tables *tb)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
-	struct scratch *s = scratch_at(si);
-	struct tables *tb;
 	struct proc *p;
 	struct facts f = {};
 	__u64 cgrp = 0, cgid = 0;
-	__u32 side, need, stale = 0;
+	__u32 need, stale = 0;
 
 	p = bpf_task_storage_get(&procs, t, 0, 0);
 	if (!p) {
 		identify(si);
 		p = bpf_task_storage_get(&procs, t, 0, 0);
 	}
-	if (!s || !p)
-		return 0;
-	side = s->side;
-	tb = bpf_map_lookup_elem(&sides, &side);
-	if (!tb)
-		return 0;
+	if (!p)
+		return NULL;
 	need = tb->subject_need;
 	if (p->gen != tb->gen)
 		stale = need;
@@ -313,7 +307,7 @@ __noinline int subject(__u32 si)
 		}
 	}
 	if (!stale)
-		return 1;
+		return p;
 	if (NEED(stale, DIM_EXE)) {
 		set_dim(s, DIM_EXE, OFF_EXE, p->exe_len);
 		if (p->exe_len < PROC_STR) {
@@ -344,10 +338,10 @@ __noinline int subject(__u32 si)
 		if (!dim)
 			break;
 		if (dim < DIM_PATH && NEED(stale, dim))
-			p->cls[i] = classify(si, side, i, s->dim_off[dim], s->dim_len[dim]);
+			p->cls[i] = classify(si, s->side, i, s->dim_off[dim], s->dim_len[dim]);
 	}
 	p->gen = tb->gen;
-	return 1;
+	return p;
 }
 
 /*
@@ -382,8 +376,10 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 given)
 	s->left[3] = ot->all[3];
 	if (ot->n_subject) {
 		/* Without an identity, which takes lack of memory, every fact of the subject counts as too long to judge. */
-		if (given || subject(si))
+		if (given)
 			p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
+		else
+			p = subject(s, si, t);
 		if (!p)
 			count_err(ERR_PROC);
 	}
