@@ -54,7 +54,7 @@ format: deps ## gofmt and clang-format, in place
 bench: ## the benchmarks, and their budgets; BENCH=regexp chooses; as root, with those of the kernel
 	@go test -p 1 -run '^$$' -bench '$(BENCH)' -benchmem -benchtime $(BENCHTIME) ./... | tee .bench.tmp; \
 	awk '/^Benchmark/ {for (i = 3; i < NF; i += 2) v[$$(i+1)] = $$i; for (u in v) {w = "budget-" u; if (w in v) \
-		printf "%-44s %12.6g %-16s budget %g%s\n", $$1, v[u], u, v[w], v[u] > v[w] ? "  OVER" : ""}; delete v}' .bench.tmp | sort; \
+		printf "%-44s %12.6g %-16s budget %g%s\n", $$1, v[u], u, v[w], (v[u] > v[w] ? "  OVER" : "")}; delete v}' .bench.tmp | sort; \
 	! grep -q '^FAIL' .bench.tmp; ret=$$?; rm -f .bench.tmp; exit $$ret
 
 fuzz: ## each fuzz target for FUZZTIME (10s)

@@ -87,22 +87,24 @@ func memory(b *testing.B, file string) (rss, maps float64, known int) {
 	return rss, maps, known
 }
 
-// residentMiB is this process's resident memory but for the mapped tables, which are the kernel's and counted there.
+// residentMiB is this process's resident memory but for what it maps of the kernel's tables, which is counted there.
 func residentMiB(b *testing.B) float64 {
-	data, err := os.ReadFile("/proc/self/status")
+	data, err := os.ReadFile("/proc/self/smaps")
 	if err != nil {
 		b.Fatal(err)
 	}
-	var kib int
+	kib, table := 0, false
 	for line := range strings.Lines(string(data)) {
-		for _, key := range []string{"RssAnon:", "RssFile:"} {
-			if rest, ok := strings.CutPrefix(line, key); ok {
-				n, err := strconv.Atoi(strings.Fields(rest)[0])
-				if err != nil {
-					b.Fatal(err)
-				}
-				kib += n
+		f := strings.Fields(line)
+		switch {
+		case f[0] == "Rss:" && !table:
+			n, err := strconv.Atoi(f[1])
+			if err != nil {
+				b.Fatal(err)
 			}
+			kib += n
+		case !strings.HasSuffix(f[0], ":"):
+			table = f[len(f)-1] == "anon_inode:bpf-map"
 		}
 	}
 	return float64(kib) / 1024

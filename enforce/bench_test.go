@@ -47,7 +47,7 @@ func rulesYAML(n int, mode, hit string) []string {
 		dir := dirs[i%len(dirs)]
 		var when string
 		kind := i % 20
-		if i%1000 == 4 {
+		if i%100 == 4 {
 			kind = 20
 		}
 		switch kind {
@@ -58,7 +58,7 @@ func rulesYAML(n int, mode, hit string) []string {
 		case 2:
 			when = fmt.Sprintf("file.path.under(%q) && file.access.write", fmt.Sprintf("/srv/www-%d", i))
 		case 3:
-			when = fmt.Sprintf("file.path == %q && process.user.id != %d", fmt.Sprintf("%s/owned-%d", dir, i), i)
+			when = fmt.Sprintf("file.path == %q && process.user.id != %d", fmt.Sprintf("%s/owned-%d", dir, i), i/20%5)
 		case 20:
 			when = fmt.Sprintf("file.path.endsWith(%q)", fmt.Sprintf("/secret-%d.pem", i))
 		default:
