@@ -56,8 +56,8 @@ static __always_inline __u64 kernfs_parent(__u64 kn)
 	struct kernfs_node___new *n = (void *)kn;
 
 	if (bpf_core_field_exists(n->__parent))
-		return (__u64)BPF_CORE_READ(n, __parent);
-	return (__u64)BPF_CORE_READ((struct kernfs_node *)kn, parent);
+		return READ_PTR(n, __parent);
+	return READ_PTR((struct kernfs_node *)kn, parent);
 }
 
 /* x86 tells a 32-bit system call by TS_COMPAT in thread_info.status, arm64 by TIF_32BIT in thread_info.flags. */

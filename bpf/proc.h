@@ -144,13 +144,13 @@ __noinline int cgroup_path(__u32 si, __u32 off, __u64 cgrp)
 
 	if (!s)
 		return 0;
-	s->dentry = (__u64)BPF_CORE_READ((struct cgroup *)cgrp, kn);
+	s->dentry = READ_PTR((struct cgroup *)cgrp, kn);
 	for (n = 0; n < CGROUP_DEPTH; n++) {
 		__u64 kn = s->dentry, parent = kernfs_parent(kn);
 
 		if (!parent)
 			break;
-		s->comps[n].name = (__u64)BPF_CORE_READ((struct kernfs_node *)kn, name);
+		s->comps[n].name = READ_PTR((struct kernfs_node *)kn, name);
 		s->dentry = parent;
 	}
 	s->path_pos = off;
