@@ -241,6 +241,7 @@ func TestKernelFlips(t *testing.T) {
 					return
 				}
 				n.Add(1)
+				time.Sleep(50 * time.Microsecond) // the load is not to be one of processors
 			}
 		})
 	}
