@@ -201,6 +201,7 @@ func BenchmarkAppendJSON(b *testing.B) {
 				buf = c.e.AppendJSON(buf[:0])
 			}
 			b.SetBytes(int64(len(buf)))
+			b.ReportMetric(2000, "budget-ns/op")
 		})
 	}
 }

@@ -7,6 +7,45 @@
 
 #include "kernel.h"
 
+/*
+ * READ reads a field of a kernel object. bpf_rdonly_cast (6.2) makes a typed pointer of an address; what it points at is then loaded by one
+ * instruction, and an address that faults reads as zero, as with the helper, whose call costs 20 ns where returns are mitigated.
+ */
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
+
+#define CAN_CAST (!!bpf_rdonly_cast)
+#define CAST(p)	 ((typeof(p))bpf_rdonly_cast((p), bpf_core_type_id_kernel(typeof(*(p)))))
+#define READ(p, field)                                                 \
+	({                                                             \
+		typeof(p) __p = (p);                                   \
+		typeof(__p->field) __v = 0;                            \
+		if (CAN_CAST)                                          \
+			__v = CAST(__p)->field;                        \
+		else                                                   \
+			bpf_core_read(&__v, sizeof(__v), &__p->field); \
+		__v;                                                   \
+	})
+
+/* load_word loads 8 bytes at an address; only with CAN_CAST. */
+static __always_inline __u64 load_word(const void *addr)
+{
+	const struct rb_node *n = addr; /* any type that begins with a plain word */
+
+	return CAST(n)->__rb_parent_color;
+}
+
+/* READ_PTR reads a field that is a pointer, as a number: to the verifier it is one, and can go through memory and to any function. */
+#define READ_PTR(p, field)                                                                         \
+	({                                                                                         \
+		typeof(p) __p = (p);                                                               \
+		__u64 __v = 0;                                                                     \
+		if (CAN_CAST)                                                                      \
+			__v = load_word((void *)__p + bpf_core_field_offset(typeof(*__p), field)); \
+		else                                                                               \
+			bpf_core_read(&__v, sizeof(__v), &__p->field);                             \
+		__v;                                                                               \
+	})
+
 /* kernfs_node.parent became __parent, under RCU, in 6.15 (633488947ef6 "kernfs: Use RCU to access kernfs_node::parent"). */
 struct kernfs_node___new {
 	struct kernfs_node *__parent;
@@ -17,8 +56,8 @@ static __always_inline __u64 kernfs_parent(__u64 kn)
 	struct kernfs_node___new *n = (void *)kn;
 
 	if (bpf_core_field_exists(n->__parent))
-		return (__u64)BPF_CORE_READ(n, __parent);
-	return (__u64)BPF_CORE_READ((struct kernfs_node *)kn, parent);
+		return READ_PTR(n, __parent);
+	return READ_PTR((struct kernfs_node *)kn, parent);
 }
 
 /* x86 tells a 32-bit system call by TS_COMPAT in thread_info.status, arm64 by TIF_32BIT in thread_info.flags. */

@@ -237,6 +237,7 @@ struct scratch {
 	__u64 left[4]; /* and after all slots, for one name */
 	__u32 met; /* the group whose allow rule was met last */
 	__u32 state; /* of the automaton that runs */
+	__u32 ran; /* bytes that it has read of the last piece */
 	__u16 dim_off[NUM_DIMS];
 	__u16 dim_len[NUM_DIMS]; /* over MAX_STRING: too long to judge exactly */
 	struct verdict v;
@@ -245,7 +246,7 @@ struct scratch {
 	__u64 mnt;
 	__u64 root;
 	__u32 path_flags; /* PATH_* */
-	__u32 n_comps;
+	__u32 n_comps; /* used of comps */
 	__u32 path_pos;
 	__u32 path_len; /* of the first name */
 	__u32 canon_len; /* of the canonical one */
@@ -321,24 +322,20 @@ static __always_inline __u64 load64(const void *p)
 	return *(const __u64 *)p;
 }
 
-/*
- * step runs an automaton from the state in s->state over bytes[off, off+len), len at most CHUNK, and leaves the state there. Returns how many
- * bytes it read: fewer than len when it came to a leaf. A function of its own, and in chunks, so that the verifier walks 256 turns and not 4,095.
- */
-__noinline int step(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
+static __always_inline void store64(void *p, __u64 v)
 {
-	struct scratch *s = scratch_at(si);
-	struct tables *t = bpf_map_lookup_elem(&sides, &side);
-	struct pool *p = bpf_map_lookup_elem(&pools, &side);
-	struct automaton *a;
-	__u32 base, shift, i, st;
+	*(__u64 *)p = v;
+}
 
-	if (!s || !t || !p)
-		return 0;
-	a = &t->automata[ai & (NUM_AUTOMATA - 1)];
-	st = s->state;
-	base = a->cell_off;
-	shift = a->shift & 15;
+/*
+ * run runs an automaton from the state in s->state over bytes[off, off+len), len at most CHUNK, and leaves the state there. Returns how many
+ * bytes it read: fewer than len when it came to a leaf.
+ */
+static __always_inline __u32 run(struct scratch *s, struct pool *p, struct automaton *a, __u32 off,
+				 __u32 len)
+{
+	__u32 base = a->cell_off, shift = a->shift & 15, st = s->state, i;
+
 	for (i = 0; i < CHUNK; i++) {
 		if (i >= len)
 			break;
@@ -350,6 +347,18 @@ __noinline int step(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 	}
 	s->state = st;
 	return i;
+}
+
+/* step is run as a function of its own, for strings over CHUNK: the verifier then walks 256 turns and not 4,095. */
+__noinline int step(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
+{
+	struct scratch *s = scratch_at(si);
+	struct tables *t = bpf_map_lookup_elem(&sides, &side);
+	struct pool *p = bpf_map_lookup_elem(&pools, &side);
+
+	if (!s || !t || !p)
+		return 0;
+	return run(s, p, &t->automata[ai & (NUM_AUTOMATA - 1)], off, len);
 }
 
 /* leaf_class ends a reading in a leaf of an automaton: bytes[off, off+len) is what is left of the string. */
@@ -396,24 +405,27 @@ __noinline int classify(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 {
 	struct scratch *s = scratch_at(si);
 	struct tables *t = bpf_map_lookup_elem(&sides, &side);
+	struct pool *p = bpf_map_lookup_elem(&pools, &side);
 	struct automaton *a;
+	__u32 n;
 
-	if (!s || !t)
+	if (!s || !t || !p)
 		return 0;
 	a = &t->automata[ai & (NUM_AUTOMATA - 1)];
 	if (len > MAX_STRING)
 		return a->overlong;
 	s->state = a->start;
 	for (int i = 0; i < (MAX_STRING + 1) / CHUNK; i++) {
-		__u32 n;
-
-		if (s->state & LEAF_BIT || !len)
+		if (len <= CHUNK || s->state & LEAF_BIT)
 			break;
-		n = step(si, side, ai, off, len > CHUNK ? CHUNK : len);
-		if (n > len)
-			n = len;
+		n = step(si, side, ai, off, CHUNK);
 		off += n;
 		len -= n;
+	}
+	if (!(s->state & LEAF_BIT)) {
+		s->ran = run(s, p, a, off, len);
+		off += s->ran;
+		len -= s->ran;
 	}
 	if (s->state & LEAF_BIT)
 		return leaf_class(si, side, ai, off, len);
@@ -421,32 +433,22 @@ __noinline int classify(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 }
 
 /* meet takes the row of a slot's class into s->left; 0 when nothing is left. */
-__noinline int meet(__u32 si, __u32 slot, __u32 class)
+static __always_inline int meet(struct scratch *s, struct tables *t, struct op_table *ot,
+				__u32 slot, __u32 class)
 {
-	struct scratch *s = scratch_at(si);
-	struct tables *t;
-	struct slot *sl;
+	__u32 ri = t->class_rows[(ot->slots[slot].class_row + class) & (NUM_CLASSROWS - 1)];
 	struct row *r;
-	__u32 side, ri;
+	__u64 left;
 
-	if (!s)
-		return 0;
-	side = s->side;
-	t = bpf_map_lookup_elem(&sides, &side);
-	if (!t)
-		return 0;
-	slot &= NUM_SLOTS - 1;
-	sl = &t->ops[s->op & (NUM_JUDGED - 1)].slots[slot];
-	ri = t->class_rows[(sl->class_row + class) & (NUM_CLASSROWS - 1)];
 	s->rows[slot] = ri;
 	if (!ri)
 		return 1;
 	r = &t->rows[ri & (NUM_ROWS - 1)];
-	s->left[0] &= r->sum[0];
-	s->left[1] &= r->sum[1];
-	s->left[2] &= r->sum[2];
-	s->left[3] &= r->sum[3];
-	return (s->left[0] | s->left[1] | s->left[2] | s->left[3]) != 0;
+	left = s->left[0] &= r->sum[0];
+	left |= s->left[1] &= r->sum[1];
+	left |= s->left[2] &= r->sum[2];
+	left |= s->left[3] &= r->sum[3];
+	return left != 0;
 }
 
 /* tally_word judges word q*64 + n of the operation, where low has the n lowest bits set: judgement.word of policy/judge.go. */
@@ -584,7 +586,7 @@ __noinline int judge(__u32 si, __u32 off, __u32 len, __u32 alias)
 			continue;
 		if (i >= ot->n_slots)
 			break;
-		if (!meet(si, i, slot_class(s, si, t, ai, off, len)))
+		if (!meet(s, t, ot, i, slot_class(s, si, t, ai, off, len)))
 			return 0;
 	}
 	tally(si);

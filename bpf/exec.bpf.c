@@ -11,9 +11,9 @@ const volatile bool exec_events = true; /* lifecycle records; off only in benchm
 static __always_inline void fill_proc(struct rec_proc *r, struct task_struct *t, struct proc *p,
 				      __u8 op)
 {
-	struct nsproxy *ns = BPF_CORE_READ(t, nsproxy);
-	const struct cred *c = BPF_CORE_READ(t, cred);
-	struct pid *pid = BPF_CORE_READ(t, thread_pid);
+	struct nsproxy *ns = (void *)READ_PTR(t, nsproxy);
+	struct cred *c = (void *)READ_PTR(t, cred);
+	struct pid *pid = (void *)READ_PTR(t, thread_pid);
 	struct pid_namespace *pns = NULL;
 	__u32 level;
 
@@ -22,37 +22,38 @@ static __always_inline void fill_proc(struct rec_proc *r, struct task_struct *t,
 	r->hdr.op = op;
 	r->hdr.time = bpf_ktime_get_boot_ns();
 	r->hdr.exec_id = p->exec_id;
-	r->hdr.pid = BPF_CORE_READ(t, tgid);
-	r->hdr.tid = BPF_CORE_READ(t, pid);
+	r->hdr.pid = READ(t, tgid);
+	r->hdr.tid = READ(t, pid);
 	r->hdr.count = 1;
 	r->parent_exec_id = p->parent_exec_id;
 	r->start_time = p->start;
-	r->parent_pid = BPF_CORE_READ(t, real_parent, tgid);
-	r->uid = BPF_CORE_READ(c, uid.val);
-	r->gid = BPF_CORE_READ(c, gid.val);
-	r->euid = BPF_CORE_READ(c, euid.val);
-	r->egid = BPF_CORE_READ(c, egid.val);
+	r->parent_pid = READ((struct task_struct *)READ_PTR(t, real_parent), tgid);
+	r->uid = READ(c, uid.val);
+	r->gid = READ(c, gid.val);
+	r->euid = READ(c, euid.val);
+	r->egid = READ(c, egid.val);
 	r->caps = read_caps(c);
 	r->login = ~0U;
 	if (bpf_core_field_exists(t->loginuid))
-		r->login = BPF_CORE_READ(t, loginuid.val);
-	r->ns_user = BPF_CORE_READ(c, user_ns, ns.inum);
+		r->login = READ(t, loginuid.val);
+	r->ns_user = READ((struct user_namespace *)READ_PTR(c, user_ns), ns.inum);
 	if (ns) {
-		r->ns_mnt = BPF_CORE_READ(ns, mnt_ns, ns.inum);
-		r->ns_net = BPF_CORE_READ(ns, net_ns, ns.inum);
-		r->ns_uts = BPF_CORE_READ(ns, uts_ns, ns.inum);
-		r->ns_ipc = BPF_CORE_READ(ns, ipc_ns, ns.inum);
+		r->ns_mnt = READ((struct mnt_namespace *)READ_PTR(ns, mnt_ns), ns.inum);
+		r->ns_net = READ((struct net *)READ_PTR(ns, net_ns), ns.inum);
+		r->ns_uts = READ((struct uts_namespace *)READ_PTR(ns, uts_ns), ns.inum);
+		r->ns_ipc = READ((struct ipc_namespace *)READ_PTR(ns, ipc_ns), ns.inum);
 		if (bpf_core_field_exists(ns->cgroup_ns))
-			r->ns_cgroup = BPF_CORE_READ(ns, cgroup_ns, ns.inum);
+			r->ns_cgroup =
+				READ((struct cgroup_namespace *)READ_PTR(ns, cgroup_ns), ns.inum);
 	}
-	level = BPF_CORE_READ(pid, level);
+	level = READ(pid, level);
 	bpf_probe_read_kernel(&pns, sizeof(pns),
 			      (void *)pid + bpf_core_field_offset(struct pid, numbers) +
 				      (level & 31) * bpf_core_type_size(struct upid) +
 				      bpf_core_field_offset(struct upid, ns));
 	if (pns)
-		r->ns_pid = BPF_CORE_READ(pns, ns.inum);
-	if (BPF_CORE_READ(t, signal, tty))
+		r->ns_pid = READ(pns, ns.inum);
+	if (READ_PTR((struct signal_struct *)READ_PTR(t, signal), tty))
 		p->flags |= PROC_TTY;
 	else
 		p->flags &= ~PROC_TTY;

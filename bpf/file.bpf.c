@@ -15,7 +15,6 @@
 #define FMODE_READ    0x1
 #define FMODE_WRITE   0x2
 #define FMODE_EXEC    0x20 /* __FMODE_EXEC, in f_flags */
-#define FMODE_PATH    0x4000 /* O_PATH: reads nothing, and is not judged */
 #define FMODE_CREATED 0x100000
 #define O_CREAT	      0100
 #define O_EXCL	      0200
@@ -222,9 +221,9 @@ static __always_inline int lsm_file(struct file *file, __u32 op, __u8 access)
 	if (!s)
 		return 0;
 	s->extra_len = 0;
-	ret = deny_lsm(judge_file(s, si, op, (__u64)BPF_CORE_READ(file, f_path.dentry),
-				  (__u64)BPF_CORE_READ(file, f_path.mnt),
-				  (__u64)BPF_CORE_READ(file, f_inode), access, RUNG_LSM));
+	ret = deny_lsm(judge_file(s, si, op, READ_PTR(file, f_path.dentry),
+				  READ_PTR(file, f_path.mnt), READ_PTR(file, f_inode), access,
+				  RUNG_LSM));
 	scratch_put(s);
 	return ret;
 }
@@ -254,7 +253,7 @@ __noinline int judge_open_once(__u32 si, __u64 file)
 	if (!s)
 		return 0;
 	s->extra_len = 0;
-	return verdict_file(s, si, OP_OPEN, (__u64)BPF_CORE_READ(f, f_path.dentry),
-			    (__u64)BPF_CORE_READ(f, f_path.mnt), (__u64)BPF_CORE_READ(f, f_inode),
-			    access_of(BPF_CORE_READ(f, f_mode), BPF_CORE_READ(f, f_flags)), true);
+	return verdict_file(s, si, OP_OPEN, READ_PTR(f, f_path.dentry), READ_PTR(f, f_path.mnt),
+			    READ_PTR(f, f_inode), access_of(READ(f, f_mode), READ(f, f_flags)),
+			    true);
 }

@@ -60,8 +60,18 @@ enum {
 struct bpf_iter_meta;
 
 struct qstr {
-	__u64 hash_len; /* the length is its upper half */
+	union {
+		struct {
+			__u32 hash;
+			__u32 len;
+		};
+		__u64 hash_len;
+	};
 	const unsigned char *name;
+};
+
+struct rb_node {
+	unsigned long __rb_parent_color;
 };
 
 struct hlist_bl_node {

@@ -278,10 +278,10 @@ type KernelScratch struct {
 	Left      [4]uint64
 	Met       uint32
 	State     uint32
+	Ran       uint32
 	DimOff    [32]uint16
 	DimLen    [32]uint16
 	V         KernelVerdict
-	_         [4]byte
 	Dentry    uint64
 	Mnt       uint64
 	Root      uint64

@@ -63,28 +63,6 @@ struct {
 	__type(value, struct inode_name);
 } inodes SEC(".maps");
 
-struct dentry_part {
-	__u64 parent;
-	__u64 hash_len;
-	__u64 name;
-};
-
-/* d_parent and d_name lie side by side on every kernel seen so far: one read for both. */
-static __always_inline void read_dentry(__u64 dentry, struct dentry_part *d)
-{
-	struct dentry *p = (void *)dentry;
-
-	if (bpf_core_field_offset(p->d_name) == bpf_core_field_offset(p->d_parent) + 8) {
-		if (bpf_probe_read_kernel(d, sizeof(*d),
-					  (void *)dentry + bpf_core_field_offset(p->d_parent)))
-			__builtin_memset(d, 0, sizeof(*d));
-		return;
-	}
-	d->parent = (__u64)BPF_CORE_READ(p, d_parent);
-	d->hash_len = BPF_CORE_READ(p, d_name.hash_len);
-	d->name = (__u64)BPF_CORE_READ(p, d_name.name);
-}
-
 /* path_write appends the first s->n_comps comps, last first, at bytes[s->path_pos]. */
 __noinline int path_write(__u32 si)
 {
@@ -95,16 +73,24 @@ __noinline int path_write(__u32 si)
 	for (int i = 0; i < MAX_COMPS; i++) {
 		struct comp *c;
 		__u32 len;
+		__u8 *p;
 
 		if (i >= s->n_comps)
 			break;
 		c = &s->comps[(s->n_comps - 1 - i) & (MAX_COMPS - 1)];
-		len = c->len & 0xff;
-		if (!len)
-			continue; /* a mount was crossed */
+		len = c->len &
+		      0xff; /* 0: a mount was crossed; without a branch, for the verifier's sake */
 		*at(s, s->path_pos) = '/';
-		bpf_probe_read_kernel(at(s, s->path_pos + 1), len, (void *)c->name);
-		s->path_pos += 1 + len;
+		p = at(s, s->path_pos + 1);
+		if (CAN_CAST) {
+			/* Most are this short: three words, and what stands behind is overwritten. */
+			store64(p, load_word((void *)c->name));
+			store64(p + 8, load_word((void *)c->name + 8));
+			store64(p + 16, load_word((void *)c->name + 16));
+		}
+		if (!CAN_CAST || len > 24)
+			bpf_probe_read_kernel(p, len, (void *)c->name);
+		s->path_pos += len + ((len + 255) >> 8);
 	}
 	return 0;
 }
@@ -113,47 +99,74 @@ __noinline int path_write(__u32 si)
 __noinline int path_up(__u32 si)
 {
 	struct scratch *s = scratch_at(si);
-	__u64 mnt, parent;
+	struct mount *mnt, *parent;
 
 	if (!s)
 		return 0;
-	mnt = s->mnt;
-	parent = (__u64)BPF_CORE_READ((struct mount *)mnt, mnt_parent);
+	mnt = (void *)s->mnt;
+	parent = (void *)READ_PTR(mnt, mnt_parent);
 	if (!parent || parent == mnt)
 		return 0;
-	s->dentry = (__u64)BPF_CORE_READ((struct mount *)mnt, mnt_mountpoint);
-	s->mnt = parent;
-	s->root = (__u64)BPF_CORE_READ((struct mount *)parent, mnt.mnt_root);
+	s->dentry = READ_PTR(mnt, mnt_mountpoint);
+	s->mnt = (__u64)parent;
+	s->root = READ_PTR(parent, mnt.mnt_root);
 	return 1;
 }
 
 /* path_comp takes the name of s->dentry as component n and goes to its parent; 0 when the walk has ended. */
-__noinline int path_comp(__u32 si, __u32 n, __u32 canonical)
+static __always_inline int path_comp(struct scratch *s, __u32 n, __u32 canonical)
 {
-	struct scratch *s = scratch_at(si);
-	struct dentry_part d;
+	struct dentry *d = (void *)s->dentry;
+	__u64 parent = READ_PTR(d, d_parent), name = READ_PTR(d, d_name.name);
 	struct comp *c;
 	__u32 len;
 
-	if (!s)
-		return 0;
-	read_dentry(s->dentry, &d);
-	if (d.parent == s->dentry || !d.name) {
+	if (parent == s->dentry || !name) {
 		s->path_flags &= ~PATH_LONG;
 		/* The root of a file system; or, without a place in any tree, a pseudo file, whose name is its own. */
-		if (n || canonical || !d.name)
+		if (n || canonical || !name)
 			return 0;
 		s->path_flags |= PATH_PSEUDO;
 	}
-	len = d.hash_len >> 32;
+	len = READ(d, d_name.len);
 	if (len > 255 || s->path_pos + len + 1 > MAX_STRING - 4)
 		return 0;
 	c = &s->comps[n & (MAX_COMPS - 1)];
-	c->name = d.name;
+	c->name = name;
 	c->len = len;
 	s->path_pos += len + 1;
-	s->dentry = d.parent;
+	s->dentry = parent;
 	return 1;
+}
+
+/*
+ * path_walk collects the components from s->dentry to the root. The walk's state is kept in memory, where the verifier does not follow it: each
+ * turn then looks alike.
+ */
+__noinline int path_walk(__u32 si, __u32 canonical)
+{
+	struct scratch *s = scratch_at(si);
+	__u32 n;
+
+	if (!s)
+		return 0;
+	for (n = 0; n < MAX_COMPS; n++) {
+		s->comps[n].len = 0;
+		if (s->dentry == s->root && !canonical) {
+			if (path_up(si))
+				continue;
+			s->path_flags &= ~PATH_LONG;
+			break;
+		}
+		if (!path_comp(s, n, canonical))
+			break;
+		if (s->path_flags & PATH_PSEUDO) {
+			n++;
+			break;
+		}
+	}
+	s->n_comps = n;
+	return 0;
 }
 
 /*
@@ -164,20 +177,21 @@ __noinline int path_comp(__u32 si, __u32 n, __u32 canonical)
 __noinline int path_build(__u32 si, __u32 off, __u64 dentry, __u64 vfsmnt, __u32 canonical)
 {
 	struct scratch *s = scratch_at(si);
+	struct super_block *sb;
 	struct mount_info *mi;
 	__u32 dev;
 
 	if (!s || !dentry || !vfsmnt)
 		return 0;
-	/* The walk's state is kept in memory, where the verifier does not follow it: each turn then looks alike. */
 	s->dentry = dentry;
 	s->mnt = vfsmnt - bpf_core_field_offset(struct mount, mnt);
-	s->root = (__u64)BPF_CORE_READ((struct vfsmount *)vfsmnt, mnt_root);
+	s->root = READ_PTR((struct vfsmount *)vfsmnt, mnt_root);
 	s->path_pos = 0;
 	s->path_flags = PATH_LONG; /* until the root is reached */
-	if (BPF_CORE_READ((struct dentry *)dentry, d_hash.pprev) == NULL)
+	if (!READ_PTR((struct dentry *)dentry, d_hash.pprev))
 		s->path_flags |= PATH_DELETED;
-	dev = BPF_CORE_READ((struct vfsmount *)vfsmnt, mnt_sb, s_dev);
+	sb = (void *)READ_PTR((struct vfsmount *)vfsmnt, mnt_sb);
+	dev = READ(sb, s_dev);
 	mi = bpf_map_lookup_elem(&mounts, &dev);
 	if (!mi) {
 		if (canonical)
@@ -185,31 +199,11 @@ __noinline int path_build(__u32 si, __u32 off, __u64 dentry, __u64 vfsmnt, __u32
 	} else if (!canonical) {
 		struct mount *m = (void *)s->mnt;
 
-		if (mi->mnt_id != BPF_CORE_READ(m, mnt_id) ||
-		    s->root != (__u64)BPF_CORE_READ((struct vfsmount *)vfsmnt, mnt_sb, s_root))
+		if (mi->mnt_id != READ(m, mnt_id) || s->root != READ_PTR(sb, s_root))
 			s->path_flags |= PATH_OTHER;
 	}
 
-	s->n_comps = MAX_COMPS;
-	for (int i = 0; i < MAX_COMPS; i++) {
-		s->comps[i].len = 0;
-		if (s->dentry == s->root && !canonical) {
-			if (path_up(si))
-				continue;
-			s->path_flags &= ~PATH_LONG;
-			s->n_comps = i;
-			break;
-		}
-		if (!path_comp(si, i, canonical)) {
-			s->n_comps = i;
-			break;
-		}
-		if (s->path_flags & PATH_PSEUDO) {
-			s->n_comps = i + 1;
-			break;
-		}
-	}
-
+	path_walk(si, canonical);
 	dev = s->path_pos; /* the length without a prefix */
 	s->path_pos = off;
 	if (s->path_flags & PATH_LONG) {
@@ -243,11 +237,11 @@ static __always_inline void read_inode(__u64 inode, struct rec_inode *r)
 {
 	struct inode *i = (void *)inode;
 
-	r->ino = BPF_CORE_READ(i, i_ino);
-	r->dev = BPF_CORE_READ(i, i_sb, s_dev);
-	r->links = BPF_CORE_READ(i, __i_nlink);
-	r->owner = BPF_CORE_READ(i, i_uid.val);
-	r->mode = BPF_CORE_READ(i, i_mode);
+	r->ino = READ(i, i_ino);
+	r->dev = READ((struct super_block *)READ_PTR(i, i_sb), s_dev);
+	r->links = READ(i, __i_nlink);
+	r->owner = READ(i, i_uid.val);
+	r->mode = READ(i, i_mode);
 	r->access = 0;
 	r->flags = 0;
 }

@@ -110,10 +110,10 @@ static __always_inline __u64 new_exec_id(void)
 
 static __always_inline __u64 cgroup_of(struct task_struct *t)
 {
-	struct cgroup *c = BPF_CORE_READ(t, cgroups, dfl_cgrp);
+	struct cgroup *c = (void *)READ_PTR((struct css_set *)READ_PTR(t, cgroups), dfl_cgrp);
 	__u32 id;
 
-	if (BPF_CORE_READ(c, level) > 0)
+	if (READ(c, level) > 0)
 		return (__u64)c;
 	/* At the root of v2: on a hybrid host a v1 hierarchy says more. */
 	if (bpf_core_enum_value_exists(enum cgroup_subsys_id___pavise, memory_cgrp_id___pavise)) {
@@ -143,7 +143,7 @@ __noinline int cgroup_path(__u32 si, __u32 off, __u64 cgrp)
 
 	if (!s)
 		return 0;
-	s->dentry = (__u64)BPF_CORE_READ((struct cgroup *)cgrp, kn);
+	s->dentry = READ_PTR((struct cgroup *)cgrp, kn);
 	s->n_comps = CGROUP_DEPTH;
 	for (int i = 0; i < CGROUP_DEPTH; i++) {
 		__u64 kn = s->dentry, parent = kernfs_parent(kn);
@@ -152,7 +152,7 @@ __noinline int cgroup_path(__u32 si, __u32 off, __u64 cgrp)
 			s->n_comps = i;
 			break;
 		}
-		s->comps[i].name = (__u64)BPF_CORE_READ((struct kernfs_node *)kn, name);
+		s->comps[i].name = READ_PTR((struct kernfs_node *)kn, name);
 		s->dentry = parent;
 	}
 	s->path_pos = off;
@@ -186,23 +186,19 @@ struct facts {
 /* kernel_cap_t is 8 bytes, of two types: 6.3 made one word of two (f122a08b197d "capability: just use a 'u64' instead of a 'u32[2]' array"). */
 static __always_inline __u64 read_caps(const struct cred *c)
 {
-	__u64 caps = 0;
-
-	bpf_probe_read_kernel(&caps, sizeof(caps),
-			      (void *)c + bpf_core_field_offset(struct cred, cap_effective));
-	return caps;
+	return READ_PTR(c, cap_effective);
 }
 
 static __always_inline void read_facts(struct task_struct *t, struct facts *f)
 {
-	const struct cred *c = BPF_CORE_READ(t, cred);
+	struct cred *c = (void *)READ_PTR(t, cred);
 
-	f->euid = BPF_CORE_READ(c, euid.val);
-	f->egid = BPF_CORE_READ(c, egid.val);
+	f->euid = READ(c, euid.val);
+	f->egid = READ(c, egid.val);
 	f->caps = read_caps(c);
 	f->login = ~0U;
 	if (bpf_core_field_exists(t->loginuid))
-		f->login = BPF_CORE_READ(t, loginuid.val);
+		f->login = READ(t, loginuid.val);
 }
 
 /* keep copies the first PROC_STR bytes at bytes[off] into a string of a proc. */
@@ -274,25 +270,19 @@ __noinline int identify(__u32 si)
 
 /*
  * subject brings the classes of the current thread's facts up to date: all of them when the generation has moved on, those of
- * credentials and cgroup when these have changed. Reads only what some rule needs. Returns 0 without an identity.
+ * credentials and cgroup when these have changed. Reads only what some rule needs. Returns NULL without an identity.
  */
-__noinline int subject(__u32 si)
+static __always_inline struct proc *subject(struct scratch *s, __u32 si, struct tables *tb)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
-	struct scratch *s = scratch_at(si);
-	struct tables *tb;
 	struct proc *p;
 	struct facts f = {};
 	__u64 cgrp = 0, cgid = 0;
-	__u32 side, need, stale = 0;
+	__u32 need, stale = 0;
 
 	p = bpf_task_storage_get(&procs, t, 0, 0);
-	if (!s || !p)
-		return 0;
-	side = s->side;
-	tb = bpf_map_lookup_elem(&sides, &side);
-	if (!tb)
-		return 0;
+	if (!p)
+		return NULL;
 	need = tb->subject_need;
 	if (p->gen != tb->gen)
 		stale = need;
@@ -315,7 +305,7 @@ __noinline int subject(__u32 si)
 	}
 	if (NEED(need, DIM_CGROUP)) {
 		cgrp = cgroup_of(t);
-		cgid = BPF_CORE_READ((struct cgroup *)cgrp, kn, id);
+		cgid = READ_PTR((struct kernfs_node *)READ_PTR((struct cgroup *)cgrp, kn), id);
 		if (stale || cgid != p->cgroup_id) {
 			stale |= 1U << DIM_CGROUP;
 			p->cgroup_id = cgid;
@@ -323,7 +313,7 @@ __noinline int subject(__u32 si)
 		}
 	}
 	if (!stale)
-		return 1;
+		return p;
 	if (NEED(stale, DIM_EXE)) {
 		set_dim(s, DIM_EXE, OFF_EXE, p->exe_len);
 		if (p->exe_len < PROC_STR) {
@@ -354,10 +344,10 @@ __noinline int subject(__u32 si)
 		if (!dim)
 			break;
 		if (dim < DIM_PATH && NEED(stale, dim))
-			p->cls[i] = classify(si, side, i, s->dim_off[dim], s->dim_len[dim]);
+			p->cls[i] = classify(si, s->side, i, s->dim_off[dim], s->dim_len[dim]);
 	}
 	p->gen = tb->gen;
-	return 1;
+	return p;
 }
 
 /*
@@ -392,8 +382,10 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 given)
 	s->left[3] = ot->all[3];
 	if (ot->n_subject) {
 		/* Without an identity, which takes lack of memory, every fact of the subject counts as too long to judge. */
-		if (given || subject(si))
+		if (given)
 			p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
+		else
+			p = subject(s, si, t);
 		if (!p)
 			count_err(ERR_PROC);
 	}
@@ -408,7 +400,7 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 given)
 			c = p->cls[ai];
 		else
 			c = t->automata[ai].overlong;
-		if (!meet(si, i, c))
+		if (!meet(s, t, ot, i, c))
 			return 0;
 	}
 	s->early[0] = s->left[0];

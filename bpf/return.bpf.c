@@ -93,7 +93,7 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 	f = file_of(t, fd);
 	if (!f)
 		return 0;
-	flags = BPF_CORE_READ(f, f_flags);
+	flags = READ(f, f_flags);
 	/* O_PATH gives no access: ls and stat use it. What it is used for is judged then. */
 	if (op == OP_OPEN && flags & O_PATH)
 		return 0;
@@ -116,10 +116,9 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 	s->extra_len = 0;
 	if (op == OP_OPEN) {
 		flags |= open_flags(regs, compat, where) & O_TRUNC;
-		act = judge_file(s, si, OP_OPEN, (__u64)BPF_CORE_READ(f, f_path.dentry),
-				 (__u64)BPF_CORE_READ(f, f_path.mnt),
-				 (__u64)BPF_CORE_READ(f, f_inode),
-				 access_of(BPF_CORE_READ(f, f_mode), flags), RUNG_KILL);
+		act = judge_file(s, si, OP_OPEN, READ_PTR(f, f_path.dentry),
+				 READ_PTR(f, f_path.mnt), READ_PTR(f, f_inode),
+				 access_of(READ(f, f_mode), flags), RUNG_KILL);
 	} else if ((BPF_CORE_READ(f, f_inode, i_mode) & S_IFMT) == S_IFSOCK) {
 		struct socket *sock = BPF_CORE_READ(f, private_data);
 		struct rec_net *r = net_rec(s);

@@ -114,7 +114,9 @@ int run_open(void *ctx)
 		judge_open_once(si, (__u64)f);
 	}
 	in->ns = bpf_ktime_get_ns() - start;
-	in->action = decided(&s->v) < NUM_DECIDED ? s->v.action[decided(&s->v) & 1] : 0;
+	in->action = s->v.action[DECIDED_ENFORCED]  ? s->v.action[DECIDED_ENFORCED]
+		     : s->v.action[DECIDED_MONITOR] ? s->v.action[DECIDED_MONITOR]
+						    : s->v.action[DECIDED_AUDIT];
 	scratch_put(s);
 	return 0;
 }

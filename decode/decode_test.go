@@ -251,6 +251,10 @@ func BenchmarkDecode(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
+			b.ReportMetric(1000, "budget-ns/op")
+			if name == "file" || name == "net" {
+				b.ReportMetric(0, "budget-allocs/op")
+			}
 		})
 	}
 }

@@ -31,6 +31,10 @@ func TestMain(m *testing.M) {
 		act()
 		os.Exit(0)
 	}
+	if d, err := time.ParseDuration(os.Getenv("PAVISE_SPAWN")); err == nil {
+		spawnShort(os.Getenv("PAVISE_PROGRAM"), d)
+		return
+	}
 	code := m.Run()
 	if effects.x != nil {
 		effects.x.stop()

@@ -42,7 +42,7 @@ type Enforcer struct {
 	side   int // that judges
 	rules  int // of the generation that judges
 	proved [pavise.NumOps]bool
-	dirty  bool // the other side may still be read
+	quiet  chan struct{} // closed when no program reads the other side any more
 	names  names
 	mounts mounts
 }
@@ -168,9 +168,7 @@ func (e *Enforcer) Apply(img *policy.Image) (Applied, error) {
 		}
 	}
 	start := time.Now()
-	if err := e.grace(); err != nil {
-		return undo(err)
-	}
+	e.grace()
 	side := 1 - e.side
 	gen := e.gen + 1
 	if gen == 0 {
@@ -205,7 +203,8 @@ func (e *Enforcer) Apply(img *policy.Image) (Applied, error) {
 		return undo(err)
 	}
 	done := time.Now()
-	e.side, e.gen, e.rules, e.dirty = side, gen, len(img.Rules), true
+	e.side, e.gen, e.rules = side, gen, len(img.Rules)
+	e.retire()
 	e.names.remove(e.k, stale)
 	for _, r := range ladder {
 		for _, x := range r {
@@ -267,17 +266,25 @@ func (e *Enforcer) hooks(img *policy.Image) (h uint32) {
 	return h
 }
 
-// grace waits until no program can still read the side that is to be written: membarrier's global command is synchronize_rcu (kernel/sched/membarrier.c).
-func (e *Enforcer) grace() error {
-	if !e.dirty {
-		return nil
+// grace waits until no program can still read the side that is to be written.
+func (e *Enforcer) grace() {
+	if e.quiet != nil {
+		<-e.quiet
 	}
-	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); errno != 0 {
-		// Refused with nohz_full: reading a map's contents through a batch does not wait, updating an outer map does; a pause is honest and enough.
-		time.Sleep(100 * time.Millisecond)
-	}
-	e.dirty = false
-	return nil
+}
+
+// retire begins the grace period of the side that judged until now, so that the next change need not wait for it: membarrier's global command is
+// synchronize_rcu (kernel/sched/membarrier.c), 10 ms and more under load. It is the one goroutine here that outlives a call, and by no more than that.
+func (e *Enforcer) retire() {
+	quiet := make(chan struct{})
+	e.quiet = quiet
+	go func() {
+		defer close(quiet)
+		if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); errno != 0 {
+			// Refused on kernels with nohz_full: a pause far longer than any program runs.
+			time.Sleep(100 * time.Millisecond)
+		}
+	}()
 }
 
 const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL, include/uapi/linux/membarrier.h
