@@ -15,7 +15,6 @@
 #define FMODE_READ    0x1
 #define FMODE_WRITE   0x2
 #define FMODE_EXEC    0x20 /* __FMODE_EXEC, in f_flags */
-#define FMODE_PATH    0x4000 /* O_PATH: reads nothing, and is not judged */
 #define FMODE_CREATED 0x100000
 #define O_CREAT	      0100
 #define O_EXCL	      0200
