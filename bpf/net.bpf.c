@@ -305,7 +305,7 @@ static __always_inline int unix_op(struct sock *sk, struct sock *other, __u32 op
 	struct scratch *s;
 	int si, ret;
 
-	if (!c)
+	if (!c || !sk || !other)
 		return 0;
 	if (selftest(c, op))
 		return -EPERM;
