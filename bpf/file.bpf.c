@@ -106,7 +106,9 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, _
 		if (s->extra_len)
 			judge(si, OFF_EXTRA, s->extra_len, ALIAS_EXTRA);
 		if (r->inode.links > 1 || t->aliases) {
-			struct inode_key k = { .ino = r->inode.ino, .dev = r->inode.dev };
+			struct inode_key k = { .ino = r->inode.ino,
+					       .dev = r->inode.dev,
+					       .gen = inode_gen(inode) };
 
 			for (int n = 0; n < INODE_NAMES; n++) {
 				struct inode_name *in;
@@ -146,6 +148,7 @@ static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op, __u
 	} else if (s->v.alias) {
 		struct inode_key k = { .ino = r->inode.ino,
 				       .dev = r->inode.dev,
+				       .gen = inode_gen(inode),
 				       .n = s->v.alias - ALIAS_INODE };
 		struct inode_name *in = bpf_map_lookup_elem(&inodes, &k);
 

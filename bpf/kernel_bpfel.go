@@ -61,7 +61,9 @@ type KernelInodeKey struct {
 	_   structs.HostLayout
 	Ino uint64
 	Dev uint32
+	Gen uint32
 	N   uint32
+	Pad uint32
 }
 
 type KernelInodeName struct {
@@ -119,7 +121,7 @@ type KernelOpened struct {
 	Ino    uint64
 	Dev    uint32
 	Links  uint32
-	Pad    uint32
+	Gen    uint32
 	_      [4]byte
 }
 

@@ -47,7 +47,9 @@ struct {
 struct inode_key {
 	__u64 ino;
 	__u32 dev;
+	__u32 gen; /* another file with the same number has another one */
 	__u32 n;
+	__u32 pad;
 };
 
 struct inode_name {
@@ -231,6 +233,11 @@ __noinline int path_build(__u32 si, __u32 off, __u64 dentry, __u64 vfsmnt, __u32
 static __always_inline __u32 clip(__u32 len)
 {
 	return len > MAX_STRING ? MAX_STRING : len;
+}
+
+static __always_inline __u32 inode_gen(__u64 inode)
+{
+	return READ((struct inode *)inode, i_generation);
 }
 
 static __always_inline void read_inode(__u64 inode, struct rec_inode *r)

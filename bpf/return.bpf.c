@@ -182,7 +182,7 @@ struct opened {
 	__u64 ino;
 	__u32 dev;
 	__u32 links;
-	__u32 pad;
+	__u32 gen;
 };
 
 struct {
@@ -208,5 +208,6 @@ int resolve(void *ctx)
 	in->ino = BPF_CORE_READ(f, f_inode, i_ino);
 	in->dev = BPF_CORE_READ(f, f_inode, i_sb, s_dev);
 	in->links = BPF_CORE_READ(f, f_inode, __i_nlink);
+	in->gen = inode_gen((__u64)BPF_CORE_READ(f, f_inode));
 	return 0;
 }

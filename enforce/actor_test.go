@@ -457,9 +457,9 @@ func openTell(want error) error {
 		return nil
 	}
 	if !errors.Is(err, want) {
-		return fmt.Errorf("another error: %s", err)
+		return fmt.Errorf("another error: %w", err)
 	}
-	return fmt.Errorf("as it should: %s", err)
+	return fmt.Errorf("as it should: %w", err)
 }
 
 // sharedFD is out of the way of the others.
@@ -479,13 +479,13 @@ func cloneOpen(path *byte) (int, syscall.Errno) {
 	for { // the lowest free descriptor is sharedFD once those below are taken
 		fd, _, e := syscall.RawSyscall6(unix.SYS_OPENAT, uintptr(at), uintptr(unsafe.Pointer(&null[0])), unix.O_RDONLY, 0, 0, 0)
 		if e != 0 || fd >= sharedFD {
-			syscall.RawSyscall(unix.SYS_CLOSE, fd, 0, 0)
+			_, _, _ = syscall.RawSyscall(unix.SYS_CLOSE, fd, 0, 0)
 			break
 		}
 	}
 	_, _, e = syscall.RawSyscall6(unix.SYS_OPENAT, uintptr(at), uintptr(unsafe.Pointer(path)), unix.O_RDONLY, 0, 0, 0)
 	for {
-		syscall.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(e), 0, 0)
+		_, _, _ = syscall.RawSyscall(unix.SYS_EXIT_GROUP, uintptr(e), 0, 0)
 	}
 }
 

@@ -133,7 +133,7 @@ func (l *live) apply(srcs ...string) Applied {
 // conserved stops what is watched and then the reader, and checks that every record is accounted for.
 func (l *live) conserved() Counters {
 	l.t.Helper()
-	if err := l.Enforcer.silence(); err != nil {
+	if err := l.silence(); err != nil {
 		l.t.Fatal(err)
 	}
 	l.stop()

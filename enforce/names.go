@@ -34,7 +34,7 @@ const perRefresh = 2000
 
 type named struct {
 	key   bpf.KernelInodeKey
-	seen  unix.Stat_t // when it was last looked at
+	seen  unix.Stat_t // when it was last looked at; the time of change tells another file with the same number
 	in    bool        // key is in the table
 	alias bool        // the path leads through a symbolic link, so that the file is never seen under it
 }
@@ -97,7 +97,7 @@ func (n *names) refresh(k *bpf.Kernel) error {
 func (n *names) look(k *bpf.Kernel, p string, x *named) error {
 	var st unix.Stat_t
 	err := unix.Stat(p, &st)
-	if x.in && err == nil && st.Dev == x.seen.Dev && st.Ino == x.seen.Ino {
+	if x.in && err == nil && st.Dev == x.seen.Dev && st.Ino == x.seen.Ino && st.Ctim == x.seen.Ctim {
 		return nil
 	}
 	if x.in {
@@ -169,7 +169,7 @@ func identify(k *bpf.Kernel, path string) (key bpf.KernelInodeKey, alias, ok boo
 		return key, false, false
 	}
 	real, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
-	return bpf.KernelInodeKey{Ino: o.Ino, Dev: o.Dev}, err == nil && real != path, true
+	return bpf.KernelInodeKey{Ino: o.Ino, Dev: o.Dev, Gen: o.Gen}, err == nil && real != path, true
 }
 
 // mounts keeps the kernel's table of where each file system is first mounted.

@@ -97,10 +97,10 @@ var netDeeds = map[string]func(a []string) (string, error){
 	"connect-again": func(a []string) (string, error) { // FIRST THEN, by way of AF_UNSPEC
 		return do(a[0], unix.SOCK_DGRAM, func(fd int, first unix.Sockaddr) error {
 			if err := unix.Connect(fd, first); err != nil {
-				return fmt.Errorf("the first connect: %s", err)
+				return fmt.Errorf("the first connect: %w", err)
 			}
 			if err := disconnect(fd); err != nil {
-				return fmt.Errorf("disconnect: %s", err)
+				return fmt.Errorf("disconnect: %w", err)
 			}
 			_, then, err := sockaddr(a[1])
 			if err != nil {
@@ -119,15 +119,15 @@ var netDeeds = map[string]func(a []string) (string, error){
 			return "", err
 		}
 		if err := loopbackUp(); err != nil {
-			return "", fmt.Errorf("lo: %s", err)
+			return "", fmt.Errorf("lo: %w", err)
 		}
 		return do(a[0], unix.SOCK_STREAM, func(fd int, sa unix.Sockaddr) error {
 			return with(a[0], unix.SOCK_STREAM, func(c int, _ unix.Sockaddr) error {
 				if err := unix.Bind(fd, sa); err != nil {
-					return fmt.Errorf("bind: %s", err)
+					return fmt.Errorf("bind: %w", err)
 				}
 				if err := unix.Listen(fd, 1); err != nil {
-					return fmt.Errorf("listen: %s", err)
+					return fmt.Errorf("listen: %w", err)
 				}
 				return unix.Connect(c, sa)
 			})
@@ -173,7 +173,7 @@ var netDeeds = map[string]func(a []string) (string, error){
 		return do(a[0], unix.SOCK_STREAM, func(fd int, sa unix.Sockaddr) error {
 			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 			if err := unix.Bind(fd, sa); err != nil {
-				return fmt.Errorf("bind: %s", err)
+				return fmt.Errorf("bind: %w", err)
 			}
 			return unix.Listen(fd, 1)
 		})
@@ -183,13 +183,13 @@ var netDeeds = map[string]func(a []string) (string, error){
 			return with(a[0], unix.SOCK_STREAM, func(c int, _ unix.Sockaddr) error {
 				_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 				if err := unix.Bind(fd, sa); err != nil {
-					return fmt.Errorf("bind: %s", err)
+					return fmt.Errorf("bind: %w", err)
 				}
 				if err := unix.Listen(fd, 1); err != nil {
-					return fmt.Errorf("listen: %s", err)
+					return fmt.Errorf("listen: %w", err)
 				}
 				if err := unix.Connect(c, sa); err != nil {
-					return fmt.Errorf("connect: %s", err)
+					return fmt.Errorf("connect: %w", err)
 				}
 				n, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
 				if err == nil {

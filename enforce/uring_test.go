@@ -51,17 +51,17 @@ func uring(sqe uringSQE) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer unix.Munmap(sq)
+	defer func() { _ = unix.Munmap(sq) }()
 	cq, err := ring(0x8000000, p.cq.x2+16*p.cqEntries)
 	if err != nil {
 		return 0, err
 	}
-	defer unix.Munmap(cq)
+	defer func() { _ = unix.Munmap(cq) }()
 	sqes, err := ring(0x10000000, 64*p.sqEntries)
 	if err != nil {
 		return 0, err
 	}
-	defer unix.Munmap(sqes)
+	defer func() { _ = unix.Munmap(sqes) }()
 	*(*uringSQE)(unsafe.Pointer(&sqes[0])) = sqe
 	*(*uint32)(unsafe.Pointer(&sq[p.sq.x3])) = 0 // array[0] is the first entry
 	*(*uint32)(unsafe.Pointer(&sq[p.sq.tail])) = 1
