@@ -295,7 +295,9 @@ func TestKernelFlips(t *testing.T) {
 		t.Error("a failed Apply changed the rules")
 	}
 	before := kills.Load()
-	time.Sleep(100 * time.Millisecond)
+	for end := time.Now().Add(20 * time.Second); kills.Load() == before && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
 	if kills.Load() == before {
 		t.Error("after a failed Apply nothing was killed")
 	}
