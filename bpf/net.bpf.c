@@ -191,17 +191,14 @@ static __always_inline bool put_addr(struct scratch *s, struct rec_net *r, void 
  * bind_path writes the path that a Unix socket of len bytes of name is to be made at, to OFF_NETSTR, and returns its length: the name that was given, behind
  * the working directory if it is relative. It is not resolved further (docs/THREATS.md).
  */
-__noinline int bind_path(__u32 si, __u64 name, __u32 len)
+static __always_inline __u32 bind_path(struct scratch *s, __u32 si, const void *name, __u32 len)
 {
-	struct scratch *s = scratch_at(si);
 	struct fs_struct *fs;
 	__u32 dir = 0;
 	char first = 0;
 	long n;
 
-	if (!s)
-		return 0;
-	bpf_probe_read_kernel(&first, 1, (void *)name);
+	bpf_probe_read_kernel(&first, 1, name);
 	if (first != '/') {
 		fs = BPF_CORE_READ(bpf_get_current_task_btf(), fs);
 		dir = path_build(si, OFF_NETSTR, (__u64)BPF_CORE_READ(fs, pwd.dentry),
@@ -262,7 +259,7 @@ static __always_inline int lsm_net(struct sock *sk, void *addr, int len, enum ne
 				s->bytes[OFF_NETSTR] = '@';
 				r->local_path_len = len;
 			} else {
-				r->local_path_len = bind_path(si, (__u64)addr + 2, len);
+				r->local_path_len = bind_path(s, si, addr + 2, len);
 			}
 			r->remote_path_len = 0;
 		}

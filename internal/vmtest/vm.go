@@ -248,9 +248,10 @@ func (v *VM) qemu(ctx context.Context, dir string) *exec.Cmd {
 	if v.Kernel.Name == "5.10" { // hangs at times with two
 		cpus = "1"
 	}
-	cpu := "max,-cx16,-la57,-pku" // 6.12 panics with cx16
+	slab := ""
 	if v.Kernel.Name == "newest" {
-		cpu = "max,-la57,-pku" // and 7.3 needs it: without, kmalloc_nolock never gives memory, so that programs have no task storage
+		// kmalloc_nolock, from which programs have their task storage, needs cmpxchg16b or a slab that is debugged (mm/slub.c of 7.3).
+		slab = " slab_debug=F,kmalloc-* hash_pointers=always"
 	}
 	var extra []string
 	if v.ICount {
@@ -258,7 +259,7 @@ func (v *VM) qemu(ctx context.Context, dir string) *exec.Cmd {
 		extra = []string{"-icount", "shift=0"}
 	}
 	args := []string{
-		"-accel", accel, "-cpu", cpu,
+		"-accel", accel, "-cpu", "max,-cx16,-la57,-pku", // with cx16, kernels panic
 		"-smp", cpus, "-m", "2048", "-machine", "pc,memory-backend=m",
 		"-object", "memory-backend-memfd,id=m,size=2048M,share=on", // virtiofs needs shared memory
 		"-nodefaults", "-display", "none", "-no-reboot",
@@ -267,7 +268,7 @@ func (v *VM) qemu(ctx context.Context, dir string) *exec.Cmd {
 		"-device", "vhost-user-fs-pci,chardev=fs,tag=root",
 		"-kernel", filepath.Join(v.Kernel.Dir, "vmlinuz"),
 		"-initrd", filepath.Join(dir, "initramfs"),
-		"-append", "console=ttyS0 loglevel=5 panic=-1 tsc=reliable no_timer_check lsm=" + lsm,
+		"-append", "console=ttyS0 loglevel=5 panic=-1 tsc=reliable no_timer_check lsm=" + lsm + slab,
 	}
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", append(args, extra...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
