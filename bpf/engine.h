@@ -332,15 +332,22 @@ static __always_inline void store64(void *p, __u64 v)
  * bytes it read: fewer than len when it came to a leaf.
  */
 static __always_inline __u32 run(struct scratch *s, struct pool *p, struct automaton *a, __u32 off,
-				 __u32 len)
+				 __u64 len)
 {
-	__u32 base = a->cell_off, shift = a->shift & 15, st = s->state, i;
+	const __u8 *in = at(s, off), *column = a->column;
+	const __u16 *cells = p->cells;
+	__u64 base = a->cell_off, shift = a->shift & 15, st = s->state, i;
 
-	for (i = 0; i < CHUNK; i++) {
-		if (i >= len)
-			break;
-		st = p->cells[(base + (st << shift) + a->column[*at(s, off + i)]) & (NUM_CELLS - 1)];
-		if (st & LEAF_BIT) {
+	if (len > CHUNK)
+		len = CHUNK;
+	asm volatile("" : "+r"(len)); /* or clang checks both bounds at each turn */
+	for (i = 0; i < len; i++) {
+		__u64 cell = (st << shift) + base + column[in[i]];
+
+		BOUND(cell, NUM_CELLS - 1);
+		st = cells[cell];
+		asm volatile("" : "+r"(st)); /* or it tests the bit by way of a sign */
+		if (st >= LEAF_BIT) {
 			i++;
 			break;
 		}
@@ -361,7 +368,7 @@ __noinline int step(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 	return run(s, p, &t->automata[ai & (NUM_AUTOMATA - 1)], off, len);
 }
 
-/* leaf_class ends a reading in a leaf of an automaton: bytes[off, off+len) is what is left of the string. */
+/* leaf_class ends a reading in a leaf with a tail: bytes[off, off+len) is what is left of the string. */
 __noinline int leaf_class(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 {
 	struct scratch *s = scratch_at(si);
@@ -374,8 +381,6 @@ __noinline int leaf_class(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 		return 0;
 	a = &t->automata[ai & (NUM_AUTOMATA - 1)];
 	lf = &t->leaves[(a->leaf_off + (s->state & ~LEAF_BIT)) & (NUM_ALLLEAVES - 1)];
-	if (lf->kind == LEAF_ANY)
-		return lf->match;
 	tlen = lf->tail_len;
 	if (len < tlen || (len > tlen && lf->kind == LEAF_EXACT))
 		return lf->miss;
@@ -427,8 +432,13 @@ __noinline int classify(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 		off += s->ran;
 		len -= s->ran;
 	}
-	if (s->state & LEAF_BIT)
-		return leaf_class(si, side, ai, off, len);
+	if (s->state & LEAF_BIT) {
+		/* The leaf that reads nothing more is the common one: no call for it. */
+		struct leaf *lf =
+			&t->leaves[(a->leaf_off + (s->state & ~LEAF_BIT)) & (NUM_ALLLEAVES - 1)];
+
+		return lf->kind == LEAF_ANY ? lf->match : leaf_class(si, side, ai, off, len);
+	}
 	return t->accept[(a->accept_off + s->state) & (NUM_ALLSTATES - 1)];
 }
 
