@@ -113,6 +113,12 @@ var acts = map[pavise.Op]func(ready func()) error{
 				if err := unix.Connect(c, sa); err != nil {
 					return err
 				}
+				// The connection is the client's before it is the listener's.
+				for {
+					if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 1000); !errors.Is(err, unix.EINTR) {
+						break // if there is nothing, accept says so
+					}
+				}
 			}
 			n, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
 			if err == nil {
