@@ -26,8 +26,8 @@ func connectTo(a, b byte) error {
 	return unix.Connect(fd, &unix.SockaddrInet4{Port: 9, Addr: [4]byte{127, a, b, 1}})
 }
 
-// TestKernelPolicyChange applies, edits and deletes policies through the API of an agent on this kernel, under load.
-func TestKernelPolicyChange(t *testing.T) {
+// TestKernelUnderLoadPolicyChange applies, edits and deletes policies through the API of an agent on this kernel, under load.
+func TestKernelUnderLoadPolicyChange(t *testing.T) {
 	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.TpBtf)
 	k, err := enforce.Open(t.Context(), enforce.Options{})
 	if err != nil {

@@ -183,7 +183,7 @@ func runOpen(b testing.TB, k *bpf.Kernel, f *os.File, want pavise.Action) float6
 }
 
 // BenchmarkChange is a change of policies from YAML to judging, among a thousand rules. The changes are 50 ms apart, as a
-// person's are: back to back each waits for the programs that still read the side before (TestKernelFlips).
+// person's are: back to back each waits for the programs that still read the side before (TestKernelUnderLoadFlips).
 func BenchmarkChange(b *testing.B) {
 	kerntest.Require(b, kerntest.Root, kerntest.Syscall, kerntest.TpBtf)
 	l := start(b, func(*pavise.Event) {})

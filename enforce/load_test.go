@@ -179,8 +179,8 @@ func connect(to *unix.SockaddrInet4) error {
 	return socket(unix.SOCK_DGRAM, func(fd int) error { return unix.Connect(fd, to) })
 }
 
-// TestKernelFlips changes a policy a thousand times under load.
-func TestKernelFlips(t *testing.T) {
+// TestKernelUnderLoadFlips changes a policy a thousand times under load.
+func TestKernelUnderLoadFlips(t *testing.T) {
 	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.TpBtf)
 	flips := 1000
 	if kerntest.VM() != "" {
@@ -331,8 +331,8 @@ func echo(t testing.TB) net.Conn {
 	return c
 }
 
-// TestKernelConservation starts processes as fast as the machine can: each is accounted for, under its true parent.
-func TestKernelConservation(t *testing.T) {
+// TestKernelUnderLoadConservation starts processes as fast as the machine can: each is accounted for, under its true parent.
+func TestKernelUnderLoadConservation(t *testing.T) {
 	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.TpBtf)
 	d := 5 * time.Second
 	if s := os.Getenv("PAVISE_LONG"); s != "" {
@@ -468,8 +468,8 @@ func rss(t testing.TB) int {
 	return 0
 }
 
-// TestKernelOverload floods the telemetry ring, unread: the verdict that was enforced is delivered, and what was lost is counted.
-func TestKernelOverload(t *testing.T) {
+// TestKernelUnderLoadOverload floods the telemetry ring, unread: the verdict that was enforced is delivered, and what was lost is counted.
+func TestKernelUnderLoadOverload(t *testing.T) {
 	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.TpBtf)
 	l := start(t, nil)
 	if !l.Machine()[pavise.OpConnect].Deny {

@@ -56,11 +56,18 @@ func TestCheck(t *testing.T) {
 
 func TestSelected(t *testing.T) {
 	suites := []suite{{pkg: "a", tests: []string{"TestKernelOldRefused", "TestKernelX"}}, {pkg: "b", tests: []string{"TestKernelY"}}}
-	if got := selected(suites, true); len(got) != 1 || got[0].tests[0] != "TestKernelOldRefused" {
+	if got := selected(suites, "5.10", false); len(got) != 1 || got[0].tests[0] != "TestKernelOldRefused" {
 		t.Errorf("old: %+v", got)
 	}
-	if got := selected(suites, false); len(got) != 2 || len(got[0].tests) != 1 || got[0].tests[0] != "TestKernelX" {
+	if got := selected(suites, "6.1", false); len(got) != 2 || len(got[0].tests) != 1 || got[0].tests[0] != "TestKernelX" {
 		t.Errorf("not old: %+v", got)
+	}
+	suites = []suite{{pkg: "a", tests: []string{"TestKernelUnderLoadX", "TestKernelX", "TestKernelDoctor"}}}
+	if got := selected(suites, "6.1", false); len(got) != 1 || len(got[0].tests) != 2 {
+		t.Errorf("with LSM: %+v", got)
+	}
+	if got := selected(suites, "6.1", true); len(got) != 1 || len(got[0].tests) != 1 || got[0].tests[0] != "TestKernelDoctor" {
+		t.Errorf("without LSM: %+v", got)
 	}
 }
 
