@@ -10,9 +10,12 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 )
 
-// poll is how long a record may wait in a ring: the kernel side wakes the reader only for enforced verdicts, because a wake-up for each
-// record would cost the processes that are watched.
-const poll = 10 * time.Millisecond
+// How long a record may wait in a ring: the kernel side wakes the reader only for enforced verdicts, because a wake-up for each
+// record would cost the processes that are watched. The longer wait is for when nothing came; a ring holds what 200,000 events a second are in it.
+const (
+	poll     = 10 * time.Millisecond
+	idlePoll = 40 * time.Millisecond
+)
 
 // burst is how many critical records are read before telemetry gets its turn, so that neither starves.
 const burst = 8192
@@ -39,17 +42,24 @@ func (k *Kernel) NewRings() (*Rings, error) {
 // is known before what it did. The record is valid only during the call.
 func (r *Rings) Read(ctx context.Context, fn func(rec []byte) error) error {
 	var rec ringbuf.Record
+	wait := poll
 	for {
 		last := ctx.Err() != nil
-		wait := time.Now().Add(poll)
+		until := time.Now().Add(wait)
 		if last {
-			wait = time.Now()
+			until = time.Now()
 		}
-		if _, err := drain(r.critical, &rec, wait, burst, fn); err != nil {
+		c, err := drain(r.critical, &rec, until, burst, fn)
+		if err != nil {
 			return err
 		}
-		if _, err := drain(r.telemetry, &rec, time.Now(), burst, fn); err != nil {
+		t, err := drain(r.telemetry, &rec, time.Now(), burst, fn)
+		if err != nil {
 			return err
+		}
+		wait = poll
+		if c+t == 0 {
+			wait = idlePoll
 		}
 		if last {
 			return nil
