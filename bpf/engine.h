@@ -338,12 +338,12 @@ static __always_inline __u32 run(struct scratch *s, struct pool *p, struct autom
 	const __u16 *cells = p->cells;
 	__u64 base = a->cell_off, shift = a->shift & 15, st = s->state, i;
 
-	if (len > CHUNK)
-		len = CHUNK;
-	asm volatile("" : "+r"(len)); /* or clang checks both bounds at each turn */
-	for (i = 0; i < len; i++) {
-		__u64 cell = (st << shift) + base + column[in[i]];
+	for (i = 0; i < CHUNK; i++) {
+		__u64 cell;
 
+		if (i >= len)
+			break;
+		cell = (st << shift) + base + column[in[i]];
 		BOUND(cell, NUM_CELLS - 1);
 		st = cells[cell];
 		asm volatile("" : "+r"(st)); /* or it tests the bit by way of a sign */
