@@ -239,8 +239,8 @@ static __always_inline __u32 found(struct scratch *s, __u32 si, struct task_stru
 }
 
 /*
- * identify gives the current thread an identity when it has none: it was made between the attachment of the programs and the end of the iteration, or it is
- * a worker of io_uring, whose making no tracepoint tells. A thread takes its process's.
+ * identify gives the current thread an identity when it has none: it was made between the attachment of the programs and the end of the iteration, or the
+ * program that sees new tasks was skipped for it. A thread takes its process's.
  */
 __noinline int identify(__u32 si)
 {
