@@ -96,12 +96,13 @@ type Agent struct {
 	ev   pavise.Event // the pipeline's; touched by the reading goroutine alone
 	boot atomic.Int64 // nanoseconds since the Unix epoch at CLOCK_BOOTTIME 0
 
-	received   [pavise.NumOps]atomic.Uint64
-	filtered   atomic.Uint64 // residual condition was false
-	undecoded  atomic.Uint64
-	unresolved atomic.Uint64 // rule numbers of a generation that is no longer known
-	kernelLost [pavise.NumOps]uint64
-	decodeLost uint64
+	received      [pavise.NumOps]atomic.Uint64
+	filtered      atomic.Uint64 // residual condition was false
+	undecoded     atomic.Uint64
+	unresolved    atomic.Uint64 // rule numbers of a generation that is no longer known
+	kernelLost    [pavise.NumOps]uint64
+	kernelTrouble uint64 // NoScratch, NoIdentity and Missed together, when they were last told
+	decodeLost    uint64
 
 	rules atomic.Pointer[ruleBook]
 

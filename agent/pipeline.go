@@ -148,6 +148,10 @@ func (a *Agent) poll() {
 		a.log.Debug("kernel counters not read", "err", err)
 		return
 	}
+	if n := c.NoScratch + c.NoIdentity + c.Missed; n > a.kernelTrouble {
+		a.log.Warn("the kernel side could not do all of its work", "no_scratch", c.NoScratch, "no_identity", c.NoIdentity, "missed", c.Missed)
+		a.kernelTrouble = n
+	}
 	missed := false
 	for op := range c.Ops {
 		if n := c.Ops[op].Lost; n > a.kernelLost[op] {

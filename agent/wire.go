@@ -25,7 +25,13 @@ type Status struct {
 	SubscriberLost uint64        `json:"subscriber_lost"` // all subscribers together
 	Subscribers    int           `json:"subscribers"`
 	Processes      int           `json:"processes"`
-	RSS            uint64        `json:"rss_bytes"`
+	// What should not happen in the kernel: no working memory for a judgement, a thread without an identity, a program that was skipped because it
+	// was running already on that CPU.
+	NoScratch  uint64 `json:"kernel_no_scratch"`
+	NoIdentity uint64 `json:"kernel_no_identity"`
+	Missed     uint64 `json:"kernel_missed"`
+	MapBytes   uint64 `json:"kernel_map_bytes"`
+	RSS        uint64 `json:"rss_bytes"`
 }
 
 // PolicyMode is a policy's name and mode.
