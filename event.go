@@ -1,7 +1,7 @@
 package pavise
 
 // Op is an operation that Pavise sees and judges. The string is the name used in
-// policies and in JSON; the number is the kernel's (bpf/event.h) and is stable.
+// policies and in JSON, and is stable; the number is that of enum op in bpf/event.h of the same build.
 type Op uint8
 
 // The operations. OpFork and OpExit are lifecycle facts: seen, never judged.
@@ -14,6 +14,34 @@ const (
 	OpListen
 	OpAccept
 	OpSend
+	OpSocket
+	OpSignal
+	OpPtrace
+	OpSetid
+	OpCapset
+	OpMemExec
+	OpCreate
+	OpDelete
+	OpRename
+	OpLink
+	OpSymlink
+	OpTruncate
+	OpChmod
+	OpChown
+	OpSetxattr
+	OpMount
+	OpUmount
+	OpChroot
+	OpPivotRoot
+	OpModule
+	OpBPF
+	OpPerf
+	OpKeyring
+	OpUserns
+	OpIOUring
+	OpKexec
+	OpSysctl
+	OpDevice
 	OpFork
 	OpExit
 	// OpLost is the agent's own record of events that were lost before they could be delivered.
@@ -21,10 +49,17 @@ const (
 	NumOps
 )
 
+// NumJudged is how many operations, OpNone included, can be judged: those below OpFork.
+const NumJudged = int(OpFork)
+
 // OpNames are the operations' names, by number.
 var OpNames = [NumOps]string{
-	"none", "process.exec", "file.open", "net.connect", "net.bind", "net.listen",
-	"net.accept", "net.send", "process.fork", "process.exit", "agent.lost",
+	"none", "process.exec", "file.open", "net.connect", "net.bind", "net.listen", "net.accept", "net.send", "net.socket",
+	"process.signal", "process.ptrace", "process.setid", "process.capset", "memory.exec",
+	"file.create", "file.delete", "file.rename", "file.link", "file.symlink", "file.truncate", "file.chmod", "file.chown", "file.setxattr",
+	"fs.mount", "fs.umount", "fs.chroot", "fs.pivot_root",
+	"kernel.module", "kernel.bpf", "kernel.perf", "kernel.keyring", "kernel.userns", "kernel.io_uring", "kernel.kexec", "kernel.sysctl",
+	"device.open", "process.fork", "process.exit", "agent.lost",
 }
 
 func (o Op) String() string {
@@ -33,6 +68,9 @@ func (o Op) String() string {
 	}
 	return "unknown"
 }
+
+// OnSocket tells whether the operation's object is a socket: those named net.*.
+func (o Op) OnSocket() bool { return o >= OpConnect && o <= OpSocket }
 
 // Action is what a rule asks for, from lenient to strict. The strictest wins.
 type Action uint8
@@ -106,8 +144,9 @@ type Event struct {
 	ExecID  uint64   `json:"-"` // the actor's exec_id; Process has the rest once proc has resolved it
 	Process *Process `json:"process,omitempty"`
 
-	File FileInfo `json:"file,omitzero"` // process.exec (the new executable) and file.open
+	File FileInfo `json:"file,omitzero"` // process.exec (the new executable), file.*, fs.*, and others whose object is a file
 	Net  NetInfo  `json:"net,omitzero"`  // net.*
+	Act  ActInfo  `json:"-"`             // what else an operation is about; in JSON under names of its own, as ActInfo says
 	Exec ExecInfo `json:"-"`             // lifecycle process.exec and process.fork: merged into Process by proc
 	Exit ExitInfo `json:"exit,omitzero"` // process.exit
 	Lost LostInfo `json:"lost,omitzero"` // agent.lost
@@ -128,6 +167,58 @@ type FileInfo struct {
 	Links     uint32 `json:"links"`
 	FS        string `json:"fs,omitempty"` // file system type: ext4, overlay, tmpfs
 }
+
+// ActInfo is what an operation is about beside a file or a socket. Which of it an operation has, and what it means there:
+//
+//	process.signal   Value: the signal; Target
+//	process.ptrace   Value: PtraceRead or PtraceAttach; Target
+//	process.setid    Value, Value2: the new effective (file system, for setfsuid) user and group id; 4294967295 where unchanged
+//	process.capset   Value, Value2: the new effective and permitted capabilities
+//	memory.exec      Value: Mem* bits (and File, when the memory is a file's)
+//	file.rename link NewPath: the name it gets; fs.pivot_root: where the old root goes
+//	file.symlink     Name: what the link says
+//	file.chmod       Value: the new permission bits
+//	file.chown       Value, Value2: the new owner and group, 4294967295 where unchanged
+//	file.setxattr    Name: of the attribute
+//	fs.mount         NewPath: the source; Name: the file system's type; Value: MS_* flags (mount(2))
+//	kernel.module    Value: SourceFile, SourceMemory or SourceRequest; Name: of the module that is requested
+//	kernel.kexec     Value: SourceFile or SourceMemory
+//	kernel.bpf       Value: the command of bpf(2)
+//	kernel.perf      Value: PERF_SECURITY_*: 0 open, 1 a CPU, 2 the kernel, 3 a tracepoint
+//	kernel.keyring   Name: the key's type; NewPath: its description
+//	kernel.io_uring  Value: 1 setup, 2 a submission thread, 3 other credentials, 4 a command to a device
+//	kernel.sysctl    Name: of the variable, as kernel/core_pattern
+//	device.open      Value, Value2: major and minor number
+type ActInfo struct {
+	Value, Value2 uint64
+	NewPath       string
+	Name          string
+	Target        Target
+}
+
+// Target is the process that an operation acts on.
+type Target struct {
+	ExecID uint64
+	PID    uint32
+	UID    uint32
+	Path   string // of its executable
+}
+
+// Values of ActInfo.Value.
+const (
+	PtraceRead   = 1 // reading: PTRACE_MODE_READ, as of /proc/PID/maps
+	PtraceAttach = 2 // control: PTRACE_MODE_ATTACH, as of ptrace(2) and /proc/PID/mem
+
+	SourceFile    = 1
+	SourceMemory  = 2
+	SourceRequest = 3
+
+	MemAnonymous = 1 << 0 // no file
+	MemWritten   = 1 << 1 // it was or is writable: write, then execute
+	MemWritable  = 1 << 2 // writable and executable at once
+	MemStack     = 1 << 3
+	MemHeap      = 1 << 4
+)
 
 // Access is how a file is opened, as a bit set. In JSON it is a list of names.
 type Access uint8
@@ -204,6 +295,7 @@ func (e *Event) Clone() *Event {
 	clone := func(s *string) { *s = string(append([]byte(nil), *s...)) }
 	for _, s := range []*string{
 		&c.File.Path, &c.File.Alias, &c.File.FS, &c.Net.RemotePath, &c.Net.LocalPath,
+		&c.Act.NewPath, &c.Act.Name, &c.Act.Target.Path,
 		&c.Exec.Script, &c.Exec.CWD, &c.Exec.Cgroup, &c.Exec.Comm,
 		&c.Exec.Exe.Path, &c.Exec.Exe.Alias, &c.Exec.Exe.FS,
 	} {

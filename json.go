@@ -103,7 +103,7 @@ func (e *Event) onFile() bool {
 	return strings.HasPrefix(e.Op.String(), "file.") || e.Op == OpExec && (e.Action != ActionNone || e.File.Path != "")
 }
 
-func (e *Event) onNet() bool { return strings.HasPrefix(e.Op.String(), "net.") }
+func (e *Event) onNet() bool { return e.Op.OnSocket() }
 
 // AppendJSON appends e as one line of JSON, without the newline: the one form of an event from
 // the agent to the browser. It allocates nothing when b is large enough. The output is valid JSON

@@ -14,8 +14,9 @@
 #define NUM_AUTOMATA  32
 #define NUM_SLOTS     16
 #define NUM_OPWORDS   256
-#define NUM_JUDGED    8 /* operations below this number can be judged */
-#define NUM_CLAUSES   (NUM_OPWORDS * 64)
+#define NUM_JUDGED    64 /* operations below this number can be judged: a mask, for the verifier */
+#define NUM_RULES     16384
+#define NUM_CLAUSES   (2048 * 64) /* of all operations */
 #define NUM_ROWS      16384
 #define NUM_ROWWORDS  65536
 #define NUM_CLASSROWS 131072
@@ -35,20 +36,30 @@
 #define DIM_LOGIN      7
 #define DIM_CAPS       8
 #define DIM_PROC_FLAGS 9
-#define DIM_PATH       16 /* the first dimension of the object */
-#define DIM_ACCESS     17
-#define DIM_OWNER      18
-#define DIM_MODE       19
-#define DIM_FS	       20
-#define DIM_FILE_FLAGS 21
-#define DIM_RADDR      22
-#define DIM_LADDR      23
-#define DIM_RPORT      24
-#define DIM_LPORT      25
-#define DIM_SOCKET     26
-#define DIM_RPATH      27
-#define DIM_LPATH      28
-#define NUM_DIMS       32
+#define DIM_PATH       24 /* the first dimension of the object */
+#define DIM_ACCESS     25
+#define DIM_OWNER      26
+#define DIM_MODE       27
+#define DIM_FS	       28
+#define DIM_FILE_FLAGS 29
+#define DIM_RADDR      30
+#define DIM_LADDR      31
+#define DIM_RPORT      32
+#define DIM_LPORT      33
+#define DIM_SOCKET     34
+#define DIM_RPATH      35
+#define DIM_LPATH      36
+#define DIM_VALUE      37
+#define DIM_VALUE2     38
+#define DIM_NAME       39
+#define DIM_NEW_PATH   40
+#define DIM_TARGET_EXE 41
+#define DIM_TARGET_UID 42
+#define NUM_DIMS       64
+
+/* DIM is the bit of a dimension in a set of them. */
+#define DIM(d)	   (1ULL << (d))
+#define NEED(m, d) ((m) & DIM(d))
 
 struct automaton {
 	__u32 cell_off;
@@ -103,15 +114,14 @@ struct word {
 struct op_table {
 	__u32 n_slots;
 	__u32 n_subject; /* the first n_slots of these are about the subject */
-	__u32 n_early;  /* and this many need no path */
-	__u32 n_words;  /* 0: nothing judges this operation */
-	__u32 need;  /* bit per dimension that some slot reads */
+	__u32 n_early; /* and this many need no path */
+	__u32 n_words; /* 0: nothing judges this operation */
+	__u64 need; /* bit per dimension that some slot reads */
 	__u32 enforces; /* some word is enforced: without a verdict the operation is refused */
-	__u32 pad[2];
+	__u32 rule_off; /* of its clauses' rules in rules */
 	__u64 all[4]; /* a bit for each word */
 	struct slot slots[NUM_SLOTS];
 	struct word words[NUM_OPWORDS];
-	__u16 rules[NUM_CLAUSES];
 };
 
 struct row {
@@ -125,15 +135,15 @@ struct row {
  */
 struct tables {
 	__u32 gen; /* never 0 once staged */
-	__u32 subject_need; /* dimensions of the subject that some operation reads */
 	__u32 aliases; /* a protected name leads through a symbolic link: files with one link are looked up too */
-	__u32 pad;
+	__u64 subject_need; /* dimensions of the subject that some operation reads */
 	struct automaton automata[NUM_AUTOMATA];
 	struct op_table ops[NUM_JUDGED];
 	struct row rows[NUM_ROWS];
 	__u64 words[NUM_ROWWORDS];
 	__u32 class_rows[NUM_CLASSROWS];
 	__u16 accept[NUM_ALLSTATES];
+	__u16 rules[NUM_CLAUSES]; /* by operation and clause */
 	struct leaf leaves[NUM_ALLLEAVES];
 	__u8 tails[NUM_TAILS + 8] __attribute__((aligned(8)));
 };
@@ -164,8 +174,7 @@ struct control {
 	__u32 selftest_tid; /* the thread whose next call of selftest_op is refused, to prove the rung; 0 for none */
 	__u32 selftest_op;
 	__u32 selftest_hits;
-	__u32 hooks; /* bit per operation that sched_process_exec and sys_exit judge: those on the kill-on-return rung */
-	__u32 pad;
+	__u64 hooks; /* bit per operation that sched_process_exec and sys_exit judge: those on the kill-on-return rung */
 };
 
 struct {
@@ -183,7 +192,7 @@ struct hit {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 2 * NUM_CLAUSES);
+	__uint(max_entries, 2 * NUM_RULES);
 	__type(key, __u32);
 	__type(value, struct hit);
 } hits SEC(".maps");
@@ -215,7 +224,7 @@ struct verdict {
  */
 #define BYTES	  32768
 #define OFF_SMALL 0
-#define OFF_REC	  512
+#define OFF_REC	  1024
 #define OFF_EXTRA 12288
 #define OFF_ALT	  24576
 #define OFF_TMP	  28672
@@ -238,6 +247,9 @@ struct scratch {
 	__u32 met; /* the group whose allow rule was met last */
 	__u32 state; /* of the automaton that runs */
 	__u32 ran; /* bytes that it has read of the last piece */
+	__u32 tail_in; /* what is left to compare with a tail: where it stands in bytes, */
+	__u32 tail_at; /* where in tails, */
+	__u32 tail_len; /* and how long it is */
 	__u16 dim_off[NUM_DIMS];
 	__u16 dim_len[NUM_DIMS]; /* over MAX_STRING: too long to judge exactly */
 	struct verdict v;
@@ -314,7 +326,7 @@ static __always_inline __u32 popcount(__u64 x)
 	return x * 0x0101010101010101ULL >> 56;
 }
 
-#define CHUNK 256
+#define CHUNK 64 /* bytes that one function reads: the verifier then walks 64 turns and not 4,095 */
 
 /* load64 loads 8 bytes at any address; by way of a parameter, or clang sees the alignment of the array and loads bytes. */
 static __always_inline __u64 load64(const void *p)
@@ -356,7 +368,7 @@ static __always_inline __u32 run(struct scratch *s, struct pool *p, struct autom
 	return i;
 }
 
-/* step is run as a function of its own, for strings over CHUNK: the verifier then walks 256 turns and not 4,095. */
+/* step is run as a function of its own, for strings over CHUNK. */
 __noinline int step(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 {
 	struct scratch *s = scratch_at(si);
@@ -368,6 +380,37 @@ __noinline int step(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 	return run(s, p, &t->automata[ai & (NUM_AUTOMATA - 1)], off, len);
 }
 
+/*
+ * same compares up to CHUNK of the s->tail_len bytes at bytes[s->tail_in] with the tails of a side, which are zero-padded; 0 when they differ. What it
+ * has still to do is kept in memory, where the verifier does not follow it.
+ */
+__noinline int same(__u32 si, __u32 side)
+{
+	struct scratch *s = scratch_at(si);
+	struct tables *t = bpf_map_lookup_elem(&sides, &side);
+	__u64 x;
+
+	if (!s || !t)
+		return 0;
+	for (int i = 0; i < CHUNK / 8; i++) {
+		__u32 len = s->tail_len;
+
+		if (!len)
+			break;
+		x = load64(at(s, s->tail_in));
+		if (len < 8) {
+			x &= (1ULL << ((len & 7) * 8)) - 1;
+			s->tail_len = 8;
+		}
+		if (x != load64(&t->tails[s->tail_at & (NUM_TAILS - 1)]))
+			return 0;
+		s->tail_in += 8;
+		s->tail_at += 8;
+		s->tail_len -= 8;
+	}
+	return 1;
+}
+
 /* leaf_class ends a reading in a leaf with a tail: bytes[off, off+len) is what is left of the string. */
 __noinline int leaf_class(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 {
@@ -375,7 +418,7 @@ __noinline int leaf_class(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 	struct tables *t = bpf_map_lookup_elem(&sides, &side);
 	struct automaton *a;
 	struct leaf *lf;
-	__u32 i, tail, tlen, words;
+	__u32 tlen;
 
 	if (!s || !t)
 		return 0;
@@ -384,20 +427,13 @@ __noinline int leaf_class(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 	tlen = lf->tail_len;
 	if (len < tlen || (len > tlen && lf->kind == LEAF_EXACT))
 		return lf->miss;
-	tail = a->tail_off + lf->tail_off;
-	words = tlen >> 3;
-	for (i = 0; i < (MAX_STRING + 1) / 8; i++) {
-		if (i >= words)
+	s->tail_in = off;
+	s->tail_at = a->tail_off + lf->tail_off;
+	s->tail_len = tlen;
+	for (int i = 0; i < (MAX_STRING + 1) / CHUNK; i++) {
+		if (!s->tail_len)
 			break;
-		if (load64(at(s, off + i * 8)) !=
-		    load64(&t->tails[(tail + i * 8) & (NUM_TAILS - 1)]))
-			return lf->miss;
-	}
-	if (tlen & 7) { /* tails are zero-padded */
-		__u32 done = tlen & ~7;
-		__u64 x = load64(at(s, off + done)) & ((1ULL << ((tlen & 7) * 8)) - 1);
-
-		if (x != load64(&t->tails[(tail + done) & (NUM_TAILS - 1)]))
+		if (!same(si, side))
 			return lf->miss;
 	}
 	if (len > tlen && lf->kind == LEAF_UNDER && *at(s, off + tlen) != '/')
@@ -510,9 +546,9 @@ __noinline int tally_word(__u32 si, __u32 q, __u64 low)
 	}
 	if (wd->kind == WORD_DEFAULT && s->met == wd->group)
 		return 0;
-	clause = wi * 64 + popcount((w & -w) - 1);
+	clause = ot->rule_off + wi * 64 + popcount((w & -w) - 1);
 	BOUND(clause, NUM_CLAUSES - 1);
-	rule = ot->rules[clause];
+	rule = t->rules[clause];
 	if (wd->action > v->action[class]) {
 		v->action[class] = wd->action;
 		v->rule[class] = rule;
@@ -536,22 +572,20 @@ __noinline int tally_word(__u32 si, __u32 q, __u64 low)
 	return 0;
 }
 
-/* tally goes through the words that are left, lowest first. */
-__noinline int tally(__u32 si)
+/* tally goes through the words that are left of quarter q, lowest first. */
+__noinline int tally(__u32 si, __u32 q)
 {
 	struct scratch *s = scratch_at(si);
 
 	if (!s)
 		return 0;
-	for (int q = 0; q < 4; q++) {
-		for (int k = 0; k < 64; k++) {
-			__u64 m = s->left[q];
+	for (int k = 0; k < 64; k++) {
+		__u64 m = s->left[q & 3];
 
-			if (!m)
-				break;
-			s->left[q] = m & (m - 1);
-			tally_word(si, q, (m & -m) - 1);
-		}
+		if (!m)
+			break;
+		s->left[q & 3] = m & (m - 1);
+		tally_word(si, q, (m & -m) - 1);
 	}
 	return 0;
 }
@@ -599,7 +633,9 @@ __noinline int judge(__u32 si, __u32 off, __u32 len, __u32 alias)
 		if (!meet(s, t, ot, i, slot_class(s, si, t, ai, off, len)))
 			return 0;
 	}
-	tally(si);
+	for (int q = 0; q < 4; q++)
+		if (s->left[q])
+			tally(si, q);
 	return 0;
 }
 

@@ -17,9 +17,37 @@ enum op {
 	OP_LISTEN,
 	OP_ACCEPT,
 	OP_SEND,
-	OP_FORK,
+	OP_SOCKET,
+	OP_SIGNAL,
+	OP_PTRACE,
+	OP_SETID,
+	OP_CAPSET,
+	OP_MEMEXEC,
+	OP_CREATE,
+	OP_DELETE,
+	OP_RENAME,
+	OP_LINK,
+	OP_SYMLINK,
+	OP_TRUNCATE,
+	OP_CHMOD,
+	OP_CHOWN,
+	OP_SETXATTR,
+	OP_MOUNT,
+	OP_UMOUNT,
+	OP_CHROOT,
+	OP_PIVOT_ROOT,
+	OP_MODULE,
+	OP_BPF,
+	OP_PERF,
+	OP_KEYRING,
+	OP_USERNS,
+	OP_IO_URING,
+	OP_KEXEC,
+	OP_SYSCTL,
+	OP_DEVICE,
+	OP_FORK, /* the first that is not judged */
 	OP_EXIT,
-	NUM_OPS = 16,
+	NUM_OPS = 64,
 };
 
 enum action {
@@ -42,7 +70,7 @@ enum rung {
 enum rec_kind {
 	REC_PROC = 1, /* struct rec_proc: exec, fork, found running */
 	REC_EXIT = 2, /* struct rec_exit */
-	REC_FILE = 3, /* struct rec_file: a verdict on process.exec or file.open */
+	REC_FILE = 3, /* struct rec_file: a verdict on an operation that is not on a socket */
 	REC_NET = 4,  /* struct rec_net: a verdict on net.* */
 };
 
@@ -85,14 +113,23 @@ struct rec_inode {
 	__u8 flags; /* FILE_* */
 };
 
+/* What of it an operation has, and what it means there: pavise.ActInfo. What it has not is zero. */
 struct rec_file {
 	struct rec_hdr hdr;
 	struct rec_inode inode;
+	__u64 value;
+	__u64 value2;
+	__u64 target_exec_id;
+	__u32 target_pid;
+	__u32 target_uid;
 	__u16 path_len;
 	__u16 alias_len;
+	__u16 new_len;
+	__u16 name_len;
+	__u16 target_len;
 	__u8 fs_len;
-	__u8 pad[3];
-	/* path, alias, fs */
+	__u8 pad[5];
+	/* path, alias, new path, name, target's executable, fs */
 };
 
 struct rec_net {

@@ -249,7 +249,7 @@ int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *b
 		return 0;
 	/* binfmt_script and binfmt_misc replace interp and leave filename, as given to execve, naming the script. */
 	script = BPF_CORE_READ(bprm, interp) != BPF_CORE_READ(bprm, filename);
-	if (c && c->hooks & 1 << OP_EXEC) {
+	if (c && c->hooks & 1ULL << OP_EXEC) {
 		/* The agent proves this rung on a child of its own, since the one that execs here is gone. */
 		if (c->selftest_op == OP_EXEC && c->selftest_tid &&
 		    c->selftest_tid == BPF_CORE_READ(t, real_parent, tgid)) {

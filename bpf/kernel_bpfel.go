@@ -33,8 +33,7 @@ type KernelControl struct {
 	SelftestTid  uint32
 	SelftestOp   uint32
 	SelftestHits uint32
-	Hooks        uint32
-	Pad          uint32
+	Hooks        uint64
 }
 
 type KernelFold struct {
@@ -102,13 +101,12 @@ type KernelOpTable struct {
 	N_subject uint32
 	N_early   uint32
 	N_words   uint32
-	Need      uint32
+	Need      uint64
 	Enforces  uint32
-	Pad       [2]uint32
+	RuleOff   uint32
 	All       [4]uint64
 	Slots     [16]KernelSlot
 	Words     [256]KernelWord
-	Rules     [16384]uint16
 }
 
 type KernelOpened struct {
@@ -174,10 +172,18 @@ type KernelRecFile struct {
 		Access uint8
 		Flags  uint8
 	}
-	PathLen  uint16
-	AliasLen uint16
-	FsLen    uint8
-	Pad      [3]uint8
+	Value        uint64
+	Value2       uint64
+	TargetExecId uint64
+	TargetPid    uint32
+	TargetUid    uint32
+	PathLen      uint16
+	AliasLen     uint16
+	NewLen       uint16
+	NameLen      uint16
+	TargetLen    uint16
+	FsLen        uint8
+	Pad          [5]uint8
 }
 
 type KernelRecHdr struct {
@@ -281,9 +287,13 @@ type KernelScratch struct {
 	Met       uint32
 	State     uint32
 	Ran       uint32
-	DimOff    [32]uint16
-	DimLen    [32]uint16
+	TailIn    uint32
+	TailAt    uint32
+	TailLen   uint32
+	DimOff    [64]uint16
+	DimLen    [64]uint16
 	V         KernelVerdict
+	_         [4]byte
 	Dentry    uint64
 	Mnt       uint64
 	Root      uint64
@@ -313,15 +323,15 @@ type KernelSlot struct {
 type KernelTables struct {
 	_           structs.HostLayout
 	Gen         uint32
-	SubjectNeed uint32
 	Aliases     uint32
-	Pad         uint32
+	SubjectNeed uint64
 	Automata    [32]KernelAutomaton
-	Ops         [8]KernelOpTable
+	Ops         [64]KernelOpTable
 	Rows        [16384]KernelRow
 	Words       [65536]uint64
 	ClassRows   [131072]uint32
 	Accept      [131072]uint16
+	Rules       [131072]uint16
 	Leaves      [32768]KernelLeaf
 	Tails       [1048584]uint8
 }
@@ -332,8 +342,8 @@ type KernelTestJudge struct {
 	Side       uint32
 	N_alias    uint32
 	UseSubject uint32
-	Off        [32]uint16
-	Len        [32]uint16
+	Off        [64]uint16
+	Len        [64]uint16
 	AliasOff   [4]uint16
 	AliasLen   [4]uint16
 	Out        KernelVerdict

@@ -18,10 +18,10 @@ const (
 
 // Where the flags of an open are, as enum sys_flags in return.bpf.c.
 const (
-	openArg1  = opOpen | 1<<5
-	openArg2  = opOpen | 2<<5
-	openHow   = opOpen | 3<<5
-	openCreat = opOpen | 4<<5
+	openArg1  = opOpen | 1<<8
+	openArg2  = opOpen | 2<<8
+	openHow   = opOpen | 3<<8
+	openCreat = opOpen | 4<<8
 )
 
 // arch is what the programs must know of a machine: where the registers are in pt_regs, and the numbers of the system calls whose
@@ -29,28 +29,28 @@ const (
 type arch struct {
 	nr             uint32
 	args, compats  [3]uint32 // of native and of 32-bit calls
-	native, compat map[int]uint8
+	native, compat map[int]uint16
 }
 
 var arches = map[string]arch{
 	"amd64": {
 		nr: 120, args: [3]uint32{112, 104, 96}, compats: [3]uint32{40, 88, 96},
-		native: map[int]uint8{
+		native: map[int]uint16{
 			2: openArg1, 85: openCreat, 257: openArg2, 304: openArg2, 437: openHow, // open creat openat open_by_handle_at openat2
 			42: opConnect, 49: opBind, 50: opListen, 43: opAccept, 288: opAccept,
 		},
-		compat: map[int]uint8{
+		compat: map[int]uint16{
 			5: openArg1, 8: openCreat, 295: openArg2, 342: openArg2, 437: openHow,
 			362: opConnect, 361: opBind, 363: opListen, 364: opAccept,
 		},
 	},
 	"arm64": {
 		nr: 280, args: [3]uint32{272, 8, 16}, compats: [3]uint32{272, 8, 16},
-		native: map[int]uint8{
+		native: map[int]uint16{
 			56: openArg2, 265: openArg2, 437: openHow,
 			203: opConnect, 200: opBind, 201: opListen, 202: opAccept, 242: opAccept,
 		},
-		compat: map[int]uint8{
+		compat: map[int]uint16{
 			5: openArg1, 8: openCreat, 322: openArg2, 371: openArg2, 437: openHow,
 			283: opConnect, 282: opBind, 284: opListen, 285: opAccept, 366: opAccept,
 		},
@@ -63,8 +63,8 @@ func setMachine(spec *ebpf.CollectionSpec) error {
 	if !ok {
 		return fmt.Errorf("%w: architecture %s; amd64 and arm64 are", ErrUnsupported, runtime.GOARCH)
 	}
-	var sys [2][512]uint8
-	for i, t := range []map[int]uint8{a.native, a.compat} {
+	var sys [2][512]uint16
+	for i, t := range []map[int]uint16{a.native, a.compat} {
 		for nr, op := range t {
 			sys[i][nr] = op
 		}

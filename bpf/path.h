@@ -65,21 +65,27 @@ struct {
 	__type(value, struct inode_name);
 } inodes SEC(".maps");
 
-/* path_write appends the first s->n_comps comps, last first, at bytes[s->path_pos]. */
-__noinline int path_write(__u32 si)
+/*
+ * Walks go over components in groups of WALK, each by a function of its own: the verifier then walks WALK turns and not MAX_COMPS.
+ */
+#define WALK 8
+
+/* path_write_some appends up to WALK comps, from the one before s->n_comps down. */
+__noinline int path_write_some(__u32 si)
 {
 	struct scratch *s = scratch_at(si);
 
 	if (!s)
 		return 0;
-	for (int i = 0; i < MAX_COMPS; i++) {
+	for (int i = 0; i < WALK; i++) {
 		struct comp *c;
 		__u32 len;
 		__u8 *p;
 
-		if (i >= s->n_comps)
+		if (!s->n_comps)
 			break;
-		c = &s->comps[(s->n_comps - 1 - i) & (MAX_COMPS - 1)];
+		s->n_comps--;
+		c = &s->comps[s->n_comps & (MAX_COMPS - 1)];
 		len = c->len &
 		      0xff; /* 0: a mount was crossed; without a branch, for the verifier's sake */
 		*at(s, s->path_pos) = '/';
@@ -95,6 +101,16 @@ __noinline int path_write(__u32 si)
 		s->path_pos += len + ((len + 255) >> 8);
 	}
 	return 0;
+}
+
+/* path_write appends the first s->n_comps comps, last first, at bytes[s->path_pos]. */
+static __always_inline void path_write(struct scratch *s, __u32 si)
+{
+	for (int i = 0; i < MAX_COMPS / WALK; i++) {
+		if (!s->n_comps)
+			break;
+		path_write_some(si);
+	}
 }
 
 /* path_up goes from the root of a mount to where it is mounted; 0 at the root of all. */
@@ -115,8 +131,8 @@ __noinline int path_up(__u32 si)
 	return 1;
 }
 
-/* path_comp takes the name of s->dentry as component n and goes to its parent; 0 when the walk has ended. */
-static __always_inline int path_comp(struct scratch *s, __u32 n, __u32 canonical)
+/* path_comp takes the name of s->dentry as the next component and goes to its parent; 0 when the walk has ended. */
+static __always_inline int path_comp(struct scratch *s, __u32 canonical)
 {
 	struct dentry *d = (void *)s->dentry;
 	__u64 parent = READ_PTR(d, d_parent), name = READ_PTR(d, d_name.name);
@@ -126,14 +142,14 @@ static __always_inline int path_comp(struct scratch *s, __u32 n, __u32 canonical
 	if (parent == s->dentry || !name) {
 		s->path_flags &= ~PATH_LONG;
 		/* The root of a file system; or, without a place in any tree, a pseudo file, whose name is its own. */
-		if (n || canonical || !name)
+		if (s->n_comps || canonical || !name)
 			return 0;
 		s->path_flags |= PATH_PSEUDO;
 	}
 	len = READ(d, d_name.len);
 	if (len > 255 || s->path_pos + len + 1 > MAX_STRING - 4)
 		return 0;
-	c = &s->comps[n & (MAX_COMPS - 1)];
+	c = &s->comps[s->n_comps & (MAX_COMPS - 1)];
 	c->name = name;
 	c->len = len;
 	s->path_pos += len + 1;
@@ -142,33 +158,39 @@ static __always_inline int path_comp(struct scratch *s, __u32 n, __u32 canonical
 }
 
 /*
- * path_walk collects the components from s->dentry to the root. The walk's state is kept in memory, where the verifier does not follow it: each
- * turn then looks alike.
+ * path_walk_some collects up to WALK components from s->dentry upwards; 0 when the walk has ended. Its state is kept in memory, where the verifier does not
+ * follow it: each turn then looks alike.
  */
-__noinline int path_walk(__u32 si, __u32 canonical)
+__noinline int path_walk_some(__u32 si, __u32 canonical)
 {
 	struct scratch *s = scratch_at(si);
-	__u32 n;
 
 	if (!s)
 		return 0;
-	for (n = 0; n < MAX_COMPS; n++) {
-		s->comps[n].len = 0;
+	for (int i = 0; i < WALK; i++) {
+		s->comps[s->n_comps & (MAX_COMPS - 1)].len = 0;
 		if (s->dentry == s->root && !canonical) {
-			if (path_up(si))
-				continue;
-			s->path_flags &= ~PATH_LONG;
-			break;
+			if (!path_up(si)) {
+				s->path_flags &= ~PATH_LONG;
+				return 0;
+			}
+		} else if (!path_comp(s, canonical)) {
+			return 0;
 		}
-		if (!path_comp(s, n, canonical))
-			break;
-		if (s->path_flags & PATH_PSEUDO) {
-			n++;
-			break;
-		}
+		s->n_comps++;
+		if (s->path_flags & PATH_PSEUDO)
+			return 0;
 	}
-	s->n_comps = n;
-	return 0;
+	return 1;
+}
+
+/* path_walk collects the components from s->dentry to the root. */
+static __always_inline void path_walk(struct scratch *s, __u32 si, __u32 canonical)
+{
+	s->n_comps = 0;
+	for (int i = 0; i < MAX_COMPS / WALK; i++)
+		if (!path_walk_some(si, canonical))
+			break;
 }
 
 /*
@@ -205,7 +227,7 @@ __noinline int path_build(__u32 si, __u32 off, __u64 dentry, __u64 vfsmnt, __u32
 			s->path_flags |= PATH_OTHER;
 	}
 
-	path_walk(si, canonical);
+	path_walk(s, si, canonical);
 	dev = s->path_pos; /* the length without a prefix */
 	s->path_pos = off;
 	if (s->path_flags & PATH_LONG) {
@@ -219,7 +241,7 @@ __noinline int path_build(__u32 si, __u32 off, __u64 dentry, __u64 vfsmnt, __u32
 		bpf_probe_read_kernel(at(s, off), mi->len & (NAME_BYTES - 1), mi->path);
 		s->path_pos += mi->len;
 	}
-	path_write(si);
+	path_write(s, si);
 	if (s->path_pos == off) {
 		*at(s, off) = '/';
 		return 1;

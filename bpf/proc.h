@@ -135,42 +135,73 @@ static __always_inline __u64 cgroup_of(struct task_struct *t)
 }
 
 #define CGROUP_DEPTH 32
+#define CGROUP_PATH  2048
 
-/* cgroup_path writes the path of a cgroup at bytes[off], 2 KiB at most, and returns its length; over MAX_STRING when it is deeper or longer. */
-__noinline int cgroup_path(__u32 si, __u32 off, __u64 cgrp)
+/* cgroup_up collects the names from s->dentry, a kernfs node, upwards, up to WALK of them; 0 when the root is reached. */
+__noinline int cgroup_up(__u32 si)
 {
 	struct scratch *s = scratch_at(si);
 
 	if (!s)
 		return 0;
-	s->dentry = READ_PTR((struct cgroup *)cgrp, kn);
-	s->n_comps = CGROUP_DEPTH;
-	for (int i = 0; i < CGROUP_DEPTH; i++) {
+	for (int i = 0; i < WALK; i++) {
 		__u64 kn = s->dentry, parent = kernfs_parent(kn);
 
-		if (!parent) {
-			s->n_comps = i;
-			break;
-		}
-		s->comps[i].name = READ_PTR((struct kernfs_node *)kn, name);
+		if (!parent)
+			return 0;
+		s->comps[s->n_comps & (MAX_COMPS - 1)].name =
+			READ_PTR((struct kernfs_node *)kn, name);
+		s->n_comps++;
 		s->dentry = parent;
 	}
-	s->path_pos = off;
-	for (int i = 0; i < CGROUP_DEPTH; i++) {
+	return 1;
+}
+
+/* cgroup_write appends up to WALK of the collected names, last first; 0 when it would become too long. */
+__noinline int cgroup_write(__u32 si, __u32 off)
+{
+	struct scratch *s = scratch_at(si);
+
+	if (!s)
+		return 0;
+	for (int i = 0; i < WALK; i++) {
 		long len;
 
-		if (i >= s->n_comps)
+		if (!s->n_comps)
 			break;
+		s->n_comps--;
 		*at(s, s->path_pos) = '/';
 		len = bpf_probe_read_kernel_str(
 			at(s, s->path_pos + 1), NAME_BYTES,
-			(void *)s->comps[(s->n_comps - 1 - i) & (CGROUP_DEPTH - 1)].name);
+			(void *)s->comps[s->n_comps & (MAX_COMPS - 1)].name);
 		s->path_pos += len < 1 ? 1 : len;
-		if (s->path_pos - off > 2048 - NAME_BYTES)
+		if (s->path_pos - off > CGROUP_PATH - NAME_BYTES)
+			return 0;
+	}
+	return 1;
+}
+
+/* cgroup_path writes the path of a cgroup at bytes[off], CGROUP_PATH at most, and returns its length; over MAX_STRING when it is deeper or longer. */
+__noinline int cgroup_path(__u32 si, __u32 off, __u64 cgrp)
+{
+	struct scratch *s = scratch_at(si);
+	int more = 1;
+
+	if (!s)
+		return 0;
+	s->dentry = READ_PTR((struct cgroup *)cgrp, kn);
+	s->n_comps = 0;
+	for (int i = 0; i < CGROUP_DEPTH / WALK && more; i++)
+		more = cgroup_up(si);
+	if (more)
+		return MAX_STRING + 1;
+	s->path_pos = off;
+	for (int i = 0; i < CGROUP_DEPTH / WALK; i++) {
+		if (!s->n_comps)
+			break;
+		if (!cgroup_write(si, off))
 			return MAX_STRING + 1;
 	}
-	if (s->n_comps == CGROUP_DEPTH)
-		return MAX_STRING + 1;
 	if (s->path_pos == off) {
 		*at(s, off) = '/';
 		return 1;
@@ -266,7 +297,32 @@ __noinline int identify(__u32 si)
 #define OFF_SCRIPT     (OFF_TMP + 512)
 #define OFF_CGROUP     (OFF_TMP + 1024)
 
-#define NEED(mask, dim) ((mask) & 1U << (dim))
+/* subject_classes classifies the current thread's facts in these dimensions. */
+__noinline int subject_classes(__u32 si, __u64 dims)
+{
+	struct scratch *s = scratch_at(si);
+	struct proc *p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
+	struct tables *t;
+	__u32 side;
+
+	if (!s || !p)
+		return 0;
+	side = s->side;
+	t = bpf_map_lookup_elem(&sides, &side);
+	if (!t)
+		return 0;
+	for (int i = 0; i < NUM_AUTOMATA; i++) {
+		__u32 dim = t->automata[i].dim & (NUM_DIMS - 1);
+
+		if (!dim)
+			break;
+		if (dim < DIM_PATH && NEED(dims, dim))
+			p->cls[i] = classify(si, side, i, s->dim_off[dim], s->dim_len[dim]);
+	}
+	return 0;
+}
+
+#define DIMS_CRED (DIM(DIM_UID) | DIM(DIM_GID) | DIM(DIM_LOGIN) | DIM(DIM_CAPS))
 
 /*
  * subject brings the classes of the current thread's facts up to date: all of them when the generation has moved on, those of
@@ -278,7 +334,7 @@ static __always_inline struct proc *subject(struct scratch *s, __u32 si, struct 
 	struct proc *p;
 	struct facts f = {};
 	__u64 cgrp = 0, cgid = 0;
-	__u32 need, stale = 0;
+	__u64 need, stale = 0;
 
 	p = bpf_task_storage_get(&procs, t, 0, 0);
 	if (!p)
@@ -286,12 +342,11 @@ static __always_inline struct proc *subject(struct scratch *s, __u32 si, struct 
 	need = tb->subject_need;
 	if (p->gen != tb->gen)
 		stale = need;
-	if (need & (1U << DIM_UID | 1U << DIM_GID | 1U << DIM_LOGIN | 1U << DIM_CAPS)) {
+	if (need & DIMS_CRED) {
 		read_facts(t, &f);
 		if (stale || f.euid != p->euid || f.egid != p->egid || f.login != p->login ||
 		    f.caps != p->caps) {
-			stale |= need &
-				 (1U << DIM_UID | 1U << DIM_GID | 1U << DIM_LOGIN | 1U << DIM_CAPS);
+			stale |= need & DIMS_CRED;
 			p->euid = f.euid;
 			p->egid = f.egid;
 			p->login = f.login;
@@ -307,7 +362,7 @@ static __always_inline struct proc *subject(struct scratch *s, __u32 si, struct 
 		cgrp = cgroup_of(t);
 		cgid = READ_PTR((struct kernfs_node *)READ_PTR((struct cgroup *)cgrp, kn), id);
 		if (stale || cgid != p->cgroup_id) {
-			stale |= 1U << DIM_CGROUP;
+			stale |= DIM(DIM_CGROUP);
 			p->cgroup_id = cgid;
 			set_dim(s, DIM_CGROUP, OFF_CGROUP, cgroup_path(si, OFF_CGROUP, cgrp));
 		}
@@ -338,14 +393,7 @@ static __always_inline struct proc *subject(struct scratch *s, __u32 si, struct 
 	}
 	if (NEED(stale, DIM_PROC_FLAGS))
 		set_u8(s, DIM_PROC_FLAGS, p->flags);
-	for (int i = 0; i < NUM_AUTOMATA; i++) {
-		__u32 dim = tb->automata[i].dim & (NUM_DIMS - 1);
-
-		if (!dim)
-			break;
-		if (dim < DIM_PATH && NEED(stale, dim))
-			p->cls[i] = classify(si, s->side, i, s->dim_off[dim], s->dim_len[dim]);
-	}
+	subject_classes(si, stale);
 	p->gen = tb->gen;
 	return p;
 }
@@ -462,7 +510,7 @@ static __always_inline void send(struct scratch *s, struct rec_hdr *h, __u32 len
 	else
 		__sync_fetch_and_add(&st->delivered, 1);
 	if (err && (h->action)) {
-		__u32 hk = s->side * NUM_CLAUSES + (h->rules[0] & (NUM_CLAUSES - 1));
+		__u32 hk = s->side * NUM_RULES + (h->rules[0] & (NUM_RULES - 1));
 		struct hit *hit = bpf_map_lookup_elem(&hits, &hk);
 
 		if (hit)
@@ -520,7 +568,7 @@ __noinline int report(__u32 si, __u32 kind, __u32 rung, __u64 object, __u32 len)
 	h->rung = rung;
 	h->matched = s->v.matched;
 	for (int i = 0; i < REC_RULES; i++) {
-		__u32 hk = side * NUM_CLAUSES + (s->v.rules[i] & (NUM_CLAUSES - 1));
+		__u32 hk = side * NUM_RULES + (s->v.rules[i] & (NUM_RULES - 1));
 		struct hit *hit;
 
 		h->rules[i] = s->v.rules[i];

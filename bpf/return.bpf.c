@@ -13,17 +13,17 @@
  * loader for the architecture.
  */
 #define SYS_NR	  512
-#define SYS_OP	  0x1f
-#define SYS_FLAGS 0xe0 /* enum sys_flags */
+#define SYS_OP	  0x3f
+#define SYS_FLAGS 0x700 /* enum sys_flags */
 
 enum sys_flags {
-	FLAGS_ARG1 = 1 << 5,
-	FLAGS_ARG2 = 2 << 5,
-	FLAGS_HOW = 3 << 5, /* argument 2 points to struct open_how, in user memory */
-	FLAGS_CREAT = 4 << 5,
+	FLAGS_ARG1 = 1 << 8,
+	FLAGS_ARG2 = 2 << 8,
+	FLAGS_HOW = 3 << 8, /* argument 2 points to struct open_how, in user memory */
+	FLAGS_CREAT = 4 << 8,
 };
 
-const volatile __u8 sys_op[2][SYS_NR];
+const volatile __u16 sys_op[2][SYS_NR];
 
 static __always_inline struct file *file_of(struct task_struct *t, __u32 fd)
 {
@@ -40,7 +40,7 @@ static __always_inline struct file *file_of(struct task_struct *t, __u32 fd)
  * open_flags is what the call was asked for: the file has lost O_TRUNC by now. Registers are the caller's own; open_how may have
  * been changed by another thread (docs/THREATS.md).
  */
-static __always_inline __u32 open_flags(void *regs, bool compat, __u8 where)
+static __always_inline __u32 open_flags(void *regs, bool compat, __u16 where)
 {
 	__u64 v;
 
@@ -68,7 +68,7 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 	struct scratch *s;
 	struct file *f;
 	__u32 nr, fd, compat, flags;
-	__u8 op, where;
+	__u16 op, where;
 	int si, act = 0;
 
 	/* Failed calls produce nothing; a connect that is under way does. */
@@ -85,7 +85,7 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 	where = op & SYS_FLAGS;
 	op &= SYS_OP;
 	c = ctl();
-	if (!c || !(c->hooks & 1 << (op & 31)))
+	if (!c || !(c->hooks & 1ULL << (op & 63)))
 		return 0;
 	fd = op == OP_OPEN || op == OP_ACCEPT
 		     ? ret

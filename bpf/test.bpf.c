@@ -55,14 +55,7 @@ int run_judge(void *ctx)
 		set_dim(s, d, OFF_REC + in->off[d], in->len[d]);
 	bpf_probe_read_kernel(&s->bytes[OFF_REC], TEST_BYTES, in->bytes);
 	/* Give the caller the classes of the given facts, as subject() would have. */
-	for (int i = 0; i < NUM_AUTOMATA; i++) {
-		__u32 dim = t->automata[i].dim & (NUM_DIMS - 1);
-
-		if (!dim)
-			break;
-		if (dim < DIM_PATH)
-			p->cls[i] = classify(si, side, i, s->dim_off[dim], s->dim_len[dim]);
-	}
+	subject_classes(si, ~0ULL);
 	p->gen = t->gen;
 	s->op = in->op;
 	if (judge_early_with(si, in->op, 1)) {

@@ -59,9 +59,9 @@ func Decode(rec []byte, boot int64, e *pavise.Event) error {
 	var ok bool
 	kind := bpf.KernelRecKind(hdr.Kind)
 	switch {
-	case kind == bpf.KernelRecKindREC_FILE && op != pavise.OpFork && op != pavise.OpExit:
+	case kind == bpf.KernelRecKindREC_FILE && op < pavise.OpFork && !op.OnSocket():
 		ok = decodeFile(rec, boot, e)
-	case kind == bpf.KernelRecKindREC_NET && op != pavise.OpFork && op != pavise.OpExit && op != pavise.OpExec && op != pavise.OpOpen:
+	case kind == bpf.KernelRecKindREC_NET && op.OnSocket():
 		ok = decodeNet(rec, boot, e)
 	case kind == bpf.KernelRecKindREC_PROC && (op == pavise.OpExec || op == pavise.OpFork):
 		ok = decodeProc(rec, boot, e)
@@ -100,7 +100,7 @@ func decodeFile(rec []byte, boot int64, e *pavise.Event) bool {
 	}
 	var aligned bpf.KernelRecFile
 	r := view(rec, &aligned)
-	if !fits(len(rec), size, int(r.PathLen)+int(r.AliasLen)+int(r.FsLen)) {
+	if !fits(len(rec), size, int(r.PathLen)+int(r.AliasLen)+int(r.NewLen)+int(r.NameLen)+int(r.TargetLen)+int(r.FsLen)) {
 		return false
 	}
 	header(&r.Hdr, boot, e)
@@ -111,6 +111,12 @@ func decodeFile(rec []byte, boot int64, e *pavise.Event) bool {
 	s := rec[size:]
 	f.Path, s = text(s, int(r.PathLen))
 	f.Alias, s = text(s, int(r.AliasLen))
+	a := &e.Act
+	a.Value, a.Value2 = r.Value, r.Value2
+	a.Target.ExecID, a.Target.PID, a.Target.UID = r.TargetExecId, r.TargetPid, r.TargetUid
+	a.NewPath, s = text(s, int(r.NewLen))
+	a.Name, s = text(s, int(r.NameLen))
+	a.Target.Path, s = text(s, int(r.TargetLen))
 	f.FS, _ = text(s, int(r.FsLen))
 	return true
 }

@@ -256,7 +256,7 @@ func judgesUnix(img *policy.Image, op pavise.Op) bool {
 }
 
 // hooks is the set of operations that are judged on return.
-func (e *Enforcer) hooks(img *policy.Image) (h uint32) {
+func (e *Enforcer) hooks(img *policy.Image) (h uint64) {
 	for _, op := range judged {
 		r := &e.rung[op]
 		if img.Ops[op].Used() && (r.rung == pavise.RungKillOnReturn || r.unix != "" && judgesUnix(img, op)) {

@@ -12,7 +12,7 @@ import (
 
 // fits checks an Image against the sizes of the kernel's tables. The compiler keeps the same limits; this is the last line before memory is written.
 func fits(img *policy.Image) error {
-	var cells, states, leaves, tails, classes int
+	var cells, states, leaves, tails, classes, words int
 	for _, a := range img.Automata {
 		cells += len(a.Next)
 		states += len(a.Accept)
@@ -29,6 +29,7 @@ func fits(img *policy.Image) error {
 		for _, s := range o.Slots {
 			classes += len(s.ClassRow)
 		}
+		words += len(o.Words)
 		if len(o.Slots) > policy.MaxSlots || len(o.Words) > policy.MaxOpWords {
 			return fmt.Errorf("stage tables: %s has %d slots and %d words; the limits are %d and %d",
 				pavise.Op(op), len(o.Slots), len(o.Words), policy.MaxSlots, policy.MaxOpWords)
@@ -46,6 +47,7 @@ func fits(img *policy.Image) error {
 		{"rows", len(img.Rows), len(t.Rows)},
 		{"words", len(img.Words), len(t.Words)},
 		{"classes", classes, len(t.ClassRows)},
+		{"words of clauses", words, len(t.Rules) / 64},
 		{"rules", len(img.Rules), policy.MaxRules},
 	} {
 		if l.n > l.limit {
@@ -71,7 +73,9 @@ func stage(t *bpf.KernelTables, p *bpf.KernelPool, img *policy.Image, gen uint32
 		w.automaton(&t.Automata[i], &img.Automata[i])
 	}
 	for op := range t.Ops {
-		w.op(&t.Ops[op], img, op)
+		if op < len(img.Ops) {
+			w.op(&t.Ops[op], img, op)
+		}
 	}
 	for i := range img.Rows {
 		t.Rows[i] = row(&img.Rows[i])
@@ -82,9 +86,9 @@ func stage(t *bpf.KernelTables, p *bpf.KernelPool, img *policy.Image, gen uint32
 
 // writer appends to the shared tables.
 type writer struct {
-	t                                    *bpf.KernelTables
-	p                                    *bpf.KernelPool
-	cell, accept, leaf, tail, classIndex int
+	t                                          *bpf.KernelTables
+	p                                          *bpf.KernelPool
+	cell, accept, leaf, tail, classIndex, rule int
 }
 
 func (w *writer) automaton(k *bpf.KernelAutomaton, a *policy.Automaton) {
@@ -132,7 +136,7 @@ func (w *writer) op(k *bpf.KernelOpTable, img *policy.Image, op int) {
 		if dim < policy.DimPath {
 			k.N_subject = uint32(i + 1)
 		}
-		if !late(dim) {
+		if !dim.Late() {
 			k.N_early = uint32(i + 1)
 		}
 	}
@@ -143,8 +147,10 @@ func (w *writer) op(k *bpf.KernelOpTable, img *policy.Image, op int) {
 			k.Enforces = 1
 		}
 	}
-	for i, r := range o.Rule {
-		k.Rules[i] = uint16(r)
+	k.RuleOff = uint32(w.rule)
+	for _, r := range o.Rule {
+		w.t.Rules[w.rule] = uint16(r)
+		w.rule++
 	}
 	k.N_words = uint32(len(o.Words))
 }
@@ -158,11 +164,6 @@ func word(x policy.Word) bpf.KernelWord {
 		k.Monitor = 1
 	}
 	return k
-}
-
-// late dimensions are read after all others, because they cost most.
-func late(d policy.Dim) bool {
-	return d == policy.DimPath || d == policy.DimRemotePath || d == policy.DimLocalPath
 }
 
 // verify reads a staged side back.
@@ -184,7 +185,7 @@ func verify(t *bpf.KernelTables, p *bpf.KernelPool, img *policy.Image) error {
 			}
 		}
 	}
-	for op := range t.Ops {
+	for op := range img.Ops {
 		o, k := &img.Ops[op], &t.Ops[op]
 		if int(k.N_words) != len(o.Words) || int(k.N_slots) != len(o.Slots) {
 			return bad(pavise.Op(op).String())
@@ -197,6 +198,11 @@ func verify(t *bpf.KernelTables, p *bpf.KernelPool, img *policy.Image) error {
 		for i, x := range o.Words {
 			if k.Words[i] != word(x) {
 				return bad(pavise.Op(op).String())
+			}
+		}
+		for i, r := range o.Rule {
+			if t.Rules[int(k.RuleOff)+i] != uint16(r) {
+				return bad("rules of " + pavise.Op(op).String())
 			}
 		}
 	}

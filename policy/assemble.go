@@ -22,6 +22,8 @@ var dimNames = [NumDims]string{
 	DimFileFlags: "file flags", DimRemoteAddr: "net.remote.address", DimLocalAddr: "net.local.address",
 	DimRemotePort: "net.remote.port", DimLocalPort: "net.local.port", DimSocket: "net.family",
 	DimRemotePath: "net.remote.path", DimLocalPath: "net.local.path",
+	DimValue: "the operation's number", DimValue2: "the operation's second number", DimName: "the operation's name",
+	DimNewPath: "file.new_path", DimTargetExe: "target.exe.path", DimTargetUID: "target.user.id",
 }
 
 func (d Dim) String() string {
@@ -609,6 +611,7 @@ func (a *assembler) orderClauses() error {
 		}
 		ops[c.Op] = append(ops[c.Op], keyed{k, c})
 	}
+	all := 0
 	for op, ks := range ops {
 		for i := range ks {
 			if k := &ks[i]; k.group != 0 {
@@ -638,6 +641,10 @@ func (a *assembler) orderClauses() error {
 		if n := len(t.Words); n > MaxOpWords {
 			return fmt.Errorf("judge %v: %s clauses need %s words of %s", pavise.Op(op), num(len(ks)), num(n), num(MaxOpWords))
 		}
+		all += len(t.Words)
+	}
+	if all > MaxAllWords {
+		return fmt.Errorf("judge all operations: their clauses need %s words of %s", num(all), num(MaxAllWords))
 	}
 	return nil
 }
@@ -649,12 +656,17 @@ func (a *assembler) automatonOfPred(p *pred) int {
 	return at
 }
 
+// Late tells whether the dimension costs most to read, so that it is read after all others.
+func (d Dim) Late() bool {
+	return d == DimPath || d == DimNewPath || d == DimRemotePath || d == DimLocalPath
+}
+
 // slotOrder says in which order an operation asks its dimensions: those kept with the process, the cheap, the strings.
 func slotOrder(d Dim) int {
 	switch {
 	case d < DimPath:
 		return 0
-	case d == DimPath || d == DimRemotePath || d == DimLocalPath:
+	case d.Late():
 		return 2
 	}
 	return 1

@@ -21,6 +21,7 @@ const (
 	MaxAutomata  = 32
 	MaxSlots     = 16      // automata that one operation consults
 	MaxOpWords   = 256     // 64 clauses each: 16,384 clauses for one operation
+	MaxAllWords  = 2048    // over all operations
 	MaxRows      = 16384   // over all operations
 	MaxRowWords  = 65536   // non-zero words of all rows
 	MaxClassRows = 131072  // sum over operations and slots of the slot's classes
@@ -52,20 +53,26 @@ const (
 	DimCaps      Dim = 8 // 8 bytes, effective
 	DimProcFlags Dim = 9 // 1 byte, ProcFlag*
 
-	DimPath       Dim = 16 // path of the file (process.exec: the new executable)
-	DimAccess     Dim = 17 // 1 byte, pavise.Access
-	DimOwner      Dim = 18 // 4 bytes, owner of the file
-	DimMode       Dim = 19 // 2 bytes, stat's st_mode, type and permission bits
-	DimFS         Dim = 20 // name of the file system type
-	DimFileFlags  Dim = 21 // 1 byte, FileFlag*
-	DimRemoteAddr Dim = 22 // 16 bytes, IPv4 as ::ffff:a.b.c.d; the unspecified address of a connect is given as loopback
-	DimLocalAddr  Dim = 23 // 16 bytes
-	DimRemotePort Dim = 24 // 2 bytes
-	DimLocalPort  Dim = 25 // 2 bytes
-	DimSocket     Dim = 26 // 3 bytes: family, type, protocol
-	DimRemotePath Dim = 27 // Unix socket path; an abstract name begins with '@'
-	DimLocalPath  Dim = 28
-	NumDims           = 32
+	DimPath       Dim = 24 // path of the file (process.exec: the new executable)
+	DimAccess     Dim = 25 // 1 byte, pavise.Access
+	DimOwner      Dim = 26 // 4 bytes, owner of the file
+	DimMode       Dim = 27 // 2 bytes, stat's st_mode, type and permission bits
+	DimFS         Dim = 28 // name of the file system type
+	DimFileFlags  Dim = 29 // 1 byte, FileFlag*
+	DimRemoteAddr Dim = 30 // 16 bytes, IPv4 as ::ffff:a.b.c.d; the unspecified address of a connect is given as loopback
+	DimLocalAddr  Dim = 31 // 16 bytes
+	DimRemotePort Dim = 32 // 2 bytes
+	DimLocalPort  Dim = 33 // 2 bytes
+	DimSocket     Dim = 34 // 3 bytes: family, type, protocol
+	DimRemotePath Dim = 35 // Unix socket path; an abstract name begins with '@'
+	DimLocalPath  Dim = 36
+	DimValue      Dim = 37 // 8 bytes: pavise.ActInfo.Value
+	DimValue2     Dim = 38 // 8 bytes: pavise.ActInfo.Value2
+	DimName       Dim = 39 // pavise.ActInfo.Name
+	DimNewPath    Dim = 40 // pavise.ActInfo.NewPath
+	DimTargetExe  Dim = 41 // path of the target process's executable
+	DimTargetUID  Dim = 42 // 4 bytes
+	NumDims           = 64
 )
 
 // Bits of DimProcFlags and DimFileFlags.

@@ -54,6 +54,7 @@ var dimKeys = [NumDims]string{
 	DimCaps: "caps", DimProcFlags: "process-flags", DimPath: "path", DimAccess: "access", DimOwner: "owner", DimMode: "mode", DimFS: "fs",
 	DimFileFlags: "file-flags", DimRemoteAddr: "remote-address", DimLocalAddr: "local-address", DimRemotePort: "remote-port",
 	DimLocalPort: "local-port", DimSocket: "socket", DimRemotePath: "remote-path", DimLocalPath: "local-path",
+	DimValue: "value", DimValue2: "value2", DimName: "name", DimNewPath: "new-path", DimTargetExe: "target-exe", DimTargetUID: "target-uid",
 }
 
 func (d Dim) key() string {
