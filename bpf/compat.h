@@ -46,6 +46,15 @@ static __always_inline __u64 load_word(const void *addr)
 		__v;                                                                               \
 	})
 
+/* arg_at is argument n of a hook, as the number that it is, also where the verifier knows a type for it that it does not let through. */
+static __always_inline __u64 arg_at(void *ctx, __u32 n)
+{
+	__u64 v = 0;
+
+	bpf_probe_read_kernel(&v, sizeof(v), ctx + n * 8);
+	return v;
+}
+
 /* kernfs_node.parent became __parent, under RCU, in 6.15 (633488947ef6 "kernfs: Use RCU to access kernfs_node::parent"). */
 struct kernfs_node___new {
 	struct kernfs_node *__parent;
@@ -98,7 +107,6 @@ static __always_inline __u64 reg_at(void *regs, __u32 off)
 /* The v1 controller whose hierarchy is taken when a process is at the root of v2 (hybrid hosts); found by name since numbers differ. */
 enum cgroup_subsys_id___pavise {
 	memory_cgrp_id___pavise = 100,
-	pids_cgrp_id___pavise = 101,
 };
 
 #endif

@@ -174,6 +174,8 @@ struct control {
 	__u32 selftest_tid; /* the thread whose next call of selftest_op is refused, to prove the rung; 0 for none */
 	__u32 selftest_op;
 	__u32 selftest_hits;
+	__u32 rung; /* RUNG_LSM or RUNG_FMOD_RET: what the lsm programs are attached as */
+	__u32 agent; /* its thread group: kernel.bpf does not judge it, or it could not be told to stop */
 	__u64 hooks; /* bit per operation that sched_process_exec and sys_exit judge: those on the kill-on-return rung */
 };
 
@@ -226,14 +228,38 @@ struct verdict {
 #define OFF_SMALL 0
 #define OFF_REC	  1024
 #define OFF_EXTRA 12288
-#define OFF_ALT	  24576
-#define OFF_TMP	  28672
-#define MAX_COMPS 256 /* components and mounts of a path */
+#define OFF_NEW \
+	OFF_EXTRA /* the new path; only process.exec has an extra name, and it has no new path */
+#define OFF_TARGET (OFF_EXTRA + 4608)
+#define OFF_NAME   (OFF_EXTRA + 5120)
+#define OFF_ALT	   24576
+#define OFF_TMP	   28672
+#define MAX_COMPS  256 /* components and mounts of a path */
 
 struct comp {
 	__u64 name;
 	__u32 len;
 	__u32 pad;
+};
+
+/* What a hook judges, beside a socket: pavise.ActInfo says what an operation has of it. */
+struct object {
+	__u64 dentry;
+	__u64 mnt; /* vfsmount; 0: the path within the file system */
+	__u64 inode; /* 0: there is no file, or not yet */
+	__u64 dentry2; /* the new path; 0: it stands at OFF_NEW, new_len long */
+	__u64 mnt2;
+	__u64 value;
+	__u64 value2;
+	__u64 target_exec_id;
+	__u32 target_pid;
+	__u32 target_uid;
+	__u32 target_len; /* of the executable's path at OFF_TARGET */
+	__u32 new_len;
+	__u32 name_len; /* of the name at OFF_NAME */
+	__u16 mode; /* of a file that is to be made */
+	__u8 access;
+	__u8 pad;
 };
 
 struct scratch {
@@ -263,7 +289,10 @@ struct scratch {
 	__u32 path_len; /* of the first name */
 	__u32 canon_len; /* of the canonical one */
 	__u32 extra_len; /* of the one at OFF_EXTRA, 0 for none */
-	__u32 pad;
+	__u32 rung;
+	__u32 rec_end; /* of the record, in bytes */
+	__u32 pad2;
+	struct object obj;
 	struct comp comps[MAX_COMPS];
 	__u8 bytes[BYTES + 4096 + 16];
 };

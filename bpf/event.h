@@ -98,6 +98,27 @@ struct rec_hdr {
 	__u32 rules[REC_RULES];
 };
 
+/* Values of rec_file.value, as in package pavise. */
+#define PTRACE_READ   1
+#define PTRACE_ATTACH 2
+
+#define SOURCE_FILE    1
+#define SOURCE_MEMORY  2
+#define SOURCE_REQUEST 3
+
+#define MEM_ANONYMOUS (1 << 0)
+#define MEM_WRITTEN   (1 << 1)
+#define MEM_WRITABLE  (1 << 2)
+#define MEM_STACK     (1 << 3)
+#define MEM_HEAP      (1 << 4)
+
+#define IO_URING_SETUP	     1
+#define IO_URING_SQPOLL	     2
+#define IO_URING_CREDENTIALS 3
+#define IO_URING_COMMAND     4
+
+#define UNCHANGED 0xffffffffU /* an id that an operation leaves as it is */
+
 #define FILE_DELETED (1 << 0)
 #define FILE_MEMFD   (1 << 1)
 #define FILE_TRUNCATED \

@@ -217,14 +217,11 @@ __noinline int script_path(__u32 si, __u32 off, __u64 filename)
 static __always_inline int judge_exec(struct scratch *s, __u32 si, struct linux_binprm *bprm,
 				      bool script)
 {
-	struct file *file = bprm->file;
-
 	s->extra_len = script ? script_path(si, OFF_EXTRA, (__u64)BPF_CORE_READ(bprm, filename))
 			      : 0;
-	return judge_file(s, si, OP_EXEC, (__u64)BPF_CORE_READ(file, f_path.dentry),
-			  (__u64)BPF_CORE_READ(file, f_path.mnt),
-			  (__u64)BPF_CORE_READ(file, f_inode), ACCESS_READ | ACCESS_EXEC,
-			  RUNG_KILL);
+	s->rung = RUNG_KILL;
+	set_open(s, bprm->file, ACCESS_READ | ACCESS_EXEC);
+	return judge_file(s, si, OP_EXEC);
 }
 
 SEC("tp_btf/sched_process_exec")

@@ -1,8 +1,12 @@
 //go:build ignore
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Files: lsm/file_open (file.open) and lsm/bprm_check_security (process.exec). Attached only while a rule judges the
- * operation. When working memory runs out, an operation that some enforced rule judges is refused.
+ * Files: lsm/file_open (file.open, device.open, kernel.sysctl) and lsm/bprm_check_security (process.exec); and how a hook judges an object, for the
+ * other families. Attached only while a rule judges the operation. When working memory runs out, an operation that some enforced rule judges is
+ * refused.
+ *
+ * Every lsm program is also the fmod_ret program of the security_* function that calls its hook, where BPF LSM is missing: the loader gives it that
+ * type. Where the function's arguments are others than the hook's, there is a program fmod_* of its own.
  */
 
 #define ACCESS_READ	(1 << 0)
@@ -46,14 +50,72 @@ static __always_inline __u8 access_of(__u32 mode, __u32 flags)
 #define ALIAS_EXTRA 2
 #define ALIAS_INODE 3 /* and INODE_NAMES more */
 
-/*
- * verdict_file judges op on a file under all its names: s->v. The path stands behind the record, path_len and canon_len say how long
- * it and the canonical path at OFF_ALT are. known: the thread has an identity, or does not get one (programs that sleep cannot give it). Returns whether there is anything to act on or to report.
- */
-static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, __u64 dentry,
-					__u64 mnt, __u64 inode, __u8 access, bool known)
+static __always_inline void set_be64(struct scratch *s, __u32 dim, __u64 v)
+{
+	*(__u64 *)&s->bytes[OFF_SMALL + dim * 16] = __builtin_bswap64(v);
+	set_dim(s, dim, OFF_SMALL + dim * 16, 8);
+}
+
+/* set_file names the object of a judgement: a file, by its directory entry and mount (0: where it is seen does not matter). */
+static __always_inline void set_file(struct scratch *s, __u64 dentry, __u64 mnt)
+{
+	s->obj.dentry = dentry;
+	s->obj.mnt = mnt;
+	s->obj.inode = READ_PTR((struct dentry *)dentry, d_inode);
+}
+
+/* set_path is set_file for a struct path. */
+static __always_inline void set_path(struct scratch *s, const struct path *path)
+{
+	set_file(s, READ_PTR((struct path *)path, dentry), READ_PTR((struct path *)path, mnt));
+}
+
+/* put_kstr copies a string of the kernel's to bytes[off], 4,095 bytes of it at most, and returns its length. */
+static __always_inline __u32 put_kstr(struct scratch *s, __u32 off, __u64 str)
+{
+	long n = str ? bpf_probe_read_kernel_str(at(s, off), 4096, (void *)str) : 0;
+
+	return n > 1 ? n - 1 : 0;
+}
+
+/* link_of looks up the nth protected name of the object's inode. */
+static __always_inline struct inode_name *link_of(struct scratch *s, __u32 n)
 {
 	struct rec_file *r = (void *)&s->bytes[OFF_REC];
+	struct inode_key k = {
+		.ino = r->inode.ino, .dev = r->inode.dev, .gen = inode_gen(s->obj.inode), .n = n
+	};
+
+	return bpf_map_lookup_elem(&inodes, &k);
+}
+
+/* judge_links judges the object under the protected names of its inode. */
+__noinline int judge_links(__u32 si)
+{
+	struct scratch *s = scratch_at(si);
+
+	if (!s)
+		return 0;
+	for (int n = 0; n < INODE_NAMES; n++) {
+		struct inode_name *in = link_of(s, n);
+
+		if (!in)
+			break;
+		bpf_probe_read_kernel(&s->bytes[OFF_TMP + n * NAME_BYTES], NAME_BYTES, in->name);
+		judge(si, OFF_TMP + n * NAME_BYTES, in->len & (NAME_BYTES - 1), ALIAS_INODE + n);
+	}
+	return 0;
+}
+
+/*
+ * verdict_file judges op on s->obj under all the names of its file: s->v. The path stands behind the record, path_len and canon_len say how long
+ * it and the canonical path at OFF_ALT are. known: the thread has an identity, or does not get one (programs that sleep cannot give it). Returns whether there is anything to act on or to report.
+ */
+static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, bool known)
+{
+	struct rec_file *r = (void *)&s->bytes[OFF_REC];
+	struct object *o = &s->obj;
+	__u64 inode = o->inode;
 	struct op_table *ot;
 	struct tables *t;
 	struct control *c = ctl();
@@ -70,99 +132,153 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, _
 	ot = &t->ops[op & (NUM_JUDGED - 1)];
 	if (!ot->n_words)
 		return 0;
-	read_inode(inode, &r->inode);
-	r->inode.access = access;
-	set_u8(s, DIM_ACCESS, access);
+	if (inode) {
+		read_inode(inode, &r->inode);
+	} else {
+		__builtin_memset(&r->inode, 0, sizeof(r->inode));
+		r->inode.mode = o->mode;
+	}
+	r->inode.access = o->access;
+	set_u8(s, DIM_ACCESS, o->access);
 	set_be32(s, DIM_OWNER, r->inode.owner);
 	set_be16(s, DIM_MODE, r->inode.mode);
-	if (NEED(ot->need, DIM_FS))
+	set_dim(s, DIM_FS, OFF_SMALL + DIM_FS * 16, 0);
+	if (NEED(ot->need, DIM_FS) && inode)
 		set_dim(s, DIM_FS, OFF_SMALL + DIM_FS * 16,
 			read_fs(s, OFF_SMALL + DIM_FS * 16, inode));
+	if (op >= OP_SOCKET) { /* process.exec and file.open have nothing else */
+		set_be64(s, DIM_VALUE, o->value);
+		set_be64(s, DIM_VALUE2, o->value2);
+		set_be32(s, DIM_TARGET_UID, o->target_uid);
+		set_dim(s, DIM_TARGET_EXE, OFF_TARGET, o->target_len);
+		set_dim(s, DIM_NAME, OFF_NAME, o->name_len);
+	}
 	pos = OFF_REC + sizeof(*r);
 	if (NEED(ot->need, DIM_FILE_FLAGS)) {
 		/* Whether the file has a name is known by its path alone. */
-		len = path_build(si, pos, dentry, mnt, 0);
-		set_u8(s, DIM_FILE_FLAGS, exe_flags(s, r->inode.links));
+		len = path_of(si, pos, o->dentry, o->mnt);
+		set_u8(s, DIM_FILE_FLAGS, inode ? exe_flags(s, r->inode.links) : 0);
 		if (!(known ? judge_early_with(si, op, 0) : judge_early(si, op)))
 			return 0;
 	} else {
 		if (!(known ? judge_early_with(si, op, 0) : judge_early(si, op)))
 			return 0;
-		len = path_build(si, pos, dentry, mnt, 0);
+		len = path_of(si, pos, o->dentry, o->mnt);
 	}
-	r->inode.flags = (s->path_flags & PATH_PSEUDO ? FILE_MEMFD : 0) |
-			 (s->path_flags & PATH_DELETED || !r->inode.links ? FILE_DELETED : 0) |
-			 (len > MAX_STRING ? FILE_TRUNCATED : 0);
+	r->inode.flags = (len > MAX_STRING ? FILE_TRUNCATED : 0);
+	if (inode)
+		r->inode.flags |=
+			(s->path_flags & PATH_PSEUDO ? FILE_MEMFD : 0) |
+			(s->path_flags & PATH_DELETED || !r->inode.links ? FILE_DELETED : 0);
 	s->path_len = len;
 	s->canon_len = 0;
 	other = s->path_flags & PATH_OTHER;
+	if (op >= OP_SOCKET) {
+		if (o->dentry2)
+			o->new_len = path_of(si, OFF_NEW, o->dentry2, o->mnt2);
+		set_dim(s, DIM_NEW_PATH, OFF_NEW, o->new_len);
+	}
 	judge(si, pos, len, 0);
 	if (NEED(ot->need, DIM_PATH)) {
 		if (other) {
-			s->canon_len = path_build(si, OFF_ALT, dentry, mnt, 1);
+			s->canon_len = path_build(si, OFF_ALT, o->dentry, o->mnt, 1);
 			if (s->canon_len)
 				judge(si, OFF_ALT, s->canon_len, ALIAS_CANON);
 		}
 		if (s->extra_len)
 			judge(si, OFF_EXTRA, s->extra_len, ALIAS_EXTRA);
-		if (r->inode.links > 1 || t->aliases) {
-			struct inode_key k = { .ino = r->inode.ino,
-					       .dev = r->inode.dev,
-					       .gen = inode_gen(inode) };
-
-			for (int n = 0; n < INODE_NAMES; n++) {
-				struct inode_name *in;
-
-				k.n = n;
-				in = bpf_map_lookup_elem(&inodes, &k);
-				if (!in)
-					break;
-				bpf_probe_read_kernel(&s->bytes[OFF_TMP + n * NAME_BYTES],
-						      NAME_BYTES, in->name);
-				judge(si, OFF_TMP + n * NAME_BYTES, in->len & (NAME_BYTES - 1),
-				      ALIAS_INODE + n);
-			}
-		}
+		if (r->inode.links > 1 || (t->aliases && inode))
+			judge_links(si);
 	}
 	return decided(&s->v) < NUM_DECIDED;
 }
 
-/* judge_file judges op on a file, reports, and returns the action to take. */
-static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op, __u64 dentry,
-				      __u64 mnt, __u64 inode, __u8 access, __u8 rung)
+/* append copies a string to the end of the record, which s->rec_end keeps in memory for the verifier's sake. */
+static __always_inline __u16 append(struct scratch *s, __u32 off, __u32 len)
+{
+	__u64 n = clip(len);
+
+	BOUND(n, 0xfff);
+	if (n)
+		bpf_probe_read_kernel(at(s, s->rec_end), n, at(s, off));
+	s->rec_end += n;
+	return n;
+}
+
+/* put_act appends what an operation is about beside its file. */
+__noinline int put_act(__u32 si)
+{
+	struct scratch *s = scratch_at(si);
+	struct rec_file *r;
+	struct object *o;
+
+	if (!s)
+		return 0;
+	r = (void *)&s->bytes[OFF_REC];
+	o = &s->obj;
+	r->value = o->value;
+	r->value2 = o->value2;
+	r->target_exec_id = o->target_exec_id;
+	r->target_pid = o->target_pid;
+	r->target_uid = o->target_uid;
+	r->new_len = append(s, OFF_NEW, o->new_len);
+	r->name_len = append(s, OFF_NAME, o->name_len);
+	r->target_len = append(s, OFF_TARGET, o->target_len);
+	return 0;
+}
+
+/* judge_file judges op on s->obj, reports, and returns the action to take. */
+static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op)
 {
 	struct rec_file *r = (void *)&s->bytes[OFF_REC];
-	__u32 aoff = 0, pos = OFF_REC + sizeof(*r);
+	struct object *o = &s->obj;
+	__u64 object;
 
-	if (!verdict_file(s, si, op, dentry, mnt, inode, access, false))
+	if (!verdict_file(s, si, op, false))
 		return 0;
 	r->path_len = clip(s->path_len);
-	pos += r->path_len;
+	s->rec_end = OFF_REC + sizeof(*r) + r->path_len;
 	r->alias_len = 0;
 	if (s->v.alias == ALIAS_CANON) {
-		aoff = OFF_ALT;
-		r->alias_len = clip(s->canon_len);
+		r->alias_len = append(s, OFF_ALT, s->canon_len);
 	} else if (s->v.alias == ALIAS_EXTRA) {
-		aoff = OFF_EXTRA;
-		r->alias_len = clip(s->extra_len);
+		r->alias_len = append(s, OFF_EXTRA, s->extra_len);
 	} else if (s->v.alias) {
-		struct inode_key k = { .ino = r->inode.ino,
-				       .dev = r->inode.dev,
-				       .gen = inode_gen(inode),
-				       .n = s->v.alias - ALIAS_INODE };
-		struct inode_name *in = bpf_map_lookup_elem(&inodes, &k);
+		struct inode_name *in = link_of(s, s->v.alias - ALIAS_INODE);
 
-		aoff = OFF_TMP + (s->v.alias - ALIAS_INODE) * NAME_BYTES;
 		if (in)
-			r->alias_len = in->len & (NAME_BYTES - 1);
+			r->alias_len = append(s, OFF_TMP + (s->v.alias - ALIAS_INODE) * NAME_BYTES,
+					      in->len & (NAME_BYTES - 1));
 	}
-	if (r->alias_len)
-		bpf_probe_read_kernel(at(s, pos), r->alias_len & 0xfff, at(s, aoff));
-	pos += r->alias_len;
-	r->fs_len = read_fs(s, pos, inode);
-	pos += r->fs_len;
-	return report(si, REC_FILE, rung, r->inode.ino ^ (__u64)r->inode.dev << 40 ^ access,
-		      pos - OFF_REC);
+	object = r->inode.ino ^ (__u64)r->inode.dev << 40 ^ r->inode.access;
+	if (op >= OP_SOCKET) {
+		put_act(si);
+		/* What has no inode yet is told apart by its name's place in the kernel. */
+		object ^= o->value * 31 ^ o->value2 * 37 ^ o->target_exec_id ^ o->dentry2;
+		if (!o->inode)
+			object ^= o->dentry;
+	} else {
+		__builtin_memset(&r->value, 0,
+				 __builtin_offsetof(struct rec_file, path_len) -
+					 __builtin_offsetof(struct rec_file, value));
+		r->new_len = 0;
+		r->name_len = 0;
+		r->target_len = 0;
+	}
+	r->fs_len = 0;
+	if (o->inode)
+		r->fs_len = read_fs(s, s->rec_end, o->inode);
+	return report(si, REC_FILE, s->rung, object, s->rec_end + r->fs_len - OFF_REC);
+}
+
+/* judge_object is judge_file as a function of its own, for hooks whose own cost does not matter. */
+__noinline int judge_object(__u32 si, __u32 op)
+{
+	struct scratch *s = scratch_at(si);
+
+	if (!s)
+		return 0;
+	return judge_file(s, si, op & (NUM_JUDGED - 1));
 }
 
 /* enforces tells whether refusing without a verdict is right: some enforced rule judges the operation. */
@@ -203,30 +319,121 @@ static __always_inline int deny_lsm(int action)
 	return -EPERM;
 }
 
-static __always_inline int lsm_file(struct file *file, __u32 op, __u8 access)
+/*
+ * enter begins a hook that can refuse op: it gives working memory with an empty object, to be given back by leave; or NULL, and then *ret is what the hook
+ * returns.
+ */
+static __always_inline struct scratch *enter(__u32 op, __u32 *si, int *ret)
 {
 	struct control *c = ctl();
 	struct scratch *s;
-	int si, ret;
+	int i;
 
+	*ret = 0;
 	if (!c)
-		return 0;
-	if (selftest(c, op))
-		return -EPERM;
-	if (idle(c, op))
-		return 0;
-	si = scratch_get();
-	if (si < 0) {
-		count_err(ERR_SCRATCH);
-		return enforces(c, op) ? -EPERM : 0;
+		return NULL;
+	if (selftest(c, op)) {
+		*ret = -EPERM;
+		return NULL;
 	}
-	s = scratch_at(si);
+	if (idle(c, op))
+		return NULL;
+	i = scratch_get();
+	if (i < 0) {
+		count_err(ERR_SCRATCH);
+		*ret = enforces(c, op) ? -EPERM : 0;
+		return NULL;
+	}
+	s = scratch_at(i);
+	if (!s)
+		return NULL;
+	*si = i;
+	s->extra_len = 0;
+	s->rung = c->rung;
+	__builtin_memset(&s->obj, 0, sizeof(s->obj));
+	return s;
+}
+
+/* leave judges op on the object, gives the working memory back, and returns what the hook returns. */
+static __always_inline int leave(struct scratch *s, __u32 si, __u32 op)
+{
+	int ret = deny_lsm(judge_object(si, op));
+
+	scratch_put(s);
+	return ret;
+}
+
+static __always_inline void set_open(struct scratch *s, struct file *file, __u8 access)
+{
+	s->obj.dentry = READ_PTR(file, f_path.dentry);
+	s->obj.mnt = READ_PTR(file, f_path.mnt);
+	s->obj.inode = READ_PTR(file, f_inode);
+	s->obj.access = access;
+}
+
+/* set_device adds a device's numbers, which the kernel keeps as major << 20 | minor. */
+static __always_inline void set_device(struct scratch *s)
+{
+	__u32 dev = READ((struct inode *)s->obj.inode, i_rdev);
+
+	s->obj.value = dev >> 20;
+	s->obj.value2 = dev & 0xfffff;
+}
+
+static __always_inline bool is_device(__u32 mode)
+{
+	return (mode & S_IFMT) == S_IFCHR || (mode & S_IFMT) == S_IFBLK;
+}
+
+/* in_proc tells whether a file is of procfs, where the kernel's variables are. */
+static __always_inline bool in_proc(struct inode *inode)
+{
+	return READ((struct super_block *)READ_PTR(inode, i_sb), s_magic) == PROC_SUPER_MAGIC;
+}
+
+/* set_sysctl puts the name of the kernel's variable that the object is, as kernel/core_pattern; false when it is another file of procfs. */
+static __always_inline bool set_sysctl(struct scratch *s, __u32 si)
+{
+	__u32 len = path_build(si, OFF_NEW, s->obj.dentry, 0, 0);
+	__u64 head = load64(at(s, OFF_NEW));
+
+	/* "/sys/" */
+	if (len <= 5 || len > MAX_STRING || (head & 0xffffffffffULL) != 0x2f7379732fULL)
+		return false;
+	len -= 5;
+	bpf_probe_read_kernel(at(s, OFF_NAME), len & 0xfff, at(s, OFF_NEW + 5));
+	s->obj.name_len = len;
+	return true;
+}
+
+/*
+ * What an opened file is beside a file: a device (device.open), a variable of the kernel (kernel.sysctl). Both are judged in addition to file.open, by a
+ * function of its own.
+ */
+__noinline int judge_special(__u32 si, __u32 op)
+{
+	struct scratch *s = scratch_at(si);
+
 	if (!s)
 		return 0;
-	s->extra_len = 0;
-	ret = deny_lsm(judge_file(s, si, op, READ_PTR(file, f_path.dentry),
-				  READ_PTR(file, f_path.mnt), READ_PTR(file, f_inode), access,
-				  RUNG_LSM));
+	if (op == OP_DEVICE)
+		set_device(s);
+	else if (!set_sysctl(s, si))
+		return 0;
+	return judge_file(s, si, op & (NUM_JUDGED - 1));
+}
+
+static __always_inline int lsm_special(struct file *file, __u8 access, __u32 op)
+{
+	struct scratch *s;
+	__u32 si;
+	int ret;
+
+	s = enter(op, &si, &ret);
+	if (!s)
+		return ret;
+	set_open(s, file, access);
+	ret = deny_lsm(judge_special(si, op));
 	scratch_put(s);
 	return ret;
 }
@@ -234,17 +441,38 @@ static __always_inline int lsm_file(struct file *file, __u32 op, __u8 access)
 SEC("lsm/file_open")
 int BPF_PROG(lsm_file_open, struct file *file, int ret)
 {
+	__u8 access = access_of(READ(file, f_mode), READ(file, f_flags));
+	struct inode *inode = (void *)READ_PTR(file, f_inode);
+	struct scratch *s;
+	__u32 si;
+
 	if (ret)
 		return ret;
-	return lsm_file(file, OP_OPEN, access_of(file->f_mode, file->f_flags));
+	s = enter(OP_OPEN, &si, &ret);
+	if (s) {
+		set_open(s, file, access);
+		ret = leave(s, si, OP_OPEN);
+	}
+	if (!ret && is_device(READ(inode, i_mode)))
+		ret = lsm_special(file, access, OP_DEVICE);
+	if (!ret && in_proc(inode))
+		ret = lsm_special(file, access, OP_SYSCTL);
+	return ret;
 }
 
 SEC("lsm/bprm_check_security")
 int BPF_PROG(lsm_bprm_check, struct linux_binprm *bprm, int ret)
 {
+	struct scratch *s;
+	__u32 si;
+
 	if (ret)
 		return ret;
-	return lsm_file(bprm->file, OP_EXEC, ACCESS_READ | ACCESS_EXEC);
+	s = enter(OP_EXEC, &si, &ret);
+	if (!s)
+		return ret;
+	set_open(s, bprm->file, ACCESS_READ | ACCESS_EXEC);
+	return leave(s, si, OP_EXEC);
 }
 
 /* judge_open_once is what lsm/file_open does short of reporting: its cost is the verdict's (make bench). */
@@ -256,7 +484,6 @@ __noinline int judge_open_once(__u32 si, __u64 file)
 	if (!s)
 		return 0;
 	s->extra_len = 0;
-	return verdict_file(s, si, OP_OPEN, READ_PTR(f, f_path.dentry), READ_PTR(f, f_path.mnt),
-			    READ_PTR(f, f_inode), access_of(READ(f, f_mode), READ(f, f_flags)),
-			    true);
+	set_open(s, f, access_of(READ(f, f_mode), READ(f, f_flags)));
+	return verdict_file(s, si, OP_OPEN, true);
 }

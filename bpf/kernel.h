@@ -24,17 +24,30 @@ typedef _Bool bool;
 #define false 0
 #define NULL  ((void *)0)
 
-#define EPERM	     1
-#define EINPROGRESS  115
-#define AF_UNSPEC    0
-#define AF_UNIX	     1
-#define AF_INET	     2
-#define AF_INET6     10
-#define MSG_FASTOPEN 0x20000000
-#define SIGKILL	     9
-#define SIGCONT	     18
-#define S_IFMT	     0170000
-#define S_IFSOCK     0140000
+#define EPERM		1
+#define EINPROGRESS	115
+#define AF_UNSPEC	0
+#define AF_UNIX		1
+#define AF_INET		2
+#define AF_INET6	10
+#define RENAME_EXCHANGE (1 << 1)
+#define SOCK_STREAM	1
+#define SOCK_DGRAM	2
+#define SOCK_TYPE_MASK	0xf
+#define IPPROTO_TCP	6
+#define IPPROTO_UDP	17
+#define MSG_FASTOPEN	0x20000000
+#define SIGKILL		9
+#define SIGCONT		18
+#define S_IFMT		0170000
+#define S_IFSOCK	0140000
+#define S_IFLNK		0120000
+#define S_IFREG		0100000
+#define S_IFBLK		0060000
+#define S_IFDIR		0040000
+#define S_IFCHR		0020000
+
+#define PROC_SUPER_MAGIC 0x9fa0
 
 /* include/uapi/linux/bpf.h */
 enum {
@@ -83,6 +96,7 @@ struct dentry {
 	struct dentry *d_parent;
 	struct qstr d_name;
 	struct inode *d_inode;
+	struct super_block *d_sb;
 };
 
 struct file_system_type {
@@ -91,6 +105,7 @@ struct file_system_type {
 
 struct super_block {
 	__u32 s_dev;
+	unsigned long s_magic;
 	struct dentry *s_root;
 	struct file_system_type *s_type;
 };
@@ -125,6 +140,7 @@ struct inode {
 	kuid_t i_uid;
 	struct super_block *i_sb;
 	unsigned long i_ino;
+	__u32 i_rdev;
 	unsigned int __i_nlink;
 	__u32 i_generation;
 };
@@ -147,10 +163,36 @@ struct files_struct {
 };
 
 struct fs_struct {
+	struct path root;
 	struct path pwd;
 };
 
+struct vm_area_struct {
+	unsigned long vm_start;
+	unsigned long vm_end;
+	struct mm_struct *vm_mm;
+	unsigned long vm_flags;
+	void *anon_vma;
+	struct file *vm_file;
+};
+
+struct key_type {
+	const char *name;
+};
+
+struct keyring_index_key {
+	struct key_type *type;
+	const char *description;
+};
+
+struct key {
+	struct keyring_index_key index_key;
+};
+
 struct mm_struct {
+	unsigned long start_brk;
+	unsigned long brk;
+	unsigned long start_stack;
 	unsigned long arg_start;
 	unsigned long arg_end;
 	struct file *exe_file;
@@ -216,6 +258,8 @@ struct cred {
 	kgid_t gid;
 	kuid_t euid;
 	kgid_t egid;
+	kuid_t fsuid;
+	kgid_t fsgid;
 	kernel_cap_t cap_effective;
 	struct user_namespace *user_ns;
 };

@@ -33,6 +33,8 @@ type KernelControl struct {
 	SelftestTid  uint32
 	SelftestOp   uint32
 	SelftestHits uint32
+	Rung         uint32
+	Agent        uint32
 	Hooks        uint64
 }
 
@@ -303,9 +305,30 @@ type KernelScratch struct {
 	PathLen   uint32
 	CanonLen  uint32
 	ExtraLen  uint32
-	Pad       uint32
+	Rung      uint32
+	RecEnd    uint32
+	Pad2      uint32
 	_         [4]byte
-	Comps     [256]struct {
+	Obj       struct {
+		_            structs.HostLayout
+		Dentry       uint64
+		Mnt          uint64
+		Inode        uint64
+		Dentry2      uint64
+		Mnt2         uint64
+		Value        uint64
+		Value2       uint64
+		TargetExecId uint64
+		TargetPid    uint32
+		TargetUid    uint32
+		TargetLen    uint32
+		NewLen       uint32
+		NameLen      uint32
+		Mode         uint16
+		Access       uint8
+		Pad          uint8
+	}
+	Comps [256]struct {
 		_    structs.HostLayout
 		Name uint64
 		Len  uint32
@@ -397,22 +420,65 @@ const (
 	KernelProgCgConnect6       = "cg_connect6"
 	KernelProgCgSendmsg4       = "cg_sendmsg4"
 	KernelProgCgSendmsg6       = "cg_sendmsg6"
+	KernelProgFmodMmap         = "fmod_mmap"
 	KernelProgFoundTask        = "found_task"
 	KernelProgLsmAccept        = "lsm_accept"
+	KernelProgLsmAnonInode     = "lsm_anon_inode"
 	KernelProgLsmBind          = "lsm_bind"
+	KernelProgLsmBpf           = "lsm_bpf"
 	KernelProgLsmBprmCheck     = "lsm_bprm_check"
+	KernelProgLsmCapset        = "lsm_capset"
+	KernelProgLsmChmod         = "lsm_chmod"
+	KernelProgLsmChown         = "lsm_chown"
+	KernelProgLsmChroot        = "lsm_chroot"
 	KernelProgLsmConnect       = "lsm_connect"
 	KernelProgLsmFileOpen      = "lsm_file_open"
+	KernelProgLsmFtruncate     = "lsm_ftruncate"
+	KernelProgLsmKeyAlloc      = "lsm_key_alloc"
+	KernelProgLsmKeyPermission = "lsm_key_permission"
+	KernelProgLsmKill          = "lsm_kill"
+	KernelProgLsmLink          = "lsm_link"
 	KernelProgLsmListen        = "lsm_listen"
+	KernelProgLsmLoadData      = "lsm_load_data"
+	KernelProgLsmMkdir         = "lsm_mkdir"
+	KernelProgLsmMknod         = "lsm_mknod"
+	KernelProgLsmMmap          = "lsm_mmap"
+	KernelProgLsmModuleRequest = "lsm_module_request"
+	KernelProgLsmMount         = "lsm_mount"
+	KernelProgLsmMoveMount     = "lsm_move_mount"
+	KernelProgLsmMprotect      = "lsm_mprotect"
+	KernelProgLsmPerf          = "lsm_perf"
+	KernelProgLsmPivotRoot     = "lsm_pivot_root"
+	KernelProgLsmProbe         = "lsm_probe"
+	KernelProgLsmPtrace        = "lsm_ptrace"
+	KernelProgLsmReadFile      = "lsm_read_file"
+	KernelProgLsmRemoveAcl     = "lsm_remove_acl"
+	KernelProgLsmRemovexattr   = "lsm_removexattr"
+	KernelProgLsmRename        = "lsm_rename"
+	KernelProgLsmRmdir         = "lsm_rmdir"
 	KernelProgLsmSendmsg       = "lsm_sendmsg"
+	KernelProgLsmSetAcl        = "lsm_set_acl"
+	KernelProgLsmSetgid        = "lsm_setgid"
+	KernelProgLsmSetgroups     = "lsm_setgroups"
+	KernelProgLsmSetuid        = "lsm_setuid"
+	KernelProgLsmSetxattr      = "lsm_setxattr"
+	KernelProgLsmSocket        = "lsm_socket"
+	KernelProgLsmSymlink       = "lsm_symlink"
+	KernelProgLsmTraceme       = "lsm_traceme"
+	KernelProgLsmTruncate      = "lsm_truncate"
+	KernelProgLsmUmount        = "lsm_umount"
 	KernelProgLsmUnixConnect   = "lsm_unix_connect"
 	KernelProgLsmUnixSend      = "lsm_unix_send"
+	KernelProgLsmUnlink        = "lsm_unlink"
+	KernelProgLsmUringCmd      = "lsm_uring_cmd"
+	KernelProgLsmUringCreds    = "lsm_uring_creds"
+	KernelProgLsmUringSqpoll   = "lsm_uring_sqpoll"
+	KernelProgLsmUserns        = "lsm_userns"
 	KernelProgOnExec           = "on_exec"
 	KernelProgOnExit           = "on_exit"
 	KernelProgOnFork           = "on_fork"
 	KernelProgOnSysExit        = "on_sys_exit"
 	KernelProgProbeCgroup      = "probe_cgroup"
-	KernelProgProbeLsm         = "probe_lsm"
 	KernelProgProbeReturn      = "probe_return"
 	KernelProgResolve          = "resolve"
 	KernelProgRunJudge         = "run_judge"
@@ -420,6 +486,7 @@ const (
 	KernelVarExecEvents        = "exec_events"
 	KernelVarIterPhase         = "iter_phase"
 	KernelVarNumScratches      = "num_scratches"
+	KernelVarPerfTypeArg       = "perf_type_arg"
 	KernelVarRegsArg0Off       = "regs_arg0_off"
 	KernelVarRegsArg0OffCompat = "regs_arg0_off_compat"
 	KernelVarRegsArg1Off       = "regs_arg1_off"
@@ -478,32 +545,75 @@ type KernelSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelProgramSpecs struct {
-	CgBind4        *ebpf.ProgramSpec `ebpf:"cg_bind4"`
-	CgBind6        *ebpf.ProgramSpec `ebpf:"cg_bind6"`
-	CgConnect4     *ebpf.ProgramSpec `ebpf:"cg_connect4"`
-	CgConnect6     *ebpf.ProgramSpec `ebpf:"cg_connect6"`
-	CgSendmsg4     *ebpf.ProgramSpec `ebpf:"cg_sendmsg4"`
-	CgSendmsg6     *ebpf.ProgramSpec `ebpf:"cg_sendmsg6"`
-	FoundTask      *ebpf.ProgramSpec `ebpf:"found_task"`
-	LsmAccept      *ebpf.ProgramSpec `ebpf:"lsm_accept"`
-	LsmBind        *ebpf.ProgramSpec `ebpf:"lsm_bind"`
-	LsmBprmCheck   *ebpf.ProgramSpec `ebpf:"lsm_bprm_check"`
-	LsmConnect     *ebpf.ProgramSpec `ebpf:"lsm_connect"`
-	LsmFileOpen    *ebpf.ProgramSpec `ebpf:"lsm_file_open"`
-	LsmListen      *ebpf.ProgramSpec `ebpf:"lsm_listen"`
-	LsmSendmsg     *ebpf.ProgramSpec `ebpf:"lsm_sendmsg"`
-	LsmUnixConnect *ebpf.ProgramSpec `ebpf:"lsm_unix_connect"`
-	LsmUnixSend    *ebpf.ProgramSpec `ebpf:"lsm_unix_send"`
-	OnExec         *ebpf.ProgramSpec `ebpf:"on_exec"`
-	OnExit         *ebpf.ProgramSpec `ebpf:"on_exit"`
-	OnFork         *ebpf.ProgramSpec `ebpf:"on_fork"`
-	OnSysExit      *ebpf.ProgramSpec `ebpf:"on_sys_exit"`
-	ProbeCgroup    *ebpf.ProgramSpec `ebpf:"probe_cgroup"`
-	ProbeLsm       *ebpf.ProgramSpec `ebpf:"probe_lsm"`
-	ProbeReturn    *ebpf.ProgramSpec `ebpf:"probe_return"`
-	Resolve        *ebpf.ProgramSpec `ebpf:"resolve"`
-	RunJudge       *ebpf.ProgramSpec `ebpf:"run_judge"`
-	RunOpen        *ebpf.ProgramSpec `ebpf:"run_open"`
+	CgBind4          *ebpf.ProgramSpec `ebpf:"cg_bind4"`
+	CgBind6          *ebpf.ProgramSpec `ebpf:"cg_bind6"`
+	CgConnect4       *ebpf.ProgramSpec `ebpf:"cg_connect4"`
+	CgConnect6       *ebpf.ProgramSpec `ebpf:"cg_connect6"`
+	CgSendmsg4       *ebpf.ProgramSpec `ebpf:"cg_sendmsg4"`
+	CgSendmsg6       *ebpf.ProgramSpec `ebpf:"cg_sendmsg6"`
+	FmodMmap         *ebpf.ProgramSpec `ebpf:"fmod_mmap"`
+	FoundTask        *ebpf.ProgramSpec `ebpf:"found_task"`
+	LsmAccept        *ebpf.ProgramSpec `ebpf:"lsm_accept"`
+	LsmAnonInode     *ebpf.ProgramSpec `ebpf:"lsm_anon_inode"`
+	LsmBind          *ebpf.ProgramSpec `ebpf:"lsm_bind"`
+	LsmBpf           *ebpf.ProgramSpec `ebpf:"lsm_bpf"`
+	LsmBprmCheck     *ebpf.ProgramSpec `ebpf:"lsm_bprm_check"`
+	LsmCapset        *ebpf.ProgramSpec `ebpf:"lsm_capset"`
+	LsmChmod         *ebpf.ProgramSpec `ebpf:"lsm_chmod"`
+	LsmChown         *ebpf.ProgramSpec `ebpf:"lsm_chown"`
+	LsmChroot        *ebpf.ProgramSpec `ebpf:"lsm_chroot"`
+	LsmConnect       *ebpf.ProgramSpec `ebpf:"lsm_connect"`
+	LsmFileOpen      *ebpf.ProgramSpec `ebpf:"lsm_file_open"`
+	LsmFtruncate     *ebpf.ProgramSpec `ebpf:"lsm_ftruncate"`
+	LsmKeyAlloc      *ebpf.ProgramSpec `ebpf:"lsm_key_alloc"`
+	LsmKeyPermission *ebpf.ProgramSpec `ebpf:"lsm_key_permission"`
+	LsmKill          *ebpf.ProgramSpec `ebpf:"lsm_kill"`
+	LsmLink          *ebpf.ProgramSpec `ebpf:"lsm_link"`
+	LsmListen        *ebpf.ProgramSpec `ebpf:"lsm_listen"`
+	LsmLoadData      *ebpf.ProgramSpec `ebpf:"lsm_load_data"`
+	LsmMkdir         *ebpf.ProgramSpec `ebpf:"lsm_mkdir"`
+	LsmMknod         *ebpf.ProgramSpec `ebpf:"lsm_mknod"`
+	LsmMmap          *ebpf.ProgramSpec `ebpf:"lsm_mmap"`
+	LsmModuleRequest *ebpf.ProgramSpec `ebpf:"lsm_module_request"`
+	LsmMount         *ebpf.ProgramSpec `ebpf:"lsm_mount"`
+	LsmMoveMount     *ebpf.ProgramSpec `ebpf:"lsm_move_mount"`
+	LsmMprotect      *ebpf.ProgramSpec `ebpf:"lsm_mprotect"`
+	LsmPerf          *ebpf.ProgramSpec `ebpf:"lsm_perf"`
+	LsmPivotRoot     *ebpf.ProgramSpec `ebpf:"lsm_pivot_root"`
+	LsmProbe         *ebpf.ProgramSpec `ebpf:"lsm_probe"`
+	LsmPtrace        *ebpf.ProgramSpec `ebpf:"lsm_ptrace"`
+	LsmReadFile      *ebpf.ProgramSpec `ebpf:"lsm_read_file"`
+	LsmRemoveAcl     *ebpf.ProgramSpec `ebpf:"lsm_remove_acl"`
+	LsmRemovexattr   *ebpf.ProgramSpec `ebpf:"lsm_removexattr"`
+	LsmRename        *ebpf.ProgramSpec `ebpf:"lsm_rename"`
+	LsmRmdir         *ebpf.ProgramSpec `ebpf:"lsm_rmdir"`
+	LsmSendmsg       *ebpf.ProgramSpec `ebpf:"lsm_sendmsg"`
+	LsmSetAcl        *ebpf.ProgramSpec `ebpf:"lsm_set_acl"`
+	LsmSetgid        *ebpf.ProgramSpec `ebpf:"lsm_setgid"`
+	LsmSetgroups     *ebpf.ProgramSpec `ebpf:"lsm_setgroups"`
+	LsmSetuid        *ebpf.ProgramSpec `ebpf:"lsm_setuid"`
+	LsmSetxattr      *ebpf.ProgramSpec `ebpf:"lsm_setxattr"`
+	LsmSocket        *ebpf.ProgramSpec `ebpf:"lsm_socket"`
+	LsmSymlink       *ebpf.ProgramSpec `ebpf:"lsm_symlink"`
+	LsmTraceme       *ebpf.ProgramSpec `ebpf:"lsm_traceme"`
+	LsmTruncate      *ebpf.ProgramSpec `ebpf:"lsm_truncate"`
+	LsmUmount        *ebpf.ProgramSpec `ebpf:"lsm_umount"`
+	LsmUnixConnect   *ebpf.ProgramSpec `ebpf:"lsm_unix_connect"`
+	LsmUnixSend      *ebpf.ProgramSpec `ebpf:"lsm_unix_send"`
+	LsmUnlink        *ebpf.ProgramSpec `ebpf:"lsm_unlink"`
+	LsmUringCmd      *ebpf.ProgramSpec `ebpf:"lsm_uring_cmd"`
+	LsmUringCreds    *ebpf.ProgramSpec `ebpf:"lsm_uring_creds"`
+	LsmUringSqpoll   *ebpf.ProgramSpec `ebpf:"lsm_uring_sqpoll"`
+	LsmUserns        *ebpf.ProgramSpec `ebpf:"lsm_userns"`
+	OnExec           *ebpf.ProgramSpec `ebpf:"on_exec"`
+	OnExit           *ebpf.ProgramSpec `ebpf:"on_exit"`
+	OnFork           *ebpf.ProgramSpec `ebpf:"on_fork"`
+	OnSysExit        *ebpf.ProgramSpec `ebpf:"on_sys_exit"`
+	ProbeCgroup      *ebpf.ProgramSpec `ebpf:"probe_cgroup"`
+	ProbeReturn      *ebpf.ProgramSpec `ebpf:"probe_return"`
+	Resolve          *ebpf.ProgramSpec `ebpf:"resolve"`
+	RunJudge         *ebpf.ProgramSpec `ebpf:"run_judge"`
+	RunOpen          *ebpf.ProgramSpec `ebpf:"run_open"`
 }
 
 // KernelMapSpecs contains maps before they are loaded into the kernel.
@@ -534,6 +644,7 @@ type KernelVariableSpecs struct {
 	ExecEvents        *ebpf.VariableSpec `ebpf:"exec_events"`
 	IterPhase         *ebpf.VariableSpec `ebpf:"iter_phase"`
 	NumScratches      *ebpf.VariableSpec `ebpf:"num_scratches"`
+	PerfTypeArg       *ebpf.VariableSpec `ebpf:"perf_type_arg"`
 	RegsArg0Off       *ebpf.VariableSpec `ebpf:"regs_arg0_off"`
 	RegsArg0OffCompat *ebpf.VariableSpec `ebpf:"regs_arg0_off_compat"`
 	RegsArg1Off       *ebpf.VariableSpec `ebpf:"regs_arg1_off"`
@@ -614,6 +725,7 @@ type KernelVariables struct {
 	ExecEvents        *ebpf.Variable `ebpf:"exec_events"`
 	IterPhase         *ebpf.Variable `ebpf:"iter_phase"`
 	NumScratches      *ebpf.Variable `ebpf:"num_scratches"`
+	PerfTypeArg       *ebpf.Variable `ebpf:"perf_type_arg"`
 	RegsArg0Off       *ebpf.Variable `ebpf:"regs_arg0_off"`
 	RegsArg0OffCompat *ebpf.Variable `ebpf:"regs_arg0_off_compat"`
 	RegsArg1Off       *ebpf.Variable `ebpf:"regs_arg1_off"`
@@ -634,32 +746,75 @@ type KernelVariables struct {
 //
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelPrograms struct {
-	CgBind4        *ebpf.Program `ebpf:"cg_bind4"`
-	CgBind6        *ebpf.Program `ebpf:"cg_bind6"`
-	CgConnect4     *ebpf.Program `ebpf:"cg_connect4"`
-	CgConnect6     *ebpf.Program `ebpf:"cg_connect6"`
-	CgSendmsg4     *ebpf.Program `ebpf:"cg_sendmsg4"`
-	CgSendmsg6     *ebpf.Program `ebpf:"cg_sendmsg6"`
-	FoundTask      *ebpf.Program `ebpf:"found_task"`
-	LsmAccept      *ebpf.Program `ebpf:"lsm_accept"`
-	LsmBind        *ebpf.Program `ebpf:"lsm_bind"`
-	LsmBprmCheck   *ebpf.Program `ebpf:"lsm_bprm_check"`
-	LsmConnect     *ebpf.Program `ebpf:"lsm_connect"`
-	LsmFileOpen    *ebpf.Program `ebpf:"lsm_file_open"`
-	LsmListen      *ebpf.Program `ebpf:"lsm_listen"`
-	LsmSendmsg     *ebpf.Program `ebpf:"lsm_sendmsg"`
-	LsmUnixConnect *ebpf.Program `ebpf:"lsm_unix_connect"`
-	LsmUnixSend    *ebpf.Program `ebpf:"lsm_unix_send"`
-	OnExec         *ebpf.Program `ebpf:"on_exec"`
-	OnExit         *ebpf.Program `ebpf:"on_exit"`
-	OnFork         *ebpf.Program `ebpf:"on_fork"`
-	OnSysExit      *ebpf.Program `ebpf:"on_sys_exit"`
-	ProbeCgroup    *ebpf.Program `ebpf:"probe_cgroup"`
-	ProbeLsm       *ebpf.Program `ebpf:"probe_lsm"`
-	ProbeReturn    *ebpf.Program `ebpf:"probe_return"`
-	Resolve        *ebpf.Program `ebpf:"resolve"`
-	RunJudge       *ebpf.Program `ebpf:"run_judge"`
-	RunOpen        *ebpf.Program `ebpf:"run_open"`
+	CgBind4          *ebpf.Program `ebpf:"cg_bind4"`
+	CgBind6          *ebpf.Program `ebpf:"cg_bind6"`
+	CgConnect4       *ebpf.Program `ebpf:"cg_connect4"`
+	CgConnect6       *ebpf.Program `ebpf:"cg_connect6"`
+	CgSendmsg4       *ebpf.Program `ebpf:"cg_sendmsg4"`
+	CgSendmsg6       *ebpf.Program `ebpf:"cg_sendmsg6"`
+	FmodMmap         *ebpf.Program `ebpf:"fmod_mmap"`
+	FoundTask        *ebpf.Program `ebpf:"found_task"`
+	LsmAccept        *ebpf.Program `ebpf:"lsm_accept"`
+	LsmAnonInode     *ebpf.Program `ebpf:"lsm_anon_inode"`
+	LsmBind          *ebpf.Program `ebpf:"lsm_bind"`
+	LsmBpf           *ebpf.Program `ebpf:"lsm_bpf"`
+	LsmBprmCheck     *ebpf.Program `ebpf:"lsm_bprm_check"`
+	LsmCapset        *ebpf.Program `ebpf:"lsm_capset"`
+	LsmChmod         *ebpf.Program `ebpf:"lsm_chmod"`
+	LsmChown         *ebpf.Program `ebpf:"lsm_chown"`
+	LsmChroot        *ebpf.Program `ebpf:"lsm_chroot"`
+	LsmConnect       *ebpf.Program `ebpf:"lsm_connect"`
+	LsmFileOpen      *ebpf.Program `ebpf:"lsm_file_open"`
+	LsmFtruncate     *ebpf.Program `ebpf:"lsm_ftruncate"`
+	LsmKeyAlloc      *ebpf.Program `ebpf:"lsm_key_alloc"`
+	LsmKeyPermission *ebpf.Program `ebpf:"lsm_key_permission"`
+	LsmKill          *ebpf.Program `ebpf:"lsm_kill"`
+	LsmLink          *ebpf.Program `ebpf:"lsm_link"`
+	LsmListen        *ebpf.Program `ebpf:"lsm_listen"`
+	LsmLoadData      *ebpf.Program `ebpf:"lsm_load_data"`
+	LsmMkdir         *ebpf.Program `ebpf:"lsm_mkdir"`
+	LsmMknod         *ebpf.Program `ebpf:"lsm_mknod"`
+	LsmMmap          *ebpf.Program `ebpf:"lsm_mmap"`
+	LsmModuleRequest *ebpf.Program `ebpf:"lsm_module_request"`
+	LsmMount         *ebpf.Program `ebpf:"lsm_mount"`
+	LsmMoveMount     *ebpf.Program `ebpf:"lsm_move_mount"`
+	LsmMprotect      *ebpf.Program `ebpf:"lsm_mprotect"`
+	LsmPerf          *ebpf.Program `ebpf:"lsm_perf"`
+	LsmPivotRoot     *ebpf.Program `ebpf:"lsm_pivot_root"`
+	LsmProbe         *ebpf.Program `ebpf:"lsm_probe"`
+	LsmPtrace        *ebpf.Program `ebpf:"lsm_ptrace"`
+	LsmReadFile      *ebpf.Program `ebpf:"lsm_read_file"`
+	LsmRemoveAcl     *ebpf.Program `ebpf:"lsm_remove_acl"`
+	LsmRemovexattr   *ebpf.Program `ebpf:"lsm_removexattr"`
+	LsmRename        *ebpf.Program `ebpf:"lsm_rename"`
+	LsmRmdir         *ebpf.Program `ebpf:"lsm_rmdir"`
+	LsmSendmsg       *ebpf.Program `ebpf:"lsm_sendmsg"`
+	LsmSetAcl        *ebpf.Program `ebpf:"lsm_set_acl"`
+	LsmSetgid        *ebpf.Program `ebpf:"lsm_setgid"`
+	LsmSetgroups     *ebpf.Program `ebpf:"lsm_setgroups"`
+	LsmSetuid        *ebpf.Program `ebpf:"lsm_setuid"`
+	LsmSetxattr      *ebpf.Program `ebpf:"lsm_setxattr"`
+	LsmSocket        *ebpf.Program `ebpf:"lsm_socket"`
+	LsmSymlink       *ebpf.Program `ebpf:"lsm_symlink"`
+	LsmTraceme       *ebpf.Program `ebpf:"lsm_traceme"`
+	LsmTruncate      *ebpf.Program `ebpf:"lsm_truncate"`
+	LsmUmount        *ebpf.Program `ebpf:"lsm_umount"`
+	LsmUnixConnect   *ebpf.Program `ebpf:"lsm_unix_connect"`
+	LsmUnixSend      *ebpf.Program `ebpf:"lsm_unix_send"`
+	LsmUnlink        *ebpf.Program `ebpf:"lsm_unlink"`
+	LsmUringCmd      *ebpf.Program `ebpf:"lsm_uring_cmd"`
+	LsmUringCreds    *ebpf.Program `ebpf:"lsm_uring_creds"`
+	LsmUringSqpoll   *ebpf.Program `ebpf:"lsm_uring_sqpoll"`
+	LsmUserns        *ebpf.Program `ebpf:"lsm_userns"`
+	OnExec           *ebpf.Program `ebpf:"on_exec"`
+	OnExit           *ebpf.Program `ebpf:"on_exit"`
+	OnFork           *ebpf.Program `ebpf:"on_fork"`
+	OnSysExit        *ebpf.Program `ebpf:"on_sys_exit"`
+	ProbeCgroup      *ebpf.Program `ebpf:"probe_cgroup"`
+	ProbeReturn      *ebpf.Program `ebpf:"probe_return"`
+	Resolve          *ebpf.Program `ebpf:"resolve"`
+	RunJudge         *ebpf.Program `ebpf:"run_judge"`
+	RunOpen          *ebpf.Program `ebpf:"run_open"`
 }
 
 func (p *KernelPrograms) Close() error {
@@ -670,22 +825,65 @@ func (p *KernelPrograms) Close() error {
 		p.CgConnect6,
 		p.CgSendmsg4,
 		p.CgSendmsg6,
+		p.FmodMmap,
 		p.FoundTask,
 		p.LsmAccept,
+		p.LsmAnonInode,
 		p.LsmBind,
+		p.LsmBpf,
 		p.LsmBprmCheck,
+		p.LsmCapset,
+		p.LsmChmod,
+		p.LsmChown,
+		p.LsmChroot,
 		p.LsmConnect,
 		p.LsmFileOpen,
+		p.LsmFtruncate,
+		p.LsmKeyAlloc,
+		p.LsmKeyPermission,
+		p.LsmKill,
+		p.LsmLink,
 		p.LsmListen,
+		p.LsmLoadData,
+		p.LsmMkdir,
+		p.LsmMknod,
+		p.LsmMmap,
+		p.LsmModuleRequest,
+		p.LsmMount,
+		p.LsmMoveMount,
+		p.LsmMprotect,
+		p.LsmPerf,
+		p.LsmPivotRoot,
+		p.LsmProbe,
+		p.LsmPtrace,
+		p.LsmReadFile,
+		p.LsmRemoveAcl,
+		p.LsmRemovexattr,
+		p.LsmRename,
+		p.LsmRmdir,
 		p.LsmSendmsg,
+		p.LsmSetAcl,
+		p.LsmSetgid,
+		p.LsmSetgroups,
+		p.LsmSetuid,
+		p.LsmSetxattr,
+		p.LsmSocket,
+		p.LsmSymlink,
+		p.LsmTraceme,
+		p.LsmTruncate,
+		p.LsmUmount,
 		p.LsmUnixConnect,
 		p.LsmUnixSend,
+		p.LsmUnlink,
+		p.LsmUringCmd,
+		p.LsmUringCreds,
+		p.LsmUringSqpoll,
+		p.LsmUserns,
 		p.OnExec,
 		p.OnExit,
 		p.OnFork,
 		p.OnSysExit,
 		p.ProbeCgroup,
-		p.ProbeLsm,
 		p.ProbeReturn,
 		p.Resolve,
 		p.RunJudge,

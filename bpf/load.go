@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"unsafe"
 
@@ -142,14 +144,61 @@ func (k *Kernel) Trim() error {
 	return errors.Join(errs...)
 }
 
+// programSpec finds a program by name. A program fmod_* that the object does not have is lsm_*, given the type of fmod_ret on the function that calls the hook.
+func (k *Kernel) programSpec(name string) (*ebpf.ProgramSpec, error) {
+	if spec := k.spec.Programs[name]; spec != nil {
+		return spec, nil
+	}
+	hook, ok := strings.CutPrefix(name, "fmod_")
+	spec := k.spec.Programs["lsm_"+hook]
+	if !ok || spec == nil {
+		return nil, fmt.Errorf("load program %s: there is none of that name", name)
+	}
+	spec = spec.Copy()
+	spec.Name, spec.Type, spec.AttachType = name, ebpf.Tracing, ebpf.AttachModifyReturn
+	if f := securityNames[spec.AttachTo]; f != "" {
+		spec.AttachTo = f
+	}
+	spec.AttachTo = "security_" + spec.AttachTo
+	return spec, nil
+}
+
+// securityNames are the functions that are not named as their hook is.
+var securityNames = map[string]string{"bprm_check_security": "bprm_check", "userns_create": "create_user_ns"}
+
+// Hooked reports whether this kernel has what a program of the lsm or fmod_ret type attaches to, by BTF.
+func (k *Kernel) Hooked(name string) (bool, error) {
+	spec, err := k.programSpec(name)
+	if err != nil {
+		return false, err
+	}
+	f := spec.AttachTo
+	if spec.Type == ebpf.LSM {
+		f = "bpf_lsm_" + f
+	}
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		return false, fmt.Errorf("read the kernel's types: %w", err)
+	}
+	var fn *btf.Func
+	switch err := kernel.TypeByName(f, &fn); {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, btf.ErrNotFound):
+		return false, nil
+	default:
+		return false, fmt.Errorf("look for %s in the kernel's types: %w", f, err)
+	}
+}
+
 // program loads a program when it is first asked for.
 func (k *Kernel) program(name string) (*ebpf.Program, error) {
 	if p := k.programs[name]; p != nil {
 		return p, nil
 	}
-	spec := k.spec.Programs[name]
-	if spec == nil {
-		return nil, fmt.Errorf("load program %s: there is none of that name", name)
+	spec, err := k.programSpec(name)
+	if err != nil {
+		return nil, err
 	}
 	coll, err := ebpf.NewCollectionWithOptions(&ebpf.CollectionSpec{
 		Maps: k.spec.Maps, Programs: map[string]*ebpf.ProgramSpec{name: spec},
@@ -219,6 +268,18 @@ func (k *Kernel) Attached(name string) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.links[name] != nil
+}
+
+// Links returns the names of the programs that are attached.
+func (k *Kernel) Links() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	names := make([]string, 0, len(k.links))
+	for name := range k.links {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
 }
 
 // attachCgroup attaches to the root of cgroup v2 through a mount of its own, so that it needs no mount point and finds the root on hybrid hosts too.

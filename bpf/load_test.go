@@ -12,6 +12,11 @@ import (
 // verified is how many instructions the verifier may walk for one program, on any kernel of the matrix: its time is the agent's time to start.
 const verified = 300_000
 
+// optional are the programs whose hooks came after the floor, and when.
+var optional = map[string]string{
+	"lsm_ftruncate": "6.2", "lsm_set_acl": "6.2", "lsm_remove_acl": "6.2", "lsm_setgroups": "6.1", "lsm_userns": "6.1", "lsm_uring_cmd": "6.0",
+}
+
 // TestKernelLoad loads every program that the kernel can be expected to take.
 func TestKernelLoad(t *testing.T) {
 	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.TpBtf)
@@ -25,6 +30,14 @@ func TestKernelLoad(t *testing.T) {
 			switch p.Type {
 			case ebpf.LSM:
 				kerntest.Require(t, kerntest.LSM)
+				if ok, err := k.Hooked(name); err != nil || !ok {
+					kerntest.Since(t, optional[name], "the hook of "+name)
+					t.Fatalf("this kernel has no hook for it (%v)", err)
+				}
+			case ebpf.Tracing:
+				if p.AttachType == ebpf.AttachModifyReturn {
+					kerntest.Require(t, kerntest.Trampoline)
+				}
 			case ebpf.CGroupSockAddr:
 				kerntest.Since(t, "6.18", "bpf_task_storage_get in cgroup programs")
 			}

@@ -5,6 +5,7 @@ import (
 	"runtime"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 )
 
 // Operations, as enum op in event.h, that the kill-on-return rung judges by system call.
@@ -14,6 +15,10 @@ const (
 	opBind    = 4
 	opListen  = 5
 	opAccept  = 6
+	opSocket  = 8
+	opChroot  = 25
+	opPerf    = 29
+	opUring   = 32
 )
 
 // Where the flags of an open are, as enum sys_flags in return.bpf.c.
@@ -22,6 +27,7 @@ const (
 	openArg2  = opOpen | 2<<8
 	openHow   = opOpen | 3<<8
 	openCreat = opOpen | 4<<8
+	pair      = opSocket | 5<<8
 )
 
 // arch is what the programs must know of a machine: where the registers are in pt_regs, and the numbers of the system calls whose
@@ -38,10 +44,12 @@ var arches = map[string]arch{
 		native: map[int]uint16{
 			2: openArg1, 85: openCreat, 257: openArg2, 304: openArg2, 437: openHow, // open creat openat open_by_handle_at openat2
 			42: opConnect, 49: opBind, 50: opListen, 43: opAccept, 288: opAccept,
+			41: opSocket, 53: pair, 161: opChroot, 298: opPerf, 425: opUring,
 		},
 		compat: map[int]uint16{
 			5: openArg1, 8: openCreat, 295: openArg2, 342: openArg2, 437: openHow,
 			362: opConnect, 361: opBind, 363: opListen, 364: opAccept,
+			359: opSocket, 360: pair, 61: opChroot, 336: opPerf, 425: opUring,
 		},
 	},
 	"arm64": {
@@ -49,10 +57,12 @@ var arches = map[string]arch{
 		native: map[int]uint16{
 			56: openArg2, 265: openArg2, 437: openHow,
 			203: opConnect, 200: opBind, 201: opListen, 202: opAccept, 242: opAccept,
+			198: opSocket, 199: pair, 51: opChroot, 241: opPerf, 425: opUring,
 		},
 		compat: map[int]uint16{
 			5: openArg1, 8: openCreat, 322: openArg2, 371: openArg2, 437: openHow,
 			283: opConnect, 282: opBind, 284: opListen, 285: opAccept, 366: opAccept,
+			281: opSocket, 288: pair, 61: opChroot, 364: opPerf, 425: opUring,
 		},
 	},
 }
@@ -73,10 +83,14 @@ func setMachine(spec *ebpf.CollectionSpec) error {
 	if err != nil {
 		return fmt.Errorf("count the CPUs: %w", err)
 	}
+	perf, err := perfTypeArg()
+	if err != nil {
+		return err
+	}
 	n := uint32(max(cpus, 3) * scratchPerCPU) // scratch_get tries three CPUs' worth
 	spec.Maps["scratches"].MaxEntries = n
 	for name, v := range map[string]any{
-		"num_scratches": n, "sys_op": sys,
+		"num_scratches": n, "sys_op": sys, "perf_type_arg": perf,
 		"regs_nr_off": a.nr, "regs_arg0_off": a.args[0], "regs_arg0_off_compat": a.compats[0],
 		"regs_arg1_off": a.args[1], "regs_arg1_off_compat": a.compats[1],
 		"regs_arg2_off": a.args[2], "regs_arg2_off_compat": a.compats[2],
@@ -86,4 +100,24 @@ func setMachine(spec *ebpf.CollectionSpec) error {
 		}
 	}
 	return nil
+}
+
+// perfTypeArg is the number of the argument type of the hook perf_event_open: it had attr before it until 6.16 or so.
+func perfTypeArg() (uint32, error) {
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		return 0, fmt.Errorf("read the kernel's types: %w", err)
+	}
+	var fn *btf.Func
+	if err := kernel.TypeByName("bpf_lsm_perf_event_open", &fn); err != nil {
+		return 0, nil // no BPF LSM: the program is not loaded
+	}
+	if proto, ok := fn.Type.(*btf.FuncProto); ok {
+		for i, p := range proto.Params {
+			if p.Name == "type" {
+				return uint32(i), nil
+			}
+		}
+	}
+	return 0, nil
 }

@@ -40,7 +40,7 @@ static __always_inline void loopback_if_any(__u8 *a)
 }
 
 /* judge_net judges op by the record at OFF_REC (its paths follow it), reports, and returns the action to take. */
-static __always_inline int judge_net(struct scratch *s, __u32 si, __u32 op, __u8 rung)
+static __always_inline int judge_net(struct scratch *s, __u32 si, __u32 op)
 {
 	struct rec_net *r = (void *)&s->bytes[OFF_REC];
 	struct op_table *ot;
@@ -69,6 +69,7 @@ static __always_inline int judge_net(struct scratch *s, __u32 si, __u32 op, __u8
 	set_dim(s, DIM_RADDR, OFF_REC + __builtin_offsetof(struct rec_net, remote), 16);
 	set_dim(s, DIM_LADDR, OFF_REC + __builtin_offsetof(struct rec_net, local), 16);
 	/* What does not exist is the empty string. */
+	inet = inet && op != OP_SOCKET;
 	if (!inet || op == OP_BIND || op == OP_LISTEN) {
 		s->dim_len[DIM_RPORT] = 0;
 		s->dim_len[DIM_RADDR] = 0;
@@ -88,11 +89,21 @@ static __always_inline int judge_net(struct scratch *s, __u32 si, __u32 op, __u8
 		return 0;
 	r->remote_path_len = clip(r->remote_path_len);
 	r->local_path_len = clip(r->local_path_len);
-	return report(si, REC_NET, rung,
+	return report(si, REC_NET, s->rung,
 		      *(__u64 *)&r->remote[8] ^ *(__u64 *)r->remote * 31 ^
 			      (__u64)r->remote_port << 48 ^ (__u64)r->local_port << 32 ^ r->family ^
 			      r->protocol << 8 ^ r->remote_path_len << 16 ^ r->local_path_len << 17,
 		      pos - OFF_REC);
+}
+
+/* judge_socket is judge_net as a function of its own, for hooks whose own cost does not matter. */
+__noinline int judge_socket(__u32 si, __u32 op)
+{
+	struct scratch *s = scratch_at(si);
+
+	if (!s)
+		return 0;
+	return judge_net(s, si, op & (NUM_JUDGED - 1));
 }
 
 /* put_unix writes a Unix socket's name at bytes[off]: the path of its file, or '@' and the abstract name. */
@@ -224,25 +235,16 @@ enum net_arg {
 
 static __always_inline int lsm_net(struct sock *sk, void *addr, int len, enum net_arg arg, __u32 op)
 {
-	struct control *c = ctl();
 	struct rec_net *r;
 	struct scratch *s;
-	int si, ret = 0;
+	__u32 si;
+	int ret;
 
-	if (!c || !sk)
+	if (!sk)
 		return 0;
-	if (selftest(c, op))
-		return -EPERM;
-	if (idle(c, op))
-		return 0;
-	si = scratch_get();
-	if (si < 0) {
-		count_err(ERR_SCRATCH);
-		return enforces(c, op) ? -EPERM : 0;
-	}
-	s = scratch_at(si);
+	s = enter(op, &si, &ret);
 	if (!s)
-		return 0;
+		return ret;
 	r = net_rec(s);
 	put_sk(s, si, r, sk, op == OP_SEND || op == OP_ACCEPT);
 	if (r->family == AF_UNIX) {
@@ -267,7 +269,7 @@ static __always_inline int lsm_net(struct sock *sk, void *addr, int len, enum ne
 		if (arg != ARG_NONE && !put_addr(s, r, addr, len, arg == ARG_REMOTE))
 			goto out;
 	}
-	ret = deny_lsm(judge_net(s, si, op, RUNG_LSM));
+	ret = deny_lsm(judge_net(s, si, op));
 out:
 	scratch_put(s);
 	return ret;
@@ -321,34 +323,54 @@ int BPF_PROG(lsm_sendmsg, struct socket *sock, struct msghdr *msg, int size, int
 	return lsm_net(sock->sk, name, len, name ? ARG_REMOTE : ARG_NONE, OP_SEND);
 }
 
+/* put_type fills a record with what socket(2) was asked for. The protocol that a type stands for by itself is named. */
+static __always_inline void put_type(struct rec_net *r, int family, int type, int protocol)
+{
+	r->family = family;
+	r->type = type;
+	r->protocol = protocol;
+	if (!protocol && (family == AF_INET || family == AF_INET6))
+		r->protocol = type == SOCK_STREAM  ? IPPROTO_TCP
+			      : type == SOCK_DGRAM ? IPPROTO_UDP
+						   : 0;
+}
+
+SEC("lsm/socket_create")
+int BPF_PROG(lsm_socket, int family, int type, int protocol, int kern, int ret)
+{
+	struct scratch *s;
+	__u32 si;
+
+	if (ret || kern)
+		return ret;
+	s = enter(OP_SOCKET, &si, &ret);
+	if (!s)
+		return ret;
+	put_type(net_rec(s), family, type, protocol);
+	ret = deny_lsm(judge_socket(si, OP_SOCKET));
+	scratch_put(s);
+	return ret;
+}
+
 /* unix_op judges an operation of a Unix socket on the socket it reaches. */
 static __always_inline int unix_op(struct sock *sk, struct sock *other, __u32 op)
 {
-	struct control *c = ctl();
 	struct rec_net *r;
 	struct scratch *s;
-	int si, ret;
+	__u32 si;
+	int ret;
 
-	if (!c || !sk || !other)
+	if (!sk || !other)
 		return 0;
-	if (selftest(c, op))
-		return -EPERM;
-	if (idle(c, op))
-		return 0;
-	si = scratch_get();
-	if (si < 0) {
-		count_err(ERR_SCRATCH);
-		return enforces(c, op) ? -EPERM : 0;
-	}
-	s = scratch_at(si);
+	s = enter(op, &si, &ret);
 	if (!s)
-		return 0;
+		return ret;
 	r = net_rec(s);
 	r->family = AF_UNIX;
 	r->type = BPF_CORE_READ(sk, sk_type);
 	r->remote_path_len = put_unix(s, si, OFF_NETSTR, (__u64)other);
 	r->local_path_len = put_unix(s, si, OFF_NETSTR + clip(r->remote_path_len), (__u64)sk);
-	ret = deny_lsm(judge_net(s, si, op, RUNG_LSM));
+	ret = deny_lsm(judge_net(s, si, op));
 	scratch_put(s);
 	return ret;
 }
@@ -375,27 +397,16 @@ int BPF_PROG(lsm_unix_send, struct socket *sock, struct socket *other, int ret)
 /* The cgroup rung. 1 lets the call go on, 0 refuses it with EPERM. */
 static __always_inline int cgroup_net(struct bpf_sock_addr *ctx, __u32 op, bool v6)
 {
-	struct control *c = ctl();
 	struct rec_net *r;
 	struct scratch *s;
-	__u32 a[4];
+	__u32 a[4], si;
 	__u8 *dst;
-	int si, act;
+	int act;
 
-	if (!c)
-		return 1;
-	if (selftest(c, op))
-		return 0;
-	if (idle(c, op))
-		return 1;
-	si = scratch_get();
-	if (si < 0) {
-		count_err(ERR_SCRATCH);
-		return !enforces(c, op);
-	}
-	s = scratch_at(si);
+	s = enter(op, &si, &act);
 	if (!s)
-		return 1;
+		return !act;
+	s->rung = RUNG_CGROUP;
 	r = net_rec(s);
 	r->family = ctx->family;
 	r->type = ctx->type;
@@ -430,7 +441,7 @@ static __always_inline int cgroup_net(struct bpf_sock_addr *ctx, __u32 op, bool 
 		r->remote_port = __builtin_bswap16(ctx->user_port);
 		loopback_if_any(dst);
 	}
-	act = judge_net(s, si, op, RUNG_CGROUP);
+	act = judge_net(s, si, op);
 	scratch_put(s);
 	if (act == ACT_KILL)
 		bpf_send_signal(SIGKILL);

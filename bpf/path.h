@@ -196,38 +196,45 @@ static __always_inline void path_walk(struct scratch *s, __u32 si, __u32 canonic
 /*
  * path_build writes the path of (dentry, vfsmnt) at bytes[off] of a scratch and returns its length; over MAX_STRING (with
  * the last components after ".../") when it is longer. The path is the one seen from the root of the mount namespace, whatever the process's
- * root; with canonical it is the path within the file system after that file system's first mount point. Sets path_flags.
+ * root; with canonical it is the path within the file system after that file system's first mount point. Without a mount it is the path within the
+ * file system alone. Sets path_flags.
  */
 __noinline int path_build(__u32 si, __u32 off, __u64 dentry, __u64 vfsmnt, __u32 canonical)
 {
 	struct scratch *s = scratch_at(si);
 	struct super_block *sb;
 	struct mount_info *mi;
-	__u32 dev;
+	__u32 dev, within = canonical || !vfsmnt;
 
-	if (!s || !dentry || !vfsmnt)
+	if (!s)
+		return 0;
+	s->path_flags = 0;
+	if (!dentry)
 		return 0;
 	s->dentry = dentry;
-	s->mnt = vfsmnt - bpf_core_field_offset(struct mount, mnt);
-	s->root = READ_PTR((struct vfsmount *)vfsmnt, mnt_root);
 	s->path_pos = 0;
 	s->path_flags = PATH_LONG; /* until the root is reached */
 	if (!READ_PTR((struct dentry *)dentry, d_hash.pprev))
 		s->path_flags |= PATH_DELETED;
-	sb = (void *)READ_PTR((struct vfsmount *)vfsmnt, mnt_sb);
+	sb = (void *)READ_PTR((struct dentry *)dentry, d_sb);
 	dev = READ(sb, s_dev);
 	mi = bpf_map_lookup_elem(&mounts, &dev);
+	s->root = 0;
+	if (vfsmnt) {
+		s->mnt = vfsmnt - bpf_core_field_offset(struct mount, mnt);
+		s->root = READ_PTR((struct vfsmount *)vfsmnt, mnt_root);
+	}
 	if (!mi) {
 		if (canonical)
 			return 0;
-	} else if (!canonical) {
+	} else if (!within) {
 		struct mount *m = (void *)s->mnt;
 
 		if (mi->mnt_id != READ(m, mnt_id) || s->root != READ_PTR(sb, s_root))
 			s->path_flags |= PATH_OTHER;
 	}
 
-	path_walk(s, si, canonical);
+	path_walk(s, si, within);
 	dev = s->path_pos; /* the length without a prefix */
 	s->path_pos = off;
 	if (s->path_flags & PATH_LONG) {
@@ -249,6 +256,14 @@ __noinline int path_build(__u32 si, __u32 off, __u64 dentry, __u64 vfsmnt, __u32
 	if (s->path_flags & PATH_LONG)
 		return MAX_STRING + 1;
 	return s->path_pos - off;
+}
+
+/* path_of is path_build for an object that may have no mount: where it is first mounted is then where it is. */
+static __always_inline __u32 path_of(__u32 si, __u32 off, __u64 dentry, __u64 mnt)
+{
+	__u32 len = dentry && !mnt ? path_build(si, off, dentry, 0, 1) : 0;
+
+	return len ? len : path_build(si, off, dentry, mnt, 0);
 }
 
 /* path_len is how much of a built path stands in memory: path_build's return value, or up to its last byte when it was too long. */

@@ -16,6 +16,10 @@
 #include "file.bpf.c"
 #include "exec.bpf.c"
 #include "net.bpf.c"
+#include "namei.bpf.c"
+#include "mount.bpf.c"
+#include "task.bpf.c"
+#include "kern.bpf.c"
 #include "return.bpf.c"
 #include "test.bpf.c"
 

@@ -322,6 +322,43 @@ __noinline int subject_classes(__u32 si, __u64 dims)
 	return 0;
 }
 
+/* renew lays out the current thread's own facts of these dimensions, and classifies all of them. */
+__noinline int renew(__u32 si, __u64 stale)
+{
+	struct scratch *s = scratch_at(si);
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct proc *p = bpf_task_storage_get(&procs, t, 0, 0);
+
+	if (!s || !p)
+		return 0;
+	if (NEED(stale, DIM_EXE)) {
+		set_dim(s, DIM_EXE, OFF_EXE, p->exe_len);
+		if (p->exe_len < PROC_STR) {
+			__builtin_memcpy(&s->bytes[OFF_EXE], p->exe, PROC_STR);
+		} else {
+			struct file *exe = BPF_CORE_READ(t, mm, exe_file);
+
+			set_dim(s, DIM_EXE, OFF_ALT,
+				path_build(si, OFF_ALT, (__u64)BPF_CORE_READ(exe, f_path.dentry),
+					   (__u64)BPF_CORE_READ(exe, f_path.mnt), 0));
+		}
+	}
+	if (NEED(stale, DIM_PARENT_EXE)) {
+		set_dim(s, DIM_PARENT_EXE, OFF_PARENT_EXE,
+			p->parent_exe_len < PROC_STR ? p->parent_exe_len : MAX_STRING + 1);
+		__builtin_memcpy(&s->bytes[OFF_PARENT_EXE], p->parent_exe, PROC_STR);
+	}
+	if (NEED(stale, DIM_SCRIPT)) {
+		set_dim(s, DIM_SCRIPT, OFF_SCRIPT,
+			p->script_len < PROC_STR ? p->script_len : MAX_STRING + 1);
+		__builtin_memcpy(&s->bytes[OFF_SCRIPT], p->script, PROC_STR);
+	}
+	if (NEED(stale, DIM_PROC_FLAGS))
+		set_u8(s, DIM_PROC_FLAGS, p->flags);
+	subject_classes(si, stale);
+	return 0;
+}
+
 #define DIMS_CRED (DIM(DIM_UID) | DIM(DIM_GID) | DIM(DIM_LOGIN) | DIM(DIM_CAPS))
 
 /*
@@ -369,31 +406,7 @@ static __always_inline struct proc *subject(struct scratch *s, __u32 si, struct 
 	}
 	if (!stale)
 		return p;
-	if (NEED(stale, DIM_EXE)) {
-		set_dim(s, DIM_EXE, OFF_EXE, p->exe_len);
-		if (p->exe_len < PROC_STR) {
-			__builtin_memcpy(&s->bytes[OFF_EXE], p->exe, PROC_STR);
-		} else {
-			struct file *exe = BPF_CORE_READ(t, mm, exe_file);
-
-			set_dim(s, DIM_EXE, OFF_ALT,
-				path_build(si, OFF_ALT, (__u64)BPF_CORE_READ(exe, f_path.dentry),
-					   (__u64)BPF_CORE_READ(exe, f_path.mnt), 0));
-		}
-	}
-	if (NEED(stale, DIM_PARENT_EXE)) {
-		set_dim(s, DIM_PARENT_EXE, OFF_PARENT_EXE,
-			p->parent_exe_len < PROC_STR ? p->parent_exe_len : MAX_STRING + 1);
-		__builtin_memcpy(&s->bytes[OFF_PARENT_EXE], p->parent_exe, PROC_STR);
-	}
-	if (NEED(stale, DIM_SCRIPT)) {
-		set_dim(s, DIM_SCRIPT, OFF_SCRIPT,
-			p->script_len < PROC_STR ? p->script_len : MAX_STRING + 1);
-		__builtin_memcpy(&s->bytes[OFF_SCRIPT], p->script, PROC_STR);
-	}
-	if (NEED(stale, DIM_PROC_FLAGS))
-		set_u8(s, DIM_PROC_FLAGS, p->flags);
-	subject_classes(si, stale);
+	renew(si, stale);
 	p->gen = tb->gen;
 	return p;
 }

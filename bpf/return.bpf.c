@@ -2,7 +2,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * The kill-on-return rung: tp_btf/sys_exit judges the object that a system call has produced (the opened file, the socket) and kills the
- * process before it is back in user mode. Attached only while a rule needs it: an empty program here costs every system call
+ * process before it is back in user mode. Only operations whose object is still there to be judged, and of no use before the call is back, have this
+ * rung: not those that are done when the call is (delete, mount, signal ...). Attached only while a rule needs it: an empty program here costs every system call
  * 80 ns. What the call did besides (created, truncated, connected) has happened. io_uring's operations do not pass here.
  *
  * When working memory runs out, a process in an operation that some enforced rule judges is killed.
@@ -21,6 +22,7 @@ enum sys_flags {
 	FLAGS_ARG2 = 2 << 8,
 	FLAGS_HOW = 3 << 8, /* argument 2 points to struct open_how, in user memory */
 	FLAGS_CREAT = 4 << 8,
+	FLAGS_PAIR = 5 << 8, /* socketpair */
 };
 
 const volatile __u16 sys_op[2][SYS_NR];
@@ -60,16 +62,141 @@ static __always_inline __u32 open_flags(void *regs, bool compat, __u16 where)
 	return 0;
 }
 
+/* enter_return begins a judgement of op on return: working memory with an empty object, or NULL. */
+static __always_inline struct scratch *enter_return(struct control *c, __u32 op, __u32 *si)
+{
+	struct scratch *s;
+	int i;
+
+	if (!(c->hooks & 1ULL << (op & 63)))
+		return NULL;
+	if (selftest(c, op)) {
+		bpf_send_signal_thread(SIGCONT);
+		return NULL;
+	}
+	if (idle(c, op))
+		return NULL;
+	i = scratch_get();
+	if (i < 0) {
+		count_err(ERR_SCRATCH);
+		if (enforces(c, op))
+			bpf_send_signal(SIGKILL);
+		return NULL;
+	}
+	s = scratch_at(i);
+	if (!s)
+		return NULL;
+	*si = i;
+	s->extra_len = 0;
+	s->rung = RUNG_KILL;
+	__builtin_memset(&s->obj, 0, sizeof(s->obj));
+	return s;
+}
+
+static __always_inline void leave_return(struct scratch *s, int act)
+{
+	scratch_put(s);
+	if (act == ACT_KILL)
+		bpf_send_signal(SIGKILL);
+}
+
+static __always_inline void return_open(struct control *c, struct file *f, __u32 flags)
+{
+	struct inode *inode = (void *)READ_PTR(f, f_inode);
+	__u8 access = access_of(READ(f, f_mode), flags);
+	struct scratch *s;
+	__u32 si, op = 0;
+
+	s = enter_return(c, OP_OPEN, &si);
+	if (s) {
+		set_open(s, f, access);
+		leave_return(s, judge_object(si, OP_OPEN));
+	}
+	if (is_device(READ(inode, i_mode)))
+		op = OP_DEVICE;
+	else if (in_proc(inode))
+		op = OP_SYSCTL;
+	if (!op)
+		return;
+	s = enter_return(c, op, &si);
+	if (s) {
+		set_open(s, f, access);
+		leave_return(s, judge_special(si, op));
+	}
+}
+
+static __always_inline void return_socket(struct control *c, struct file *f, __u32 op)
+{
+	struct socket *sock;
+	struct scratch *s;
+	struct rec_net *r;
+	struct sock *sk;
+	__u32 si;
+	int act = 0;
+
+	s = enter_return(c, op, &si);
+	if (!s)
+		return;
+	sock = BPF_CORE_READ(f, private_data);
+	sk = BPF_CORE_READ(sock, sk);
+	r = net_rec(s);
+	if (op == OP_SOCKET)
+		put_type(r, BPF_CORE_READ(sk, __sk_common.skc_family), BPF_CORE_READ(sk, sk_type),
+			 BPF_CORE_READ(sk, sk_protocol));
+	else
+		put_sk(s, si, r, sk, op == OP_CONNECT || op == OP_ACCEPT);
+	/* IPv4 and IPv6 connect, bind and send are the cgroup rung's. */
+	if (r->family == AF_UNIX || op == OP_LISTEN || op == OP_ACCEPT || op == OP_SOCKET)
+		act = judge_socket(si, op);
+	leave_return(s, act);
+}
+
+/* return_pair judges socketpair by its arguments, in registers: domain, type and protocol. */
+static __always_inline void return_pair(struct control *c, void *regs, bool compat)
+{
+	struct scratch *s;
+	__u32 si;
+
+	s = enter_return(c, OP_SOCKET, &si);
+	if (!s)
+		return;
+	put_type(net_rec(s), reg_at(regs, compat ? regs_arg0_off_compat : regs_arg0_off),
+		 reg_at(regs, compat ? regs_arg1_off_compat : regs_arg1_off) & SOCK_TYPE_MASK,
+		 reg_at(regs, compat ? regs_arg2_off_compat : regs_arg2_off));
+	leave_return(s, judge_socket(si, OP_SOCKET));
+}
+
+/* return_plain judges what has no object but a number. */
+static __always_inline void return_plain(struct control *c, __u32 op)
+{
+	struct scratch *s;
+	__u32 si;
+
+	s = enter_return(c, op, &si);
+	if (!s)
+		return;
+	if (op == OP_IO_URING)
+		s->obj.value = IO_URING_SETUP;
+	if (op == OP_CHROOT) {
+		struct fs_struct *fs = BPF_CORE_READ(bpf_get_current_task_btf(), fs);
+
+		set_file(s, (__u64)BPF_CORE_READ(fs, root.dentry),
+			 (__u64)BPF_CORE_READ(fs, root.mnt));
+	}
+	leave_return(s, judge_object(si, op));
+}
+
+/* What the calls of open are judged as. */
+#define OPENS (1ULL << OP_OPEN | 1ULL << OP_DEVICE | 1ULL << OP_SYSCTL)
+
 SEC("tp_btf/sys_exit")
 int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 {
 	struct task_struct *t;
 	struct control *c;
-	struct scratch *s;
 	struct file *f;
 	__u32 nr, fd, compat, flags;
 	__u16 op, where;
-	int si, act = 0;
 
 	/* Failed calls produce nothing; a connect that is under way does. */
 	if (ret < 0 && ret != -EINPROGRESS)
@@ -85,52 +212,30 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long ret)
 	where = op & SYS_FLAGS;
 	op &= SYS_OP;
 	c = ctl();
-	if (!c || !(c->hooks & 1ULL << (op & 63)))
+	if (!c || !(c->hooks & (op == OP_OPEN ? OPENS : 1ULL << op)))
 		return 0;
-	fd = op == OP_OPEN || op == OP_ACCEPT
+	if (op == OP_IO_URING || op == OP_PERF || op == OP_CHROOT) {
+		return_plain(c, op);
+		return 0;
+	}
+	fd = op == OP_OPEN || op == OP_ACCEPT || op == OP_SOCKET
 		     ? ret
 		     : reg_at(regs, compat ? regs_arg0_off_compat : regs_arg0_off);
+	if (where == FLAGS_PAIR) {
+		return_pair(c, regs, compat);
+		return 0;
+	}
 	f = file_of(t, fd);
 	if (!f)
 		return 0;
 	flags = READ(f, f_flags);
-	/* O_PATH gives no access: ls and stat use it. What it is used for is judged then. */
-	if (op == OP_OPEN && flags & O_PATH)
-		return 0;
-	if (selftest(c, op)) {
-		bpf_send_signal_thread(SIGCONT);
-		return 0;
-	}
-	if (idle(c, op))
-		return 0;
-	si = scratch_get();
-	if (si < 0) {
-		count_err(ERR_SCRATCH);
-		if (enforces(c, op))
-			bpf_send_signal(SIGKILL);
-		return 0;
-	}
-	s = scratch_at(si);
-	if (!s)
-		return 0;
-	s->extra_len = 0;
 	if (op == OP_OPEN) {
-		flags |= open_flags(regs, compat, where) & O_TRUNC;
-		act = judge_file(s, si, OP_OPEN, READ_PTR(f, f_path.dentry),
-				 READ_PTR(f, f_path.mnt), READ_PTR(f, f_inode),
-				 access_of(READ(f, f_mode), flags), RUNG_KILL);
+		/* O_PATH gives no access: ls and stat use it. What it is used for is judged then. */
+		if (!(flags & O_PATH))
+			return_open(c, f, flags | (open_flags(regs, compat, where) & O_TRUNC));
 	} else if ((BPF_CORE_READ(f, f_inode, i_mode) & S_IFMT) == S_IFSOCK) {
-		struct socket *sock = BPF_CORE_READ(f, private_data);
-		struct rec_net *r = net_rec(s);
-
-		put_sk(s, si, r, BPF_CORE_READ(sock, sk), op == OP_CONNECT || op == OP_ACCEPT);
-		/* IPv4 and IPv6 connect, bind and send are the cgroup rung's. */
-		if (r->family == AF_UNIX || op == OP_LISTEN || op == OP_ACCEPT)
-			act = judge_net(s, si, op, RUNG_KILL);
+		return_socket(c, f, op);
 	}
-	scratch_put(s);
-	if (act == ACT_KILL)
-		bpf_send_signal(SIGKILL);
 	return 0;
 }
 
@@ -149,7 +254,7 @@ static __always_inline bool probed(void)
 }
 
 SEC("lsm/task_getpgid")
-int BPF_PROG(probe_lsm, struct task_struct *p, int ret)
+int BPF_PROG(lsm_probe, struct task_struct *p, int ret)
 {
 	if (ret)
 		return ret;

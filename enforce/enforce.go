@@ -66,6 +66,7 @@ func Open(ctx context.Context, o Options) (*Enforcer, error) {
 	for _, r := range o.Skip {
 		skip[r] = true
 	}
+	e.ctl.Agent = uint32(unix.Getpid())
 	e.choose(skip)
 	if err := ctx.Err(); err != nil {
 		return nil, errors.Join(err, e.Close())
@@ -206,14 +207,10 @@ func (e *Enforcer) Apply(img *policy.Image) (Applied, error) {
 	e.side, e.gen, e.rules = side, gen, len(img.Rules)
 	e.retire()
 	e.names.remove(e.k, stale)
-	for _, r := range ladder {
-		for _, x := range r {
-			for _, p := range x.all() {
-				if _, ok := need[p]; !ok && !slices.Contains(lifecycle, p) && e.k.Attached(p) {
-					if err := e.k.Detach(p); err != nil {
-						e.log.Warn("detach a program that nothing needs", "program", p, "err", err)
-					}
-				}
+	for _, p := range e.k.Links() {
+		if _, ok := need[p]; !ok && !slices.Contains(lifecycle, p) {
+			if err := e.k.Detach(p); err != nil {
+				e.log.Warn("detach a program that nothing needs", "program", p, "err", err)
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/pavise-project/pavise"
@@ -11,71 +12,6 @@ import (
 	"github.com/pavise-project/pavise/policy"
 	"golang.org/x/sys/unix"
 )
-
-// onReturn is the program of the kill-on-return rung. process.exec's is one of the lifecycle programs.
-const onReturn = "on_sys_exit"
-
-// rung is how an operation is judged by one mechanism.
-type rung struct {
-	rung       pavise.Rung
-	programs   []string
-	unix       string       // the program that judges Unix sockets, where another one does; it can only kill
-	deny, kill bool         // what it can do
-	killOnly   []policy.Dim // what it knows only after the act
-	missing    []policy.Dim // what it does not know at all
-	notes      []string
-}
-
-var (
-	unixPaths = []policy.Dim{policy.DimRemotePath, policy.DimLocalPath}
-	remote    = []policy.Dim{policy.DimRemoteAddr, policy.DimRemotePort, policy.DimRemotePath}
-)
-
-// ladder is, for each operation that can be judged, the rungs that can, best first.
-var ladder = map[pavise.Op][]rung{
-	pavise.OpExec: {
-		{rung: pavise.RungLSM, programs: []string{"lsm_bprm_check"}, deny: true, kill: true},
-		{rung: pavise.RungKillOnReturn, programs: []string{"on_exec"}, kill: true, notes: []string{"the process is killed before the first instruction of the new program"}},
-	},
-	pavise.OpOpen: {
-		{rung: pavise.RungLSM, programs: []string{"lsm_file_open"}, deny: true, kill: true},
-		{rung: pavise.RungKillOnReturn, programs: []string{onReturn}, kill: true, notes: []string{
-			"the process is killed before it can use the file; a file that the call created or truncated stays so",
-			"files opened through io_uring are not judged",
-		}},
-	},
-	pavise.OpConnect: {
-		{rung: pavise.RungLSM, programs: []string{"lsm_connect", "lsm_unix_connect", "lsm_sendmsg"}, deny: true, kill: true},
-		{rung: pavise.RungCgroup, programs: []string{"cg_connect4", "cg_connect6"}, unix: onReturn, deny: true, kill: true, killOnly: unixPaths, notes: []string{
-			"IPv4 and IPv6; rules on Unix socket paths are judged on return, where the process can only be killed",
-		}},
-	},
-	pavise.OpBind: {
-		{rung: pavise.RungLSM, programs: []string{"lsm_bind"}, deny: true, kill: true},
-		{rung: pavise.RungCgroup, programs: []string{"cg_bind4", "cg_bind6"}, unix: onReturn, deny: true, kill: true, killOnly: unixPaths, notes: []string{
-			"IPv4 and IPv6; rules on Unix socket paths are judged on return, where the process can only be killed",
-		}},
-	},
-	pavise.OpListen: {
-		{rung: pavise.RungLSM, programs: []string{"lsm_listen"}, deny: true, kill: true},
-		{rung: pavise.RungKillOnReturn, programs: []string{onReturn}, kill: true},
-	},
-	pavise.OpAccept: {
-		{rung: pavise.RungLSM, programs: []string{"lsm_accept"}, deny: true, kill: true, missing: remote, notes: []string{
-			"judged before a connection is taken: rules on net.remote.* need another rung",
-		}},
-		{rung: pavise.RungKillOnReturn, programs: []string{onReturn}, kill: true},
-	},
-	pavise.OpSend: {
-		{rung: pavise.RungLSM, programs: []string{"lsm_sendmsg", "lsm_unix_send"}, deny: true, kill: true},
-		{rung: pavise.RungCgroup, programs: []string{"cg_sendmsg4", "cg_sendmsg6"}, deny: true, kill: true, missing: unixPaths, notes: []string{
-			"UDP sent without connect only",
-		}},
-	},
-}
-
-// judged are the operations of the ladder, in order.
-var judged = []pavise.Op{pavise.OpExec, pavise.OpOpen, pavise.OpConnect, pavise.OpBind, pavise.OpListen, pavise.OpAccept, pavise.OpSend}
 
 // RungTry is one rung that was tried for an operation.
 type RungTry struct {
@@ -100,9 +36,16 @@ type OpStatus struct {
 func (e *Enforcer) probe(r pavise.Rung) error {
 	switch r {
 	case pavise.RungLSM:
-		return e.try("probe_lsm", func() error {
+		return e.try("lsm_probe", func() error {
 			if _, err := unix.Getpgid(unix.Getpid()); !errors.Is(err, unix.EPERM) {
 				return errors.New("the program was attached and is not called: \"bpf\" is not in the kernel's list of security modules (lsm= on its command line)")
+			}
+			return nil
+		})
+	case pavise.RungFmodRet:
+		return e.try("fmod_probe", func() error {
+			if _, err := unix.Getpgid(unix.Getpid()); !errors.Is(err, unix.EPERM) {
+				return errors.New("the program was attached and does not deny")
 			}
 			return nil
 		})
@@ -190,6 +133,9 @@ func (e *Enforcer) choose(skip map[pavise.Rung]bool) {
 				}
 			}
 			err := tried[r.rung]
+			if err == nil {
+				r, err = e.hooked(r)
+			}
 			st.Tried = append(st.Tried, RungTry{Rung: r.rung, OK: err == nil, Err: err})
 			if err != nil {
 				if st.Why != "" {
@@ -197,6 +143,9 @@ func (e *Enforcer) choose(skip map[pavise.Rung]bool) {
 				}
 				st.Why += fmt.Sprintf("%s: %v", r.rung, err)
 				continue
+			}
+			if r.rung == pavise.RungLSM || r.rung == pavise.RungFmodRet {
+				e.ctl.Rung = uint32(r.rung)
 			}
 			st.Rung, st.Deny, st.Kill, st.Notes, st.Missing, st.KillOnly = r.rung, r.deny, r.kill, r.notes, r.missing, r.killOnly
 			e.rung[op] = r
@@ -207,6 +156,29 @@ func (e *Enforcer) choose(skip map[pavise.Rung]bool) {
 			e.ctl.Hooks |= 1 << op
 		}
 	}
+}
+
+// hooked looks for the hooks of a rung's programs in this kernel: a program that is not optional must have one.
+func (e *Enforcer) hooked(r rung) (rung, error) {
+	if r.rung != pavise.RungLSM && r.rung != pavise.RungFmodRet {
+		return r, nil
+	}
+	all := slices.Clone(r.programs)
+	for _, p := range r.programs {
+		switch ok, err := e.k.Hooked(p); {
+		case err != nil:
+			return r, err
+		case !ok:
+			return r, fmt.Errorf("this kernel has no hook for it (%s)", p)
+		}
+	}
+	for _, p := range r.optional {
+		if ok, err := e.k.Hooked(p); err == nil && ok {
+			all = append(all, p)
+		}
+	}
+	r.programs = all
+	return r, nil
 }
 
 // Machine returns what the compiler must know of this machine, by operation.

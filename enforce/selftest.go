@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"syscall"
 	"unsafe"
@@ -26,6 +27,14 @@ func (e *Enforcer) prove(op pavise.Op) error {
 			return short(err)
 		}
 	}
+	err := e.proveBy(op, r)
+	if errors.Is(err, unix.ENOSYS) {
+		return nil // this kernel has no such call: there is nothing to judge
+	}
+	return err
+}
+
+func (e *Enforcer) proveBy(op pavise.Op, r rung) error {
 	if r.rung == pavise.RungKillOnReturn {
 		hooks := e.ctl.Hooks
 		e.ctl.Hooks |= 1 << op
@@ -55,8 +64,126 @@ func (e *Enforcer) prove(op pavise.Op) error {
 	})
 }
 
-// acts are harmless acts on loopback or on the process's own descriptors. ready, when it is not nil, asks for the shortest way to the hook.
+// acts are harmless acts on loopback, on the process's own descriptors, or in a file system of their own that nobody else sees: harmless also when nothing refuses
+// them. ready, when it is not nil, asks for the shortest way to the hook.
 var acts = map[pavise.Op]func(ready func()) error{
+	pavise.OpSocket: func(func()) error { return socket(unix.SOCK_DGRAM, func(int) error { return nil }) },
+	pavise.OpSignal: func(func()) error { return unix.Kill(unix.Getpid(), 0) },
+	pavise.OpPtrace: func(func()) error {
+		// The list of robust futexes of another process: its parent's, or that of init.
+		var head, size uintptr
+		for _, pid := range []int{unix.Getppid(), 1, 2} {
+			if pid == 0 || pid == unix.Getpid() {
+				continue
+			}
+			_, _, e := unix.RawSyscall(unix.SYS_GET_ROBUST_LIST, uintptr(pid), uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&size)))
+			if e != unix.ESRCH {
+				return errno(e)
+			}
+		}
+		return errors.New("there is no other process to look at")
+	},
+	// Raw calls, for this thread alone; both change nothing.
+	pavise.OpSetid: func(func()) error {
+		_, _, e := unix.RawSyscall(unix.SYS_SETREUID, ^uintptr(0), ^uintptr(0), 0)
+		return errno(e)
+	},
+	pavise.OpCapset: func(func()) error {
+		hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var data [2]unix.CapUserData
+		if err := unix.Capget(&hdr, &data[0]); err != nil {
+			return err
+		}
+		return unix.Capset(&hdr, &data[0])
+	},
+	pavise.OpMemExec: func(func()) error {
+		b, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+		if err == nil {
+			err = unix.Munmap(b)
+		}
+		return err
+	},
+	pavise.OpCreate: inDir(func(dir int) error { return unix.Mkdirat(dir, "x", 0o700) }),
+	pavise.OpDelete: inDir(func(dir int) error {
+		if err := unix.Mkdirat(dir, "x", 0o700); err != nil {
+			return err
+		}
+		return unix.Unlinkat(dir, "x", unix.AT_REMOVEDIR)
+	}),
+	pavise.OpRename: inDir(func(dir int) error {
+		if err := unix.Mkdirat(dir, "x", 0o700); err != nil {
+			return err
+		}
+		return unix.Renameat(dir, "x", dir, "y")
+	}),
+	pavise.OpLink:     inFile(func(dir, _ int) error { return unix.Linkat(dir, "f", dir, "y", 0) }),
+	pavise.OpSymlink:  inDir(func(dir int) error { return unix.Symlinkat("x", dir, "y") }),
+	pavise.OpTruncate: inFile(func(_, f int) error { return unix.Ftruncate(f, 0) }),
+	pavise.OpChmod:    inFile(func(_, f int) error { return unix.Fchmod(f, 0o600) }),
+	pavise.OpChown:    inFile(func(_, f int) error { return unix.Fchown(f, -1, -1) }),
+	pavise.OpSetxattr: inFile(func(_, f int) error {
+		if err := unix.Fsetxattr(f, "trusted.x", nil, 0); !errors.Is(err, unix.EOPNOTSUPP) {
+			return err
+		}
+		return unix.Fsetxattr(f, "security.x", nil, 0)
+	}),
+	// Refused for its arguments after the hook: no change of what is mounted where.
+	pavise.OpMount: inDir(func(dir int) error {
+		return unix.Mount("none", fmt.Sprintf("/proc/self/fd/%d", dir), "", unix.MS_REMOUNT|unix.MS_BIND, "")
+	}),
+	pavise.OpUmount:    func(func()) error { return unix.Unmount("/", unix.MNT_EXPIRE|unix.MNT_DETACH) },
+	pavise.OpPivotRoot: func(func()) error { return unix.PivotRoot("/", "/") },
+	pavise.OpChroot:    func(func()) error { return unix.Chroot("/") },
+	pavise.OpModule:    func(func()) error { return unix.InitModule(make([]byte, 128), "") }, // no module: refused after the hook
+	pavise.OpKexec: func(func()) error {
+		const unknown = 1 << 15 // a flag that no kernel has: refused after the hook, and what is loaded stays
+		_, _, e := unix.RawSyscall6(unix.SYS_KEXEC_LOAD, 0, 0, 0, unknown, 0, 0)
+		return errno(e)
+	},
+	pavise.OpBPF: func(func()) error {
+		const progGetNextID = 11
+		attr := [2]uint32{^uint32(0) - 1, 0} // there is none after it
+		_, _, e := unix.RawSyscall(unix.SYS_BPF, progGetNextID, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+		return errno(e)
+	},
+	pavise.OpPerf: func(func()) error {
+		fd, err := unix.PerfEventOpen(&unix.PerfEventAttr{Type: unix.PERF_TYPE_SOFTWARE, Config: unix.PERF_COUNT_SW_DUMMY, Size: uint32(unsafe.Sizeof(unix.PerfEventAttr{}))}, 0, -1, -1, unix.PERF_FLAG_FD_CLOEXEC)
+		if err == nil {
+			unix.Close(fd)
+		}
+		return err
+	},
+	pavise.OpKeyring: func(func()) error {
+		_, err := unix.AddKey("user", selftestName, []byte("x"), unix.KEY_SPEC_THREAD_KEYRING)
+		return err
+	},
+	pavise.OpUserns: func(func()) error {
+		// In a child, which finds no program to run.
+		_, err := syscall.ForkExec("/proc/self/fd/-1", nil, &syscall.ProcAttr{Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER}})
+		return err
+	},
+	pavise.OpIOUring: func(func()) error {
+		var params [120]byte // struct io_uring_params
+		fd, _, e := unix.RawSyscall(unix.SYS_IO_URING_SETUP, 1, uintptr(unsafe.Pointer(&params)), 0)
+		if e == 0 {
+			unix.Close(int(fd))
+		}
+		return errno(e)
+	},
+	pavise.OpSysctl: func(func()) error {
+		fd, err := unix.Open("/proc/sys/kernel/osrelease", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			unix.Close(fd)
+		}
+		return err
+	},
+	pavise.OpDevice: func(func()) error {
+		fd, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			unix.Close(fd)
+		}
+		return err
+	},
 	pavise.OpExec: func(func()) error {
 		// A file that no format handler takes: execve fails with ENOEXEC, after the security hook and before anything is done.
 		fd, err := unix.MemfdCreate(selftestName, 0)
@@ -130,6 +257,45 @@ var acts = map[pavise.Op]func(ready func()) error{
 	pavise.OpSend: func(func()) error {
 		return socket(unix.SOCK_DGRAM, func(fd int) error { return unix.Sendto(fd, nil, 0, loopback(9)) })
 	},
+}
+
+func errno(e syscall.Errno) error {
+	if e == 0 {
+		return nil
+	}
+	return e
+}
+
+// inDir runs act in the root of a new tmpfs that is mounted nowhere.
+func inDir(act func(dir int) error) func(func()) error {
+	return func(func()) error {
+		fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fs)
+		if err := unix.FsconfigCreate(fs); err != nil {
+			return err
+		}
+		dir, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(dir)
+		return act(dir)
+	}
+}
+
+// inFile is inDir with a file f.
+func inFile(act func(dir, f int) error) func(func()) error {
+	return inDir(func(dir int) error {
+		f, err := unix.Openat(dir, "f", unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(f)
+		return act(dir, f)
+	})
 }
 
 func loopback(port int) unix.Sockaddr {

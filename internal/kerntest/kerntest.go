@@ -82,6 +82,12 @@ func Since(t testing.TB, version, what string) {
 	}
 }
 
+// AtLeast tells whether the kernel is of this version or newer: for what a test expects of it.
+func AtLeast(major, minor int) bool {
+	have, err := kernelVersion()
+	return err == nil && !less(have, [2]int{major, minor})
+}
+
 // VM returns the name of the test kit's virtual machine, or "" on another kernel.
 func VM() string { return os.Getenv("PAVISE_VM") }
 

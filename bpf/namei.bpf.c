@@ -1,0 +1,239 @@
+//go:build ignore
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What changes names and attributes of files: the lsm/path_* hooks (file.create, delete, rename, link, symlink, truncate, chmod, chown, fs.chroot), and
+ * lsm/inode_*xattr and *acl (file.setxattr), which know no mount: such a file is judged where its file system is first mounted. Attached only
+ * while a rule judges the operation. When working memory runs out, an operation that some enforced rule judges is refused.
+ *
+ * A new name is judged as file.create whichever call makes it, and one that goes as file.delete: a rename into a directory is a way to create
+ * there.
+ */
+
+/* judge_new judges op on a name that is to be made: a directory entry that has no file yet. */
+static __always_inline int judge_new(__u32 op, const struct path *dir, struct dentry *dentry,
+				     __u32 mode)
+{
+	struct scratch *s;
+	__u32 si;
+	int ret;
+
+	s = enter(op, &si, &ret);
+	if (!s)
+		return ret;
+	s->obj.dentry = (__u64)dentry;
+	s->obj.mnt = READ_PTR((struct path *)dir, mnt);
+	s->obj.mode = mode;
+	return leave(s, si, op);
+}
+
+/* judge_old judges op on a name that is there. */
+static __always_inline int judge_old(__u32 op, const struct path *dir, struct dentry *dentry)
+{
+	struct scratch *s;
+	__u32 si;
+	int ret;
+
+	s = enter(op, &si, &ret);
+	if (!s)
+		return ret;
+	set_file(s, (__u64)dentry, READ_PTR((struct path *)dir, mnt));
+	return leave(s, si, op);
+}
+
+/* judge_move judges op on a file that gets another name. */
+static __always_inline int judge_move(__u32 op, const struct path *dir, struct dentry *dentry,
+				      const struct path *new_dir, struct dentry *new_dentry)
+{
+	struct scratch *s;
+	__u32 si;
+	int ret;
+
+	s = enter(op, &si, &ret);
+	if (!s)
+		return ret;
+	set_file(s, (__u64)dentry, READ_PTR((struct path *)dir, mnt));
+	s->obj.dentry2 = (__u64)new_dentry;
+	s->obj.mnt2 = READ_PTR((struct path *)new_dir, mnt);
+	return leave(s, si, op);
+}
+
+static __always_inline __u32 mode_of(struct dentry *dentry)
+{
+	return READ((struct inode *)READ_PTR(dentry, d_inode), i_mode);
+}
+
+SEC("lsm/path_mknod")
+int BPF_PROG(lsm_mknod, const struct path *dir, struct dentry *dentry, __u32 mode, __u32 dev,
+	     int ret)
+{
+	mode &= 0xffff;
+	return ret ?: judge_new(OP_CREATE, dir, dentry, mode & S_IFMT ? mode : mode | S_IFREG);
+}
+
+SEC("lsm/path_mkdir")
+int BPF_PROG(lsm_mkdir, const struct path *dir, struct dentry *dentry, __u32 mode, int ret)
+{
+	return ret ?: judge_new(OP_CREATE, dir, dentry, (mode & 07777) | S_IFDIR);
+}
+
+SEC("lsm/path_symlink")
+int BPF_PROG(lsm_symlink, const struct path *dir, struct dentry *dentry, const char *target,
+	     int ret)
+{
+	struct scratch *s;
+	__u32 si;
+
+	if (ret)
+		return ret;
+	ret = judge_new(OP_CREATE, dir, dentry, S_IFLNK | 0777);
+	if (ret)
+		return ret;
+	s = enter(OP_SYMLINK, &si, &ret);
+	if (!s)
+		return ret;
+	s->obj.dentry = (__u64)dentry;
+	s->obj.mnt = READ_PTR((struct path *)dir, mnt);
+	s->obj.mode = S_IFLNK | 0777;
+	s->obj.name_len = put_kstr(s, OFF_NAME, (__u64)target);
+	return leave(s, si, OP_SYMLINK);
+}
+
+SEC("lsm/path_link")
+int BPF_PROG(lsm_link, struct dentry *dentry, const struct path *dir, struct dentry *new_dentry,
+	     int ret)
+{
+	/* The file's own mount is that of the new name: links do not cross mounts. */
+	return ret ?: judge_new(OP_CREATE, dir, new_dentry, mode_of(dentry))
+		   ?: judge_move(OP_LINK, dir, dentry, dir, new_dentry);
+}
+
+SEC("lsm/path_unlink")
+int BPF_PROG(lsm_unlink, const struct path *dir, struct dentry *dentry, int ret)
+{
+	return ret ?: judge_old(OP_DELETE, dir, dentry);
+}
+
+SEC("lsm/path_rmdir")
+int BPF_PROG(lsm_rmdir, const struct path *dir, struct dentry *dentry, int ret)
+{
+	return ret ?: judge_old(OP_DELETE, dir, dentry);
+}
+
+SEC("lsm/path_rename")
+int BPF_PROG(lsm_rename, const struct path *old_dir, struct dentry *old_dentry,
+	     const struct path *new_dir, struct dentry *new_dentry, unsigned int flags, int ret)
+{
+	/* With RENAME_EXCHANGE, older kernels call the hook a second time, for the other direction: judging twice does no harm. */
+	bool over = READ_PTR(new_dentry, d_inode);
+
+	ret = ret ?: judge_move(OP_RENAME, old_dir, old_dentry, new_dir, new_dentry)
+		  ?: judge_old(OP_DELETE, old_dir, old_dentry)
+		  ?: judge_new(OP_CREATE, new_dir, new_dentry, mode_of(old_dentry));
+	if (ret || !over)
+		return ret;
+	ret = judge_old(OP_DELETE, new_dir, new_dentry);
+	if (ret || !(flags & RENAME_EXCHANGE))
+		return ret;
+	return judge_move(OP_RENAME, new_dir, new_dentry, old_dir, old_dentry)
+		       ?: judge_new(OP_CREATE, old_dir, old_dentry, mode_of(new_dentry));
+}
+
+/* judge_path judges op on a file, with numbers. */
+static __always_inline int judge_path(__u32 op, const struct path *path, __u64 value, __u64 value2)
+{
+	struct scratch *s;
+	__u32 si;
+	int ret;
+
+	s = enter(op, &si, &ret);
+	if (!s)
+		return ret;
+	set_path(s, path);
+	s->obj.value = value;
+	s->obj.value2 = value2;
+	return leave(s, si, op);
+}
+
+SEC("lsm/path_truncate")
+int BPF_PROG(lsm_truncate, const struct path *path, int ret)
+{
+	return ret ?: judge_path(OP_TRUNCATE, path, 0, 0);
+}
+
+/* 6.2 (3350607dc563 "security: Create file_truncate hook from path_truncate hook"): ftruncate and open's O_TRUNC come here. */
+SEC("lsm/file_truncate")
+int BPF_PROG(lsm_ftruncate, struct file *file, int ret)
+{
+	struct scratch *s;
+	__u32 si;
+
+	if (ret)
+		return ret;
+	s = enter(OP_TRUNCATE, &si, &ret);
+	if (!s)
+		return ret;
+	set_open(s, file, 0);
+	return leave(s, si, OP_TRUNCATE);
+}
+
+SEC("lsm/path_chmod")
+int BPF_PROG(lsm_chmod, const struct path *path, __u32 mode, int ret)
+{
+	return ret ?: judge_path(OP_CHMOD, path, mode & 07777, 0);
+}
+
+SEC("lsm/path_chown")
+int lsm_chown(unsigned long long *ctx)
+{
+	struct path *path = (void *)ctx[0];
+
+	/* The ids are structs, which the verifier of some kernels does not let a program take by name. */
+	return judge_path(OP_CHOWN, path, (__u32)arg_at(ctx, 1), (__u32)arg_at(ctx, 2));
+}
+
+SEC("lsm/path_chroot")
+int BPF_PROG(lsm_chroot, const struct path *path, int ret)
+{
+	return ret ?: judge_path(OP_CHROOT, path, 0, 0);
+}
+
+/* judge_xattr judges file.setxattr on a file of which only the directory entry is known. */
+static __always_inline int judge_xattr(struct dentry *dentry, const char *name)
+{
+	struct scratch *s;
+	__u32 si;
+	int ret;
+
+	s = enter(OP_SETXATTR, &si, &ret);
+	if (!s)
+		return ret;
+	set_file(s, (__u64)dentry, 0);
+	s->obj.name_len = put_kstr(s, OFF_NAME, (__u64)name);
+	return leave(s, si, OP_SETXATTR);
+}
+
+/* The first argument was a user namespace until 6.3 (39f60c1ccee7 "fs: port xattr to mnt_idmap"). */
+SEC("lsm/inode_setxattr")
+int BPF_PROG(lsm_setxattr, void *idmap, struct dentry *dentry, const char *name)
+{
+	return judge_xattr(dentry, name);
+}
+
+SEC("lsm/inode_removexattr")
+int BPF_PROG(lsm_removexattr, void *idmap, struct dentry *dentry, const char *name)
+{
+	return judge_xattr(dentry, name);
+}
+
+/* Since 6.2 ACLs do not pass inode_setxattr any more, and have these hooks of their own. */
+SEC("lsm/inode_set_acl")
+int BPF_PROG(lsm_set_acl, void *idmap, struct dentry *dentry, const char *name)
+{
+	return judge_xattr(dentry, name);
+}
+
+SEC("lsm/inode_remove_acl")
+int BPF_PROG(lsm_remove_acl, void *idmap, struct dentry *dentry, const char *name)
+{
+	return judge_xattr(dentry, name);
+}
