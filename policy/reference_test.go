@@ -152,14 +152,17 @@ func operations(t *testing.T) map[pavise.Op]operation {
 	return all
 }
 
-// TestOperations compiles the example of each operation for a machine that can do everything: what it says is enforced, without a warning.
+// TestOperations compiles the example of each operation, and all of them together, for a machine that can do everything: what they say is
+// enforced, without a warning.
 func TestOperations(t *testing.T) {
+	var all []*Policy
 	for op, o := range operations(t) {
 		set, err := Parse(op.String(), []byte(o.policy))
 		if err != nil {
 			t.Error(err)
 			continue
 		}
+		all = append(all, set...)
 		_, report, err := Compile(set, testMachine())
 		if err != nil {
 			t.Error(err)
@@ -174,6 +177,15 @@ func TestOperations(t *testing.T) {
 		}
 		if !found || len(report.Warnings()) > 0 {
 			t.Errorf("%s: no rule for it, or warnings: %v", op, report.Warnings())
+		}
+	}
+	img, _, err := Compile(all, testMachine())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, op := range judgedOps {
+		if !img.Ops[op].Used() {
+			t.Errorf("%s is not judged", op)
 		}
 	}
 }
