@@ -72,6 +72,15 @@ func (o Op) String() string {
 // OnSocket tells whether the operation's object is a socket: those named net.*.
 func (o Op) OnSocket() bool { return o >= OpConnect && o <= OpSocket }
 
+// OnFile tells whether the operation's object is a file, or may be one.
+func (o Op) OnFile() bool {
+	switch o {
+	case OpExec, OpOpen, OpMemExec, OpModule, OpKexec, OpSysctl, OpDevice:
+		return true
+	}
+	return o >= OpCreate && o <= OpPivotRoot
+}
+
 // Action is what a rule asks for, from lenient to strict. The strictest wins.
 type Action uint8
 

@@ -12,95 +12,22 @@ import (
 	"unicode/utf8"
 )
 
-// Numbers of socket families, types and protocols that have a name in JSON and in policies.
-const (
-	FamilyUnix = 1
-	FamilyIPv4 = 2
-	FamilyIPv6 = 10
-
-	TypeStream    = 1
-	TypeDgram     = 2
-	TypeRaw       = 3
-	TypeSeqpacket = 5
-
-	ProtocolICMP   = 1
-	ProtocolTCP    = 6
-	ProtocolUDP    = 17
-	ProtocolICMPv6 = 58
-)
-
-// FamilyNames, TypeNames and ProtocolNames name the socket numbers. A number without
-// a name is written as the number, in a string.
-var (
-	FamilyNames   = map[string]uint16{"unix": FamilyUnix, "ipv4": FamilyIPv4, "ipv6": FamilyIPv6}
-	TypeNames     = map[string]uint8{"stream": TypeStream, "dgram": TypeDgram, "raw": TypeRaw, "seqpacket": TypeSeqpacket}
-	ProtocolNames = map[string]uint8{"icmp": ProtocolICMP, "tcp": ProtocolTCP, "udp": ProtocolUDP, "icmpv6": ProtocolICMPv6}
-)
-
-// CapNames are the names of the capabilities, by number. A bit beyond them is written as "CAP_63".
-var CapNames = [...]string{
-	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID",
-	"CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_ADMIN",
-	"CAP_NET_RAW", "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_CHROOT",
-	"CAP_SYS_PTRACE", "CAP_SYS_PACCT", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_NICE", "CAP_SYS_RESOURCE",
-	"CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_MKNOD", "CAP_LEASE", "CAP_AUDIT_WRITE", "CAP_AUDIT_CONTROL",
-	"CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG", "CAP_WAKE_ALARM", "CAP_BLOCK_SUSPEND",
-	"CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
-}
-
 // allCaps is the JSON of the full set: most processes of root have it, and it is copied, not built.
 var (
 	allCapsMask = uint64(1)<<len(CapNames) - 1
 	allCaps     = string(appendCapList(nil, allCapsMask))
 )
 
-// FamilyName is the name of a socket family, or its number.
-func FamilyName(family uint16) string {
-	switch family {
-	case FamilyUnix:
-		return "unix"
-	case FamilyIPv4:
-		return "ipv4"
-	case FamilyIPv6:
-		return "ipv6"
-	}
-	return strconv.Itoa(int(family))
-}
-
-// TypeName is the name of a socket type, or its number.
-func TypeName(typ uint8) string {
-	switch typ {
-	case TypeStream:
-		return "stream"
-	case TypeDgram:
-		return "dgram"
-	case TypeRaw:
-		return "raw"
-	case TypeSeqpacket:
-		return "seqpacket"
-	}
-	return strconv.Itoa(int(typ))
-}
-
-// ProtocolName is the name of an IP protocol, or its number.
-func ProtocolName(protocol uint8) string {
-	switch protocol {
-	case ProtocolICMP:
-		return "icmp"
-	case ProtocolTCP:
-		return "tcp"
-	case ProtocolUDP:
-		return "udp"
-	case ProtocolICMPv6:
-		return "icmpv6"
-	}
-	return strconv.Itoa(int(protocol))
-}
-
-// onFile reports whether e's File says something: in file.*, and in a verdict on process.exec,
-// but not in the lifecycle fact of the same name.
+// onFile reports whether e's File says something: not in the lifecycle fact of process.exec, nor where what is loaded or
+// executed is no file.
 func (e *Event) onFile() bool {
-	return strings.HasPrefix(e.Op.String(), "file.") || e.Op == OpExec && (e.Action != ActionNone || e.File.Path != "")
+	switch e.Op {
+	case OpExec:
+		return e.Action != ActionNone || e.File.Path != ""
+	case OpMemExec, OpModule, OpKexec:
+		return e.File.Path != "" || e.File.Inode != 0
+	}
+	return e.Op.OnFile()
 }
 
 func (e *Event) onNet() bool { return e.Op.OnSocket() }
@@ -150,10 +77,14 @@ func (e *Event) AppendJSON(b []byte) []byte {
 		b = append(b, `,"process":`...)
 		b = p.AppendJSON(b)
 	}
-	switch {
-	case e.onFile():
+	if e.onFile() {
 		b = append(b, `,"file":`...)
-		b = e.File.appendJSON(b)
+		b = e.File.appendOpen(b)
+		b = e.appendFileAct(b)
+		b = append(b, '}')
+	}
+	b = e.appendAct(b)
+	switch {
 	case e.onNet():
 		b = append(b, `,"net":`...)
 		b = e.Net.appendJSON(b)
@@ -329,6 +260,11 @@ func appendLabels(b []byte, labels map[string]string) []byte {
 }
 
 func (f *FileInfo) appendJSON(b []byte) []byte {
+	return append(f.appendOpen(b), '}')
+}
+
+// appendOpen appends all but the closing brace.
+func (f *FileInfo) appendOpen(b []byte) []byte {
 	b = append(b, `{"path":`...)
 	b = appendString(b, f.Path)
 	b = appendField(b, `,"alias":`, f.Alias)
@@ -367,8 +303,153 @@ func (f *FileInfo) appendJSON(b []byte) []byte {
 		b = append(b, `","links":`...)
 		b = strconv.AppendUint(b, uint64(f.Links), 10)
 	}
-	b = appendField(b, `,"fs":`, f.FS)
+	return appendField(b, `,"fs":`, f.FS)
+}
+
+// appendFileAct appends what of Act is about the file.
+func (e *Event) appendFileAct(b []byte) []byte {
+	a := &e.Act
+	switch e.Op {
+	case OpRename, OpLink, OpPivotRoot:
+		b = appendField(b, `,"new_path":`, a.NewPath)
+	case OpSymlink:
+		b = appendField(b, `,"target":`, a.Name)
+	case OpChmod:
+		b = append(b, `,"new_mode":`...)
+		b = strconv.AppendUint(b, a.Value, 10)
+	case OpChown:
+		b = append(b, `,"new_owner":`...)
+		b = strconv.AppendUint(b, a.Value, 10)
+		b = append(b, `,"new_group":`...)
+		b = strconv.AppendUint(b, a.Value2, 10)
+	case OpSetxattr:
+		b = appendField(b, `,"xattr":`, a.Name)
+	}
+	return b
+}
+
+// appendAct appends what else the operation is about, under the names that policies use.
+func (e *Event) appendAct(b []byte) []byte {
+	a := &e.Act
+	switch e.Op {
+	case OpSignal:
+		b = append(b, `,"signal":"`...)
+		b = SignalNames.append(b, a.Value)
+		b = append(b, '"')
+		b = a.Target.appendJSON(b)
+	case OpPtrace:
+		b = appendNamed(b, `,"ptrace":{"mode":"`, PtraceNames, a.Value)
+		b = append(b, '}')
+		b = a.Target.appendJSON(b)
+	case OpSetid:
+		b = append(b, `,"setid":{"user":{"id":`...)
+		b = strconv.AppendUint(b, a.Value, 10)
+		b = append(b, `},"group":{"id":`...)
+		b = strconv.AppendUint(b, a.Value2, 10)
+		b = append(b, "}}"...)
+	case OpCapset:
+		b = append(b, `,"capset":{"effective":`...)
+		b = appendCapList(b, a.Value)
+		b = append(b, `,"permitted":`...)
+		b = appendCapList(b, a.Value2)
+		b = append(b, '}')
+	case OpMemExec:
+		b = append(b, `,"memory":{`...)
+		first := true
+		for i, name := range MemNames {
+			if a.Value&(1<<i) == 0 {
+				continue
+			}
+			if !first {
+				b = append(b, ',')
+			}
+			first = false
+			b = append(b, '"')
+			b = append(b, name...)
+			b = append(b, `":true`...)
+		}
+		b = append(b, '}')
+	case OpMount:
+		b = append(b, `,"mount":{"source":`...)
+		b = appendString(b, a.NewPath)
+		b = appendField(b, `,"type":`, a.Name)
+		if a.Value != 0 {
+			b = append(b, `,"flags":[`...)
+			for f := a.Value; f != 0; f &= f - 1 {
+				if f != a.Value {
+					b = append(b, ',')
+				}
+				b = append(b, '"')
+				b = appendMountFlag(b, f&-f)
+				b = append(b, '"')
+			}
+			b = append(b, ']')
+		}
+		b = append(b, '}')
+	case OpModule:
+		b = appendNamed(b, `,"module":{"source":"`, SourceNames, a.Value)
+		b = appendField(b, `,"name":`, a.Name)
+		b = append(b, '}')
+	case OpKexec:
+		b = appendNamed(b, `,"kexec":{"source":"`, SourceNames, a.Value)
+		b = append(b, '}')
+	case OpBPF:
+		b = appendNamed(b, `,"bpf":{"command":"`, BPFNames, a.Value)
+		b = append(b, '}')
+	case OpPerf:
+		b = appendNamed(b, `,"perf":{"type":"`, PerfNames, a.Value)
+		b = append(b, '}')
+	case OpKeyring:
+		b = append(b, `,"key":{"type":`...)
+		b = appendString(b, a.Name)
+		b = appendField(b, `,"description":`, a.NewPath)
+		b = append(b, '}')
+	case OpIOUring:
+		b = appendNamed(b, `,"io_uring":{"request":"`, IOUringNames, a.Value)
+		b = append(b, '}')
+	case OpSysctl:
+		b = append(b, `,"sysctl":{"name":`...)
+		b = appendString(b, a.Name)
+		b = append(b, '}')
+	case OpDevice:
+		b = append(b, `,"device":{"major":`...)
+		b = strconv.AppendUint(b, a.Value, 10)
+		b = append(b, `,"minor":`...)
+		b = strconv.AppendUint(b, a.Value2, 10)
+		b = append(b, '}')
+	}
+	return b
+}
+
+// appendNamed appends key, which opens a string, the name of n, and the closing quote.
+func appendNamed(b []byte, key string, names Names, n uint64) []byte {
+	b = append(b, key...)
+	b = names.append(b, n)
+	return append(b, '"')
+}
+
+func (t *Target) appendJSON(b []byte) []byte {
+	b = append(b, `,"target":{"exec_id":"`...)
+	b = strconv.AppendUint(b, t.ExecID, 10)
+	b = append(b, `","pid":`...)
+	b = strconv.AppendUint(b, uint64(t.PID), 10)
+	b = append(b, `,"user":{"id":`...)
+	b = strconv.AppendUint(b, uint64(t.UID), 10)
+	b = append(b, '}')
+	if t.Path != "" {
+		b = append(b, `,"exe":{"path":`...)
+		b = appendString(b, t.Path)
+		b = append(b, '}')
+	}
 	return append(b, '}')
+}
+
+// appendMountFlag appends the name of one bit, or its number.
+func appendMountFlag(b []byte, bit uint64) []byte {
+	if n := bits.TrailingZeros64(bit); n < len(MountNames) && MountNames[n] != "" {
+		return append(b, MountNames[n]...)
+	}
+	return strconv.AppendUint(b, bit, 10)
 }
 
 // appendAccess appends the name of one bit.
@@ -387,30 +468,33 @@ func appendCapList(b []byte, caps uint64) []byte {
 			b = append(b, ',')
 		}
 		b = append(b, '"')
-		n := bits.TrailingZeros64(c)
-		if n < len(CapNames) {
-			b = append(b, CapNames[n]...)
-		} else {
-			b = append(b, "CAP_"...)
-			b = strconv.AppendUint(b, uint64(n), 10)
-		}
+		b = appendCap(b, bits.TrailingZeros64(c))
 		b = append(b, '"')
 	}
 	return append(b, ']')
 }
 
+// appendCap appends the name of one capability.
+func appendCap(b []byte, n int) []byte {
+	if n < len(CapNames) {
+		return append(b, CapNames[n]...)
+	}
+	b = append(b, "CAP_"...)
+	return strconv.AppendUint(b, uint64(n), 10)
+}
+
 func (n *NetInfo) appendJSON(b []byte) []byte {
 	b = append(b, `{"family":"`...)
-	b = append(b, FamilyName(n.Family)...)
+	b = FamilyNames.append(b, uint64(n.Family))
 	b = append(b, '"')
 	if n.Type != 0 {
 		b = append(b, `,"type":"`...)
-		b = append(b, TypeName(n.Type)...)
+		b = TypeNames.append(b, uint64(n.Type))
 		b = append(b, '"')
 	}
 	if n.Protocol != 0 {
 		b = append(b, `,"protocol":"`...)
-		b = append(b, ProtocolName(n.Protocol)...)
+		b = ProtocolNames.append(b, uint64(n.Protocol))
 		b = append(b, '"')
 	}
 	b = appendEndpoint(b, `,"remote":`, n.Family, &n.Remote, n.RemotePort, n.RemotePath)
@@ -570,10 +654,60 @@ type (
 		Matched  uint8        `json:"matched"`
 		Count    uint64       `json:"count"`
 		Process  *processJSON `json:"process"`
-		File     *fileJSON    `json:"file"`
-		Net      *netJSON     `json:"net"`
-		Exit     *ExitInfo    `json:"exit"`
-		Lost     *struct {
+		File     *struct {
+			fileJSON
+			NewPath  string `json:"new_path"`
+			Target   string `json:"target"`
+			NewMode  uint64 `json:"new_mode"`
+			NewOwner uint64 `json:"new_owner"`
+			NewGroup uint64 `json:"new_group"`
+			Xattr    string `json:"xattr"`
+		} `json:"file"`
+		Net    *netJSON    `json:"net"`
+		Signal string      `json:"signal"`
+		Target *targetJSON `json:"target"`
+		Ptrace struct {
+			Mode string `json:"mode"`
+		} `json:"ptrace"`
+		Setid struct {
+			User, Group struct {
+				ID uint64 `json:"id"`
+			}
+		} `json:"setid"`
+		Capset struct {
+			Effective []string `json:"effective"`
+			Permitted []string `json:"permitted"`
+		} `json:"capset"`
+		Memory map[string]bool `json:"memory"`
+		Mount  struct {
+			Source string   `json:"source"`
+			Type   string   `json:"type"`
+			Flags  []string `json:"flags"`
+		} `json:"mount"`
+		Module sourceJSON `json:"module"`
+		Kexec  sourceJSON `json:"kexec"`
+		BPF    struct {
+			Command string `json:"command"`
+		} `json:"bpf"`
+		Perf struct {
+			Type string `json:"type"`
+		} `json:"perf"`
+		Key struct {
+			Type        string `json:"type"`
+			Description string `json:"description"`
+		} `json:"key"`
+		IOUring struct {
+			Request string `json:"request"`
+		} `json:"io_uring"`
+		Sysctl struct {
+			Name string `json:"name"`
+		} `json:"sysctl"`
+		Device struct {
+			Major uint64 `json:"major"`
+			Minor uint64 `json:"minor"`
+		} `json:"device"`
+		Exit *ExitInfo `json:"exit"`
+		Lost *struct {
 			Op     string `json:"op"`
 			Where  string `json:"where"`
 			Policy string `json:"policy"`
@@ -629,6 +763,20 @@ type (
 		Remote   *endpointJSON `json:"remote"`
 		Local    *endpointJSON `json:"local"`
 	}
+	targetJSON struct {
+		ExecID uint64 `json:"exec_id,string"`
+		PID    uint32 `json:"pid"`
+		User   struct {
+			ID uint32 `json:"id"`
+		} `json:"user"`
+		Exe struct {
+			Path string `json:"path"`
+		} `json:"exe"`
+	}
+	sourceJSON struct {
+		Source string `json:"source"`
+		Name   string `json:"name"`
+	}
 	endpointJSON struct {
 		Address string `json:"address"`
 		Port    uint16 `json:"port"`
@@ -673,6 +821,9 @@ func (e *Event) UnmarshalJSON(data []byte) error {
 			return err
 		}
 	}
+	if r.Act, err = j.act(r.Op); err != nil {
+		return err
+	}
 	if j.Exit != nil {
 		r.Exit = *j.Exit
 	}
@@ -709,14 +860,8 @@ func (j *processJSON) process() (*Process, error) {
 	}
 	p.StartTime, p.ExitTime = unixNano(j.StartTime), unixNano(j.ExitTime)
 	var err error
-	for _, name := range j.Caps {
-		n := slices.Index(CapNames[:], name)
-		if n < 0 {
-			if n, err = strconv.Atoi(strings.TrimPrefix(name, "CAP_")); err != nil || n < 0 || n > 63 {
-				return nil, fmt.Errorf("read process: unknown capability %q", name)
-			}
-		}
-		p.Caps |= 1 << n
+	if p.Caps, err = parseCaps(j.Caps); err != nil {
+		return nil, err
 	}
 	if j.Exe != nil {
 		if p.Exe, err = j.Exe.file(); err != nil {
@@ -729,6 +874,86 @@ func (j *processJSON) process() (*Process, error) {
 		}
 	}
 	return p, nil
+}
+
+// act is what an operation is about, of the objects that it has.
+func (j *eventJSON) act(op Op) (a ActInfo, err error) {
+	if j.File != nil {
+		a.NewPath = j.File.NewPath
+		switch op {
+		case OpSymlink:
+			a.Name = j.File.Target
+		case OpChmod:
+			a.Value = j.File.NewMode
+		case OpChown:
+			a.Value, a.Value2 = j.File.NewOwner, j.File.NewGroup
+		case OpSetxattr:
+			a.Name = j.File.Xattr
+		}
+	}
+	if t := j.Target; t != nil {
+		a.Target = Target{ExecID: t.ExecID, PID: t.PID, UID: t.User.ID, Path: t.Exe.Path}
+	}
+	switch op {
+	case OpSignal:
+		a.Value, err = parseNumber[uint64]("signal", j.Signal, SignalNames, 64)
+	case OpPtrace:
+		a.Value, err = parseNumber[uint64]("ptrace mode", j.Ptrace.Mode, PtraceNames, 64)
+	case OpSetid:
+		a.Value, a.Value2 = j.Setid.User.ID, j.Setid.Group.ID
+	case OpCapset:
+		if a.Value, err = parseCaps(j.Capset.Effective); err == nil {
+			a.Value2, err = parseCaps(j.Capset.Permitted)
+		}
+	case OpMemExec:
+		for i, name := range MemNames {
+			if j.Memory[name] {
+				a.Value |= 1 << i
+			}
+		}
+	case OpMount:
+		a.NewPath, a.Name = j.Mount.Source, j.Mount.Type
+		for _, name := range j.Mount.Flags {
+			if n := slices.Index(MountNames[:], name); n >= 0 && name != "" {
+				a.Value |= 1 << n
+			} else if v, err := strconv.ParseUint(name, 10, 64); err == nil {
+				a.Value |= v
+			} else {
+				return a, fmt.Errorf("read event: unknown mount flag %q", name)
+			}
+		}
+	case OpModule:
+		a.Name = j.Module.Name
+		a.Value, err = parseNumber[uint64]("module source", j.Module.Source, SourceNames, 64)
+	case OpKexec:
+		a.Value, err = parseNumber[uint64]("kexec source", j.Kexec.Source, SourceNames, 64)
+	case OpBPF:
+		a.Value, err = parseNumber[uint64]("bpf command", j.BPF.Command, BPFNames, 64)
+	case OpPerf:
+		a.Value, err = parseNumber[uint64]("perf type", j.Perf.Type, PerfNames, 64)
+	case OpKeyring:
+		a.Name, a.NewPath = j.Key.Type, j.Key.Description
+	case OpIOUring:
+		a.Value, err = parseNumber[uint64]("io_uring request", j.IOUring.Request, IOUringNames, 64)
+	case OpSysctl:
+		a.Name = j.Sysctl.Name
+	case OpDevice:
+		a.Value, a.Value2 = j.Device.Major, j.Device.Minor
+	}
+	return a, err
+}
+
+func parseCaps(names []string) (caps uint64, err error) {
+	for _, name := range names {
+		n := slices.Index(CapNames[:], name)
+		if n < 0 {
+			if n, err = strconv.Atoi(strings.TrimPrefix(name, "CAP_")); err != nil || n < 0 || n > 63 {
+				return 0, fmt.Errorf("read event: unknown capability %q", name)
+			}
+		}
+		caps |= 1 << n
+	}
+	return caps, nil
 }
 
 func (j *fileJSON) file() (FileInfo, error) {
@@ -749,13 +974,13 @@ func (j *fileJSON) file() (FileInfo, error) {
 }
 
 func (j *netJSON) net() (n NetInfo, err error) {
-	if n.Family, err = parseNumber("family", j.Family, FamilyNames, 16); err != nil {
+	if n.Family, err = parseNumber[uint16]("family", j.Family, FamilyNames, 16); err != nil {
 		return n, err
 	}
-	if n.Type, err = parseNumber("type", j.Type, TypeNames, 8); err != nil {
+	if n.Type, err = parseNumber[uint8]("type", j.Type, TypeNames, 8); err != nil {
 		return n, err
 	}
-	if n.Protocol, err = parseNumber("protocol", j.Protocol, ProtocolNames, 8); err != nil {
+	if n.Protocol, err = parseNumber[uint8]("protocol", j.Protocol, ProtocolNames, 8); err != nil {
 		return n, err
 	}
 	if n.Remote, err = j.Remote.addr(); err != nil {
@@ -806,16 +1031,16 @@ func parseName[T ~uint8](what, name string, names []string) (T, error) {
 	return 0, fmt.Errorf("read event: unknown %s %q", what, name)
 }
 
-func parseNumber[T uint8 | uint16](what, name string, names map[string]T, size int) (T, error) {
+func parseNumber[T uint8 | uint16 | uint64](what, name string, names Names, size int) (T, error) {
 	if name == "" {
 		return 0, nil
 	}
-	if v, ok := names[name]; ok {
-		return v, nil
-	}
-	v, err := strconv.ParseUint(name, 10, size)
-	if err != nil {
-		return 0, fmt.Errorf("read event: unknown %s %q", what, name)
+	v, ok := names.Number(name)
+	if !ok {
+		var err error
+		if v, err = strconv.ParseUint(name, 10, size); err != nil {
+			return 0, fmt.Errorf("read event: unknown %s %q", what, name)
+		}
 	}
 	return T(v), nil
 }

@@ -61,7 +61,7 @@ func samples() []*Event {
 	hostile.Process.Caps = 1<<63 | 1<<21
 	p := sampleProcess()
 	p.ExitTime = 5
-	return []*Event{
+	all := []*Event{
 		sampleFile(), sampleNet(), unix, odd, any6, hostile, {},
 		{Op: OpExec, Process: p, PID: p.PID, ExecID: p.ExecID},
 		{Op: OpExec, Action: ActionAudit, Process: p, PID: p.PID, ExecID: p.ExecID, File: FileInfo{Path: "/bin/sh"}},
@@ -69,6 +69,118 @@ func samples() []*Event {
 		{Op: OpLost, Lost: LostInfo{Op: OpOpen, Where: "kernel-ring", Policy: "p", Count: 1 << 40}},
 		{Op: OpOpen, PID: 7, ExecID: 8, File: FileInfo{Path: "/x"}},
 		{Op: 200, Action: 200, Rung: 200},
+	}
+	for _, c := range acts() {
+		all = append(all, c.e)
+	}
+	return all
+}
+
+// act is an event about what no socket is.
+func act(op Op, path string, a ActInfo) *Event {
+	e := &Event{ID: 1, Op: op, Action: ActionDeny, Rung: RungLSM, PID: 7, ExecID: 8, Process: &Process{PID: 7, ExecID: 8}, Act: a}
+	if path != "" {
+		e.File = FileInfo{Path: path, Mode: 0o100644, Inode: 5, FS: "ext4"}
+	}
+	return e
+}
+
+// acts has an event of every operation that is judged, and what its JSON and text say of the act.
+func acts() []struct {
+	e          *Event
+	json, text string
+} {
+	const file = `"file":{"path":"/a","mode":33188,"owner":0,"dev":0,"inode":"5","links":0,"fs":"ext4"`
+	nginx := Target{ExecID: 9, PID: 123, UID: 33, Path: "/usr/sbin/nginx"}
+	const target = `"target":{"exec_id":"9","pid":123,"user":{"id":33},"exe":{"path":"/usr/sbin/nginx"}}`
+	socket := act(OpSocket, "", ActInfo{})
+	socket.Net = NetInfo{Family: FamilyIPv4, Type: TypeRaw, Protocol: ProtocolICMP}
+	bind := act(OpBind, "", ActInfo{})
+	bind.Net = NetInfo{Family: 16, Type: TypeRaw}
+	device, sysctl := act(OpDevice, "/a", ActInfo{Value: 8, Value2: 1}), act(OpSysctl, "/a", ActInfo{Name: "kernel/core_pattern"})
+	device.File.Access, sysctl.File.Access = AccessRead|AccessWrite, AccessWrite
+	open := act(OpOpen, "/a", ActInfo{})
+	open.File.Access = AccessRead
+	return []struct {
+		e          *Event
+		json, text string
+	}{
+		{act(OpExec, "/a", ActInfo{}), file + `}`, "/a"},
+		{open, `"file":{"path":"/a","access":["read"],"mode":33188,"owner":0,"dev":0,"inode":"5","links":0,"fs":"ext4"}`, "/a (read)"},
+		{bind, `"net":{"family":"netlink","type":"raw"}`, "family netlink"},
+		{socket, `"net":{"family":"ipv4","type":"raw","protocol":"icmp"}`, "ipv4 raw icmp"},
+		{act(OpSignal, "", ActInfo{Value: 9, Target: nginx}), `"signal":"SIGKILL",` + target, "SIGKILL -> nginx[123]"},
+		{act(OpSignal, "", ActInfo{Value: 0, Target: Target{PID: 5}}), `"signal":"0","target":{"exec_id":"0","pid":5,"user":{"id":0}}`, "0 -> ?[5]"},
+		{act(OpSignal, "", ActInfo{Value: 37}), `"signal":"SIGRTMIN+3","target":{"exec_id":"0","pid":0,"user":{"id":0}}`, "SIGRTMIN+3 -> ?[0]"},
+		{act(OpPtrace, "", ActInfo{Value: PtraceAttach, Target: nginx}), `"ptrace":{"mode":"attach"},` + target, "attach -> nginx[123]"},
+		{act(OpSetid, "", ActInfo{Value: 0, Value2: Unchanged}), `"setid":{"user":{"id":0},"group":{"id":4294967295}}`, "user 0"},
+		{act(OpSetid, "", ActInfo{Value: Unchanged, Value2: 5}), `"setid":{"user":{"id":4294967295},"group":{"id":5}}`, "group 5"},
+		{act(OpCapset, "", ActInfo{Value: 1 << 21, Value2: allCapsMask}), `"capset":{"effective":["CAP_SYS_ADMIN"],"permitted":` + allCaps + `}`, "effective CAP_SYS_ADMIN permitted all"},
+		{act(OpCapset, "", ActInfo{}), `"capset":{"effective":[],"permitted":[]}`, "effective none permitted none"},
+		{act(OpMemExec, "", ActInfo{Value: MemAnonymous | MemStack}), `"memory":{"anonymous":true,"stack":true}`, "(anonymous,stack)"},
+		{act(OpMemExec, "/a", ActInfo{Value: MemWritten}), file + `},"memory":{"written":true}`, "/a (written)"},
+		{act(OpCreate, "/a", ActInfo{}), file + `}`, "/a"},
+		{act(OpDelete, "/a", ActInfo{}), file + `}`, "/a"},
+		{act(OpRename, "/a", ActInfo{NewPath: "/b c"}), file + `,"new_path":"/b c"}`, `/a -> "/b c"`},
+		{act(OpLink, "/a", ActInfo{NewPath: "/b"}), file + `,"new_path":"/b"}`, `/a -> /b`},
+		{act(OpSymlink, "/a", ActInfo{Name: "../etc"}), file + `,"target":"../etc"}`, `/a -> ../etc`},
+		{act(OpTruncate, "/a", ActInfo{}), file + `}`, "/a"},
+		{act(OpChmod, "/a", ActInfo{Value: 0o4755}), file + `,"new_mode":2541}`, "/a to 04755"},
+		{act(OpChown, "/a", ActInfo{Value: 0, Value2: Unchanged}), file + `,"new_owner":0,"new_group":4294967295}`, "/a to 0"},
+		{act(OpChown, "/a", ActInfo{Value: Unchanged, Value2: 3}), file + `,"new_owner":4294967295,"new_group":3}`, "/a to :3"},
+		{act(OpSetxattr, "/a", ActInfo{Name: "security.capability"}), file + `,"xattr":"security.capability"}`, "/a (security.capability)"},
+		{act(OpMount, "/a", ActInfo{NewPath: "/dev/sdb1", Name: "ext4", Value: MountNosuid | 1<<30}), file + `},"mount":{"source":"/dev/sdb1","type":"ext4","flags":["nosuid","1073741824"]}`, "/dev/sdb1 on /a (ext4, nosuid, 1073741824)"},
+		{act(OpMount, "/a", ActInfo{}), file + `},"mount":{"source":""}`, "/a"},
+		{act(OpUmount, "/a", ActInfo{}), file + `}`, "/a"},
+		{act(OpChroot, "/a", ActInfo{}), file + `}`, "/a"},
+		{act(OpPivotRoot, "/a", ActInfo{NewPath: "/a/old"}), file + `,"new_path":"/a/old"}`, "/a, old root to /a/old"},
+		{act(OpModule, "/a", ActInfo{Value: SourceFile}), file + `},"module":{"source":"file"}`, "/a from file"},
+		{act(OpModule, "", ActInfo{Value: SourceRequest, Name: "net-pf-10"}), `"module":{"source":"request","name":"net-pf-10"}`, "net-pf-10 from request"},
+		{act(OpKexec, "", ActInfo{Value: SourceMemory}), `"kexec":{"source":"memory"}`, "from memory"},
+		{act(OpBPF, "", ActInfo{Value: 5}), `"bpf":{"command":"prog_load"}`, "prog_load"},
+		{act(OpBPF, "", ActInfo{Value: 99}), `"bpf":{"command":"99"}`, "99"},
+		{act(OpPerf, "", ActInfo{Value: 2}), `"perf":{"type":"kernel"}`, "kernel"},
+		{act(OpKeyring, "", ActInfo{Name: "user", NewPath: "k 1"}), `"key":{"type":"user","description":"k 1"}`, `user "k 1"`},
+		{act(OpUserns, "", ActInfo{}), ``, ""},
+		{act(OpIOUring, "", ActInfo{Value: 2}), `"io_uring":{"request":"sqpoll"}`, "sqpoll"},
+		{sysctl, `"file":{"path":"/a","access":["write"],"mode":33188,"owner":0,"dev":0,"inode":"5","links":0,"fs":"ext4"},"sysctl":{"name":"kernel/core_pattern"}`, "/a (write) kernel/core_pattern"},
+		{device, `"file":{"path":"/a","access":["read","write"],"mode":33188,"owner":0,"dev":0,"inode":"5","links":0,"fs":"ext4"},"device":{"major":8,"minor":1}`, "/a (read,write) 8:1"},
+	}
+}
+
+// TestActs holds the forms of every operation, and that what is known of an act comes back from its JSON.
+func TestActs(t *testing.T) {
+	seen := map[Op]bool{OpConnect: true, OpListen: true, OpAccept: true, OpSend: true} // as OpBind
+	for _, c := range acts() {
+		seen[c.e.Op] = true
+		b := string(c.e.AppendJSON(nil))
+		head := string((&Event{ID: 1, Op: c.e.Op, Action: ActionDeny, Rung: RungLSM, Process: c.e.Process}).AppendJSON(nil))
+		head, _, _ = strings.Cut(head, `"links":0,`)
+		head = head[:strings.Index(head, `"real_gid":0`)+len(`"real_gid":0`)]
+		want := head + "}}"
+		if c.json != "" {
+			want = head + "}," + c.json + "}"
+		}
+		if b != want {
+			t.Errorf("%s: got  %s\nwant %s", c.e.Op, b, want)
+		}
+		line := string(c.e.AppendTextIn(nil, false, time.UTC))
+		_, line, _ = strings.Cut(line, "(kernel)[7] 0")
+		if line = strings.TrimSpace(line); line != c.text {
+			t.Errorf("%s: got  %s\nwant %s", c.e.Op, line, c.text)
+		}
+		var back Event
+		if err := json.Unmarshal([]byte(b), &back); err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(&back, c.e) {
+			t.Errorf("%s: got  %+v\nwant %+v", c.e.Op, back, c.e)
+		}
+	}
+	for op := OpExec; op < OpFork; op++ {
+		if !seen[op] {
+			t.Errorf("no event of %s", op)
+		}
 	}
 }
 
@@ -139,7 +251,9 @@ func TestJSONRoundTrip(t *testing.T) {
 		}
 	}
 	var back Event
-	for _, bad := range []string{`[]`, `{"op":"x"}`, `{"action":"x"}`, `{"net":{"family":"x"}}`, `{"net":{"family":"ipv4","remote":{"address":"x"}}}`, `{"file":{"access":["x"]}}`, `{"process":{"caps":["CAP_99"]}}`} {
+	for _, bad := range []string{`[]`, `{"op":"x"}`, `{"action":"x"}`, `{"net":{"family":"x"}}`, `{"net":{"family":"ipv4","remote":{"address":"x"}}}`, `{"file":{"access":["x"]}}`, `{"process":{"caps":["CAP_99"]}}`,
+		`{"op":"process.signal","signal":"SIGNOT"}`, `{"op":"process.ptrace","ptrace":{"mode":"x"}}`, `{"op":"process.capset","capset":{"permitted":["x"]}}`,
+		`{"op":"fs.mount","mount":{"flags":["x"]}}`, `{"op":"kernel.module","module":{"source":"x"}}`, `{"op":"kernel.bpf","bpf":{"command":"x"}}`} {
 		if json.Unmarshal([]byte(bad), &back) == nil {
 			t.Errorf("read %s", bad)
 		}
@@ -162,12 +276,16 @@ func FuzzAppendJSON(f *testing.F) {
 	f.Add("/etc/passwd", "arg", "unit", uint8(2), uint8(3), uint16(2), []byte{1, 2, 3}, uint64(1), int64(5))
 	f.Add("\x1b[2J\xff\u009b", "\u2028\u202e", "\"\\", uint8(3), uint8(4), uint16(1), []byte{}, uint64(1)<<63, int64(-1))
 	f.Add("\xf0\x9f\x98", "\ufffd\xed\xa0\x80", "</script>", uint8(9), uint8(0), uint16(10), bytes.Repeat([]byte{255}, 32), uint64(0), int64(1)<<62)
+	for op := range NumOps {
+		f.Add("/a", "\x1b", "x y", uint8(op), uint8(3), uint16(16), []byte{}, uint64(1)<<63|uint64(op), int64(0))
+	}
 	f.Fuzz(func(t *testing.T, path, arg, unit string, op, action uint8, family uint16, addr []byte, n uint64, when int64) {
 		e := &Event{
 			ID: n, Time: when, Op: Op(op), Action: Action(action), Monitor: n&1 != 0, Rung: Rung(action), Matched: uint8(n), Count: n, Policy: unit, Rule: arg, Message: path,
 			File: FileInfo{Path: path, Alias: arg, Access: Access(n), Mode: uint16(n), Owner: uint32(n), Inode: n, FS: unit},
 			Net:  NetInfo{Family: family, Type: op, Protocol: action, RemotePort: uint16(n), RemotePath: path, LocalPath: arg},
 			Lost: LostInfo{Op: Op(action), Where: arg, Policy: unit, Count: n}, Exit: ExitInfo{Code: op, Signal: action},
+			Act: ActInfo{Value: n, Value2: n >> 3, NewPath: arg, Name: unit, Target: Target{ExecID: n, PID: uint32(n), UID: uint32(n), Path: path}},
 			PID: uint32(n), ExecID: n,
 		}
 		copy(e.Net.Remote[:], addr)

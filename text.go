@@ -1,6 +1,7 @@
 package pavise
 
 import (
+	"math/bits"
 	"strconv"
 	"strings"
 	"time"
@@ -140,32 +141,27 @@ func appendName(b []byte, p *Process) []byte {
 }
 
 func (e *Event) appendObject(b []byte) []byte {
+	col := len(b)
+	if e.onFile() && e.Op != OpMount {
+		b = e.appendFileText(b)
+	}
+	if e.Op >= OpSignal && e.Op < OpFork {
+		return e.appendActText(b, col)
+	}
 	switch {
 	case e.onFile():
-		f := &e.File
-		b = AppendEscaped(b, f.Path)
-		if f.Deleted {
-			b = append(b, " (deleted)"...)
-		}
-		if f.Memfd {
-			b = append(b, " (memfd)"...)
-		}
-		if f.Alias != "" {
-			b = append(b, " also "...)
-			b = AppendEscaped(b, f.Alias)
-		}
-		if f.Access != 0 && e.Op != OpExec {
-			sep := " ("
-			for a := f.Access; a != 0; a &= a - 1 {
-				b = append(b, sep...)
-				b = appendAccess(b, a&-a)
-				sep = ","
-			}
-			b = append(b, ')')
+	case e.Op == OpSocket:
+		n := &e.Net
+		b = FamilyNames.append(b, uint64(n.Family))
+		b = append(b, ' ')
+		b = TypeNames.append(b, uint64(n.Type))
+		if n.Protocol != 0 {
+			b = append(b, ' ')
+			b = ProtocolNames.append(b, uint64(n.Protocol))
 		}
 	case e.onNet():
 		n := &e.Net
-		b = append(b, netLabel(n)...)
+		b = appendNetLabel(b, n)
 		local, remote := n.LocalPort != 0 || n.LocalPath != "", n.RemotePort != 0 || n.RemotePath != "" || n.Remote != [16]byte{}
 		if local {
 			b = append(b, ' ')
@@ -224,17 +220,195 @@ func (e *Event) appendObject(b []byte) []byte {
 	return b
 }
 
-// netLabel is the shortest name of what a socket speaks.
-func netLabel(n *NetInfo) string {
+func (e *Event) appendFileText(b []byte) []byte {
+	f := &e.File
+	b = AppendEscaped(b, f.Path)
+	if f.Deleted {
+		b = append(b, " (deleted)"...)
+	}
+	if f.Memfd {
+		b = append(b, " (memfd)"...)
+	}
+	if f.Alias != "" {
+		b = append(b, " also "...)
+		b = AppendEscaped(b, f.Alias)
+	}
+	if f.Access != 0 && (e.Op == OpOpen || e.Op == OpDevice || e.Op == OpSysctl) {
+		sep := " ("
+		for a := f.Access; a != 0; a &= a - 1 {
+			b = append(b, sep...)
+			b = appendAccess(b, a&-a)
+			sep = ","
+		}
+		b = append(b, ')')
+	}
+	return b
+}
+
+// appendActText appends what Act says; the object, if there is one, begins at col.
+func (e *Event) appendActText(b []byte, col int) []byte {
+	a := &e.Act
+	from := func(names Names) {
+		if len(b) > col {
+			b = append(b, ' ')
+		}
+		b = append(b, "from "...)
+		b = names.append(b, a.Value)
+	}
+	switch e.Op {
+	case OpSignal:
+		b = SignalNames.append(b, a.Value)
+		b = a.Target.appendText(b)
+	case OpPtrace:
+		b = PtraceNames.append(b, a.Value)
+		b = a.Target.appendText(b)
+	case OpSetid:
+		b = appendIDs(b, "user ", " group ", a.Value, a.Value2)
+	case OpCapset:
+		b = append(b, "effective "...)
+		b = appendCapText(b, a.Value)
+		b = append(b, " permitted "...)
+		b = appendCapText(b, a.Value2)
+	case OpMemExec:
+		sep := " ("
+		if len(b) == col {
+			sep = "("
+		}
+		for i, name := range MemNames {
+			if a.Value&(1<<i) != 0 {
+				b = append(b, sep...)
+				b = append(b, name...)
+				sep = ","
+			}
+		}
+		if sep == "," {
+			b = append(b, ')')
+		}
+	case OpRename, OpLink:
+		b = append(b, " -> "...)
+		b = AppendEscaped(b, a.NewPath)
+	case OpPivotRoot:
+		b = append(b, ", old root to "...)
+		b = AppendEscaped(b, a.NewPath)
+	case OpSymlink:
+		b = append(b, " -> "...)
+		b = AppendEscaped(b, a.Name)
+	case OpChmod:
+		b = append(b, " to 0"...)
+		b = strconv.AppendUint(b, a.Value, 8)
+	case OpChown:
+		b = append(b, " to "...)
+		b = appendIDs(b, "", ":", a.Value, a.Value2)
+	case OpSetxattr:
+		b = append(b, " ("...)
+		b = AppendEscaped(b, a.Name)
+		b = append(b, ')')
+	case OpMount:
+		if a.NewPath != "" {
+			b = AppendEscaped(b, a.NewPath)
+			b = append(b, " on "...)
+		}
+		b = e.appendFileText(b)
+		sep := " ("
+		if a.Name != "" {
+			b = append(b, sep...)
+			b = AppendEscaped(b, a.Name)
+			sep = ", "
+		}
+		for f := a.Value; f != 0; f &= f - 1 {
+			b = append(b, sep...)
+			b = appendMountFlag(b, f&-f)
+			sep = ", "
+		}
+		if sep == ", " {
+			b = append(b, ')')
+		}
+	case OpModule:
+		if a.Name != "" {
+			if len(b) > col {
+				b = append(b, ' ')
+			}
+			b = AppendEscaped(b, a.Name)
+		}
+		from(SourceNames)
+	case OpKexec:
+		from(SourceNames)
+	case OpBPF:
+		b = BPFNames.append(b, a.Value)
+	case OpPerf:
+		b = PerfNames.append(b, a.Value)
+	case OpKeyring:
+		b = AppendEscaped(b, a.Name)
+		if a.NewPath != "" {
+			b = append(b, ' ')
+			b = AppendEscaped(b, a.NewPath)
+		}
+	case OpIOUring:
+		b = IOUringNames.append(b, a.Value)
+	case OpSysctl:
+		if len(b) > col {
+			b = append(b, ' ')
+		}
+		b = AppendEscaped(b, a.Name)
+	case OpDevice:
+		b = append(b, ' ')
+		b = strconv.AppendUint(b, a.Value, 10)
+		b = append(b, ':')
+		b = strconv.AppendUint(b, a.Value2, 10)
+	}
+	return b
+}
+
+// appendIDs appends a user and a group, each with what stands before it, or nothing where it is Unchanged.
+func appendIDs(b []byte, user, group string, uid, gid uint64) []byte {
+	if uid != Unchanged {
+		b = append(b, user...)
+		b = strconv.AppendUint(b, uid, 10)
+	} else if len(group) > 0 && group[0] == ' ' {
+		group = group[1:]
+	}
+	if gid != Unchanged {
+		b = append(b, group...)
+		b = strconv.AppendUint(b, gid, 10)
+	}
+	return b
+}
+
+func appendCapText(b []byte, caps uint64) []byte {
+	switch caps {
+	case 0:
+		return append(b, "none"...)
+	case allCapsMask:
+		return append(b, "all"...)
+	}
+	for c := caps; c != 0; c &= c - 1 {
+		if c != caps {
+			b = append(b, ',')
+		}
+		b = appendCap(b, bits.TrailingZeros64(c))
+	}
+	return b
+}
+
+// appendText appends name[pid] of the target.
+func (t *Target) appendText(b []byte) []byte {
+	b = append(b, " -> "...)
+	p := Process{PID: t.PID, Unknown: t.Path == ""}
+	p.Exe.Path = t.Path
+	return appendName(b, &p)
+}
+
+// appendNetLabel appends the shortest name of what a socket speaks.
+func appendNetLabel(b []byte, n *NetInfo) []byte {
 	switch {
 	case n.Family == FamilyUnix:
-		return "unix"
+		return append(b, "unix"...)
 	case n.Family != FamilyIPv4 && n.Family != FamilyIPv6:
-		return "family " + FamilyName(n.Family)
+		return FamilyNames.append(append(b, "family "...), uint64(n.Family))
 	case n.Protocol != 0:
-		return ProtocolName(n.Protocol)
+		return ProtocolNames.append(b, uint64(n.Protocol))
 	}
-	return TypeName(n.Type)
+	return TypeNames.append(b, uint64(n.Type))
 }
 
 func appendEndpointText(b []byte, family uint16, addr *[16]byte, port uint16, path string) []byte {

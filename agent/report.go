@@ -54,7 +54,7 @@ func StatusOf(ps []*policy.Policy, rep *policy.Report) []PolicyStatus {
 // agent says what the real one can.
 func AnyMachine() *policy.Machine {
 	m := &policy.Machine{LookupUser: func(string) (uint32, error) { return 0, nil }, LookupGroup: func(string) (uint32, error) { return 0, nil }}
-	for op := pavise.OpExec; op <= pavise.OpSend; op++ {
+	for op := pavise.OpExec; op < pavise.OpFork; op++ {
 		m.Ops[op] = policy.Support{Rung: pavise.RungLSM, Deny: true, Kill: true}
 	}
 	return m

@@ -40,6 +40,16 @@ func fileRec(path, alias, fs string) []byte {
 	return encode(&r, &r.Hdr, path, alias, fs)
 }
 
+// actRec is a verdict on an operation with everything that any of them carries.
+func actRec(op pavise.Op, path, alias, newPath, name, target, fs string) []byte {
+	r := bpf.KernelRecFile{
+		Hdr: header0(bpf.KernelRecKindREC_FILE, op), Value: 1<<63 | 1, Value2: 2, TargetExecId: 1<<63 | 3, TargetPid: 4, TargetUid: 5,
+		PathLen: uint16(len(path)), AliasLen: uint16(len(alias)), NewLen: uint16(len(newPath)), NameLen: uint16(len(name)), TargetLen: uint16(len(target)), FsLen: uint8(len(fs)),
+	}
+	r.Hdr.Action, r.Hdr.Rung = uint8(pavise.ActionDeny), uint8(pavise.RungLSM)
+	return encode(&r, &r.Hdr, path, alias, newPath, name, target, fs)
+}
+
 func netRec(remote, local string) []byte {
 	r := bpf.KernelRecNet{Hdr: header0(bpf.KernelRecKindREC_NET, pavise.OpConnect), Family: 10, Type: 1, Protocol: 6, RemotePort: 443, LocalPort: 5, RemotePathLen: uint16(len(remote)), LocalPathLen: uint16(len(local))}
 	r.Hdr.Action = uint8(pavise.ActionKill)
@@ -69,6 +79,8 @@ func exitRec(code uint32) []byte {
 func records() map[string][]byte {
 	return map[string][]byte{
 		"file": fileRec("/etc/shadow", "/srv/x", "ext4"),
+		"act":  actRec(pavise.OpMount, "/mnt", "/m", "/dev/sdb1", "ext4", "/usr/bin/x", "tmpfs"),
+		"none": actRec(pavise.OpUserns, "", "", "", "", "", ""),
 		"net":  netRec("", ""),
 		"unix": netRec("@abs\x00tract", "/run/sock"),
 		"exec": procRec(pavise.OpExec, recFound, "/bin/bash", "/x.sh", "bash\x00-c\x00id\x00", "/root", "/system.slice/a.service", "overlay"),
@@ -85,6 +97,15 @@ func TestDecode(t *testing.T) {
 		Path: "/etc/shadow", Alias: "/srv/x", FS: "ext4", Deleted: true, Truncated: true, Access: pavise.AccessWrite | pavise.AccessAppend,
 		Mode: 0o100644, Owner: 1000, Dev: 8<<20 | 1, Inode: 1<<63 | 5, Links: 2,
 	}
+	act := base
+	act.Op, act.Action, act.Rung = pavise.OpMount, pavise.ActionDeny, pavise.RungLSM
+	act.File = pavise.FileInfo{Path: "/mnt", Alias: "/m", FS: "tmpfs"}
+	act.Act = pavise.ActInfo{
+		Value: 1<<63 | 1, Value2: 2, NewPath: "/dev/sdb1", Name: "ext4", Target: pavise.Target{ExecID: 1<<63 | 3, PID: 4, UID: 5, Path: "/usr/bin/x"},
+	}
+	none := act
+	none.Op, none.File = pavise.OpUserns, pavise.FileInfo{}
+	none.Act.NewPath, none.Act.Name, none.Act.Target.Path = "", "", ""
 	network := base
 	network.Op, network.Action = pavise.OpConnect, pavise.ActionKill
 	network.Net = pavise.NetInfo{Family: 10, Type: 1, Protocol: 6, RemotePort: 443, LocalPort: 5, Remote: [16]byte{0: 0x20, 15: 1}, Local: [16]byte{15: 2}}
@@ -106,7 +127,7 @@ func TestDecode(t *testing.T) {
 	exit.Op, exit.Exit = pavise.OpExit, pavise.ExitInfo{Code: 3, Signal: 11}
 
 	recs := records()
-	for name, want := range map[string]pavise.Event{"file": file, "net": network, "unix": unix, "exec": exec, "fork": fork, "exit": exit} {
+	for name, want := range map[string]pavise.Event{"file": file, "act": act, "none": none, "net": network, "unix": unix, "exec": exec, "fork": fork, "exit": exit} {
 		for shift := range 8 { // aligned and not
 			buf := make([]byte, shift+len(recs[name]))
 			copy(buf[shift:], recs[name])
@@ -165,6 +186,17 @@ func TestDecodeRefuses(t *testing.T) {
 		refuse(name, set(rec, 5, 0), ErrUnknownRecord)
 		refuse(name, set(rec, 5, byte(pavise.OpLost)), ErrUnknownRecord)
 		refuse(name, set(rec, 6, byte(pavise.NumActions)), ErrUnknownRecord)
+	}
+	for op := pavise.OpExec; op <= pavise.OpExit; op++ { // each in the record of its kind only
+		kind, wrong := "file", "net"
+		if op.OnSocket() {
+			kind, wrong = wrong, kind
+		}
+		e := before
+		if err := Decode(set(records()[kind], 5, byte(op)), 0, &e); (err == nil) != (op < pavise.OpFork) {
+			t.Errorf("%s in a %s record: %v", op, kind, err)
+		}
+		refuse(op.String()+" in a "+wrong+" record", set(records()[wrong], 5, byte(op)), ErrUnknownRecord)
 	}
 	refuse("an exec in a net record", set(netRec("", ""), 5, byte(pavise.OpExec)), ErrUnknownRecord)
 	refuse("nothing", nil, ErrTruncated)
@@ -231,7 +263,7 @@ func FuzzDecode(f *testing.F) {
 		}
 		for _, s := range []string{
 			e.File.Path, e.File.Alias, e.File.FS, e.Net.RemotePath, e.Net.LocalPath, e.Exec.Exe.Path, e.Exec.Exe.FS,
-			e.Exec.Script, e.Exec.CWD, e.Exec.Cgroup, e.Exec.Comm,
+			e.Exec.Script, e.Exec.CWD, e.Exec.Cgroup, e.Exec.Comm, e.Act.NewPath, e.Act.Name, e.Act.Target.Path,
 		} {
 			inside(unsafe.StringData(s), len(s))
 		}
@@ -242,7 +274,7 @@ func FuzzDecode(f *testing.F) {
 
 func BenchmarkDecode(b *testing.B) {
 	var e pavise.Event
-	for _, name := range []string{"file", "net", "exec", "fork", "exit"} {
+	for _, name := range []string{"file", "act", "net", "exec", "fork", "exit"} {
 		rec := records()[name]
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()

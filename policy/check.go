@@ -370,7 +370,7 @@ func (c *checker) walk(e ast.Expr, vars []string) {
 
 // applies reports whether a pattern function is about values like f's.
 func applies(fn string, f *Field) bool {
-	pathLike := f.kind == kindPath || f.kind == kindText || strings.HasSuffix(f.Name, ".path") || strings.HasSuffix(f.Name, ".cwd") || strings.HasSuffix(f.Name, ".cgroup")
+	pathLike := f.kind == kindPath || f.kind == kindText || f.kind == kindSysctl || strings.HasSuffix(f.Name, ".path") || strings.HasSuffix(f.Name, ".cwd") || strings.HasSuffix(f.Name, ".cgroup")
 	switch fn {
 	case "under":
 		return pathLike
@@ -399,6 +399,15 @@ func globModeOf(f *Field) globMode {
 
 // functionPatterns compiles one argument of a pattern function.
 func functionPatterns(fn string, f *Field, arg string) ([]pattern, error) {
+	if f != nil && f.kind == kindSysctl {
+		arg = sysctlName(arg)
+		if fn == "under" {
+			if strings.Trim(arg, "/") != arg || arg == "" {
+				return nil, fmt.Errorf("%q is no group of variables: write it as \"net/ipv4\" or \"net.ipv4\"", arg)
+			}
+			return []pattern{{Items: literal(arg), Under: true}}, nil
+		}
+	}
 	switch fn {
 	case "under":
 		p, err := underPattern(arg)
@@ -416,7 +425,11 @@ func functionPatterns(fn string, f *Field, arg string) ([]pattern, error) {
 		if err != nil {
 			return nil, err
 		}
-		return bitPatterns(mask, 2), nil
+		size := 2
+		if f != nil {
+			size = f.size
+		}
+		return bitPatterns(mask, size), nil
 	}
 	return nil, fmt.Errorf("unknown function %q", fn)
 }
@@ -483,21 +496,64 @@ func (c *Condition) checkOps(ops []pavise.Op, subject bool) []problem {
 			out = append(out, problem{line, col, fmt.Sprintf("field %q is not about the process", u.field.Name), "the subject selects processes; move it into a rule's when"})
 			continue
 		}
+		var lack, have []pavise.Op
 		for _, op := range ops {
-			if !u.field.has(op) {
-				seen[u.field.Name] = true
-				out = append(out, problem{line, col, fmt.Sprintf("field %q does not exist for %s: it exists for %s", u.field.Name, op, opList(u.field.Ops)), ""})
-				break
+			if u.field.has(op) {
+				have = append(have, op)
+			} else {
+				lack = append(lack, op)
 			}
 		}
+		if len(lack) == 0 {
+			continue
+		}
+		seen[u.field.Name] = true
+		hint := ""
+		if len(have) > 0 {
+			hint = fmt.Sprintf("write on: [%s] here, and another rule for the others", opList(have))
+		}
+		out = append(out, problem{line, col, fmt.Sprintf("field %q does not exist for %s: it exists for %s", u.field.Name, opList(lack), opList(u.field.Ops)), hint})
 	}
 	return out
 }
 
+// opGroups are the parts before the dot of the operations' names, in their order, and the operations of each.
+var opGroups, opsOfGroup = func() (names []string, ops map[string][]pavise.Op) {
+	ops = map[string][]pavise.Op{}
+	for _, op := range judgedOps {
+		group, _, _ := strings.Cut(op.String(), ".")
+		if ops[group] == nil {
+			names = append(names, group)
+		}
+		ops[group] = append(ops[group], op)
+	}
+	return names, ops
+}()
+
+// opList names operations; a whole group as "file.*".
 func opList(ops []pavise.Op) string {
+	in := map[pavise.Op]bool{}
+	for _, op := range ops {
+		in[op] = true
+	}
 	var s []string
-	for _, o := range ops {
-		s = append(s, o.String())
+	done := map[string]bool{}
+	for _, op := range ops {
+		group, _, _ := strings.Cut(op.String(), ".")
+		all := opsOfGroup[group]
+		n := 0
+		for _, o := range all {
+			if in[o] {
+				n++
+			}
+		}
+		switch {
+		case n < len(all) || n < 3:
+			s = append(s, op.String())
+		case !done[group]:
+			done[group] = true
+			s = append(s, group+".*")
+		}
 	}
 	return strings.Join(s, ", ")
 }

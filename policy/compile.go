@@ -27,6 +27,23 @@ type Machine struct {
 	LookupUser, LookupGroup func(name string) (uint32, error)
 }
 
+// of names the dimension as the fields of op that it decides.
+func (d Dim) of(op pavise.Op) string {
+	if d < DimValue {
+		return d.String()
+	}
+	var names []string
+	for _, f := range fieldList {
+		if f.Dim == d && f.has(op) {
+			names = append(names, f.Name)
+		}
+	}
+	if len(names) == 0 {
+		return d.String()
+	}
+	return strings.Join(names, ", ")
+}
+
 func (s *Support) missing() map[Dim]bool {
 	if len(s.Missing) == 0 {
 		return nil
@@ -189,7 +206,7 @@ func (w *policyNormaliser) ladder(op pavise.Op, a pavise.Action, dims map[Dim]bo
 	var lacks []string
 	for _, d := range s.Missing {
 		if dims[d] {
-			lacks = append(lacks, d.String())
+			lacks = append(lacks, d.of(op))
 		}
 	}
 	can := s.Deny
@@ -199,7 +216,7 @@ func (w *policyNormaliser) ladder(op pavise.Op, a pavise.Action, dims map[Dim]bo
 	} else {
 		for _, d := range s.KillOnly {
 			if dims[d] {
-				can, late = false, " by "+d.String()
+				can, late = false, " by "+d.of(op)
 			}
 		}
 	}
@@ -269,7 +286,7 @@ func (w *policyNormaliser) group(op pavise.Op) *outcome {
 		for _, d := range w.m.Ops[op].Missing {
 			if dims[d] { // a default is never judged by a part of its conditions
 				o.state = StateNotObserved
-				o.why = fmt.Sprintf("the kernel does not know %s at rung %s: %s", d, w.m.Ops[op].Rung, reason(&w.m.Ops[op]))
+				o.why = fmt.Sprintf("the kernel does not know %s at rung %s: %s", d.of(op), w.m.Ops[op].Rung, reason(&w.m.Ops[op]))
 			}
 		}
 	}
@@ -550,7 +567,7 @@ func compile(set []*Policy, m *Machine) (*program, *Report, error) {
 					}
 					if part.kind != WordExplicit {
 						cl.Group = group[part.op]
-					} else if part.op == pavise.OpOpen || part.op == pavise.OpExec {
+					} else if onOldFile(part.op) {
 						if q := c[DimPath]; q != nil {
 							q.exactPaths(false, func(s string) { protected[s] = true })
 						}

@@ -127,6 +127,13 @@ func rewrite(e ast.Expr) {
 				canonical(f, el)
 			}
 		}
+	case "startsWith", "endsWith", "contains":
+		if !call.IsMemberFunction() {
+			return
+		}
+		if f := fieldOf(call.Target()); f != nil && f.kind == kindSysctl {
+			canonical(f, args[0])
+		}
 	case "under", "glob", "within":
 		if !call.IsMemberFunction() || args[0].Kind() != ast.ListKind {
 			return

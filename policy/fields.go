@@ -3,7 +3,7 @@ package policy
 import (
 	"math/bits"
 	"net/netip"
-	"strconv"
+	"slices"
 	"strings"
 
 	"cel.dev/cel-go/common/types"
@@ -25,10 +25,14 @@ type Field struct {
 	Only bool        // only in `pavise events --where`, not in policies
 
 	kind  fieldKind
-	bit   uint64 // kindFlag: the bit in Dim
-	size  int    // kindInt: bytes in Dim
-	at    int    // kindSocket: byte in DimSocket
-	names map[string]uint8
+	size  int          // numbers and bits: bytes in Dim
+	bit   uint64       // kindFlag: the bit in Dim, or bits of which any is meant
+	max   uint64       // kindInt: the highest, when it is not that of the size
+	at    int          // kindNamed: the first byte of the number in Dim
+	width int          // kindNamed: bytes of the number
+	names pavise.Names // kindNamed, kindType
+	other bool         // kindNamed: numbers without a name are written in decimal
+	mask  uint64       // Ops, as bits
 	event func(*pavise.Event) ref.Val
 	proc  func(*pavise.Process) ref.Val
 }
@@ -41,11 +45,12 @@ const (
 	kindPath                    // an absolute path
 	kindName                    // the last component of the path in Dim
 	kindText                    // any string
+	kindSysctl                  // a string, with dots for its slashes if it has none
 	kindInt                     // a big-endian number
 	kindFlag                    // a bit
 	kindMode                    // permission bits
 	kindType                    // the file type in the mode
-	kindSocket                  // a byte of DimSocket
+	kindNamed                   // a number whose values have names
 	kindCaps                    // a bit set with names
 	kindAddr                    // an address
 	kindUserName
@@ -59,11 +64,12 @@ var works = map[fieldKind]string{
 	kindPath:      "==, !=, in, startsWith, endsWith, contains, under and glob with literal strings",
 	kindName:      "==, !=, in, startsWith, endsWith, contains and glob with literal strings",
 	kindText:      "==, !=, in, startsWith, endsWith, contains, under and glob with literal strings",
+	kindSysctl:    "==, !=, in, startsWith, endsWith, contains, under and glob with literal strings",
 	kindInt:       "==, !=, <, <=, >, >= and in with literal numbers",
 	kindFlag:      "the field itself, or its negation",
 	kindMode:      "==, !=, <, <=, >, >=, in and has(\"04000\")",
 	kindType:      "==, != and in with the names of types",
-	kindSocket:    "==, != and in with literal names",
+	kindNamed:     "==, != and in with literal names",
 	kindCaps:      "\"CAP_...\" in the field",
 	kindAddr:      "==, !=, in and within with literal addresses",
 	kindUserName:  "==, != and in with literal names",
@@ -72,28 +78,46 @@ var works = map[fieldKind]string{
 	kindDirection: "== and != with \"in\" or \"out\"",
 }
 
+// The sets of operations that have the same fields.
 var (
-	fileOps   = []pavise.Op{pavise.OpExec, pavise.OpOpen}
+	judgedOps = func() (ops []pavise.Op) {
+		for op := pavise.OpNone + 1; int(op) < pavise.NumJudged; op++ {
+			ops = append(ops, op)
+		}
+		return ops
+	}()
+	fileOps   = opsThat(pavise.Op.OnFile)
+	oldOps    = opsThat(onOldFile)
+	accessOps = []pavise.Op{pavise.OpExec, pavise.OpOpen, pavise.OpSysctl, pavise.OpDevice}
+	socketOps = opsThat(pavise.Op.OnSocket)
 	netOps    = []pavise.Op{pavise.OpConnect, pavise.OpBind, pavise.OpListen, pavise.OpAccept, pavise.OpSend}
 	remoteOps = []pavise.Op{pavise.OpConnect, pavise.OpAccept, pavise.OpSend}
-	judgedOps = append(append([]pavise.Op(nil), fileOps...), netOps...)
+	moveOps   = []pavise.Op{pavise.OpRename, pavise.OpLink, pavise.OpPivotRoot}
+	targetOps = []pavise.Op{pavise.OpSignal, pavise.OpPtrace}
 )
 
-// has reports whether f exists for op.
-func (f *Field) has(op pavise.Op) bool {
-	if f.Ops == nil {
-		return true
-	}
-	for _, o := range f.Ops {
-		if o == op {
-			return true
+// onOldFile reports whether the operation's object is a file that exists before it.
+func onOldFile(op pavise.Op) bool {
+	return op.OnFile() && op != pavise.OpCreate && op != pavise.OpSymlink
+}
+
+func opsThat(are func(pavise.Op) bool) (ops []pavise.Op) {
+	for _, op := range judgedOps {
+		if are(op) {
+			ops = append(ops, op)
 		}
 	}
-	return false
+	return ops
 }
+
+// has reports whether f exists for op.
+func (f *Field) has(op pavise.Op) bool { return f.Ops == nil || f.mask&(1<<op) != 0 }
 
 // value returns the field's value in e; the zero value of its type when e has no such fact.
 func (f *Field) value(e *pavise.Event) ref.Val {
+	if !f.has(e.Op) {
+		return zeroVal(f.Type)
+	}
 	if f.event != nil {
 		return f.event(e)
 	}
@@ -107,27 +131,28 @@ func (f *Field) value(e *pavise.Event) ref.Val {
 	return f.proc(p)
 }
 
+// zeroVal is the value of a field that an event does not have.
+func zeroVal(typ string) ref.Val {
+	switch typ {
+	case "int":
+		return types.Int(0)
+	case "bool":
+		return types.False
+	case "list(string)":
+		return noStrings
+	}
+	return types.String("")
+}
+
 var (
 	noProcess pavise.Process
 	noStrings = types.NewStringList(types.DefaultTypeAdapter, nil)
 	noMap     = types.NewStringStringMap(types.DefaultTypeAdapter, map[string]string{})
 )
 
-// CapNames are the names of the capabilities, by number.
-var CapNames = strings.Fields(`CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH CAP_FOWNER CAP_FSETID CAP_KILL CAP_SETGID
-	CAP_SETUID CAP_SETPCAP CAP_LINUX_IMMUTABLE CAP_NET_BIND_SERVICE CAP_NET_BROADCAST CAP_NET_ADMIN CAP_NET_RAW
-	CAP_IPC_LOCK CAP_IPC_OWNER CAP_SYS_MODULE CAP_SYS_RAWIO CAP_SYS_CHROOT CAP_SYS_PTRACE CAP_SYS_PACCT CAP_SYS_ADMIN
-	CAP_SYS_BOOT CAP_SYS_NICE CAP_SYS_RESOURCE CAP_SYS_TIME CAP_SYS_TTY_CONFIG CAP_MKNOD CAP_LEASE CAP_AUDIT_WRITE
-	CAP_AUDIT_CONTROL CAP_SETFCAP CAP_MAC_OVERRIDE CAP_MAC_ADMIN CAP_SYSLOG CAP_WAKE_ALARM CAP_BLOCK_SUSPEND
-	CAP_AUDIT_READ CAP_PERFMON CAP_BPF CAP_CHECKPOINT_RESTORE`)
-
 func capNumber(name string) (int, bool) {
-	for i, n := range CapNames {
-		if n == name {
-			return i, true
-		}
-	}
-	return 0, false
+	n := slices.Index(pavise.CapNames[:], name)
+	return n, n >= 0
 }
 
 func capList(mask uint64) ref.Val {
@@ -135,33 +160,12 @@ func capList(mask uint64) ref.Val {
 		return noStrings
 	}
 	names := make([]string, 0, bits.OnesCount64(mask))
-	for i, n := range CapNames {
+	for i, n := range pavise.CapNames {
 		if mask&(1<<i) != 0 {
 			names = append(names, n)
 		}
 	}
 	return types.NewStringList(types.DefaultTypeAdapter, names)
-}
-
-// The names of the numbers of sockets and files. Others are written as decimal numbers.
-var (
-	familyNames   = map[string]uint8{"unix": 1, "ipv4": 2, "ipv6": 10, "netlink": 16, "packet": 17, "vsock": 40}
-	socketTypes   = map[string]uint8{"stream": 1, "dgram": 2, "raw": 3, "seqpacket": 5}
-	protocolNames = map[string]uint8{"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
-	fileTypes     = map[string]uint8{"fifo": 1, "char": 2, "directory": 4, "block": 6, "regular": 8, "symlink": 10, "socket": 12}
-)
-
-// nameOf returns the name of n in names, its decimal digits when it has none, and "" for 0.
-func nameOf(names map[string]uint8, n uint64) string {
-	if n == 0 {
-		return ""
-	}
-	for name, v := range names {
-		if uint64(v) == n {
-			return name
-		}
-	}
-	return strconv.FormatUint(n, 10)
 }
 
 func textVal(s string) ref.Val { return types.String(s) }
@@ -220,9 +224,9 @@ var processFields = []Field{
 		proc: func(p *pavise.Process) ref.Val { return textVal(baseName(p.Exe.Path)) }},
 	{Name: "exe.digest", Type: "string", Void: true, Doc: "Digest of the executable file, as \"sha256:...\".", Tip: "process.exe.path",
 		proc: func(*pavise.Process) ref.Val { return textVal("") }},
-	{Name: "exe.deleted", Type: "bool", Dim: DimProcFlags, kind: kindFlag, bit: ProcFlagDeleted, Doc: "Whether the executable file had no name any more when it was started.",
+	{Name: "exe.deleted", Type: "bool", Dim: DimProcFlags, kind: kindFlag, size: 1, bit: ProcFlagDeleted, Doc: "Whether the executable file had no name any more when it was started.",
 		proc: func(p *pavise.Process) ref.Val { return types.Bool(p.Exe.Deleted) }},
-	{Name: "exe.memfd", Type: "bool", Dim: DimProcFlags, kind: kindFlag, bit: ProcFlagMemfd, Doc: "Whether the executable is an anonymous memory file.",
+	{Name: "exe.memfd", Type: "bool", Dim: DimProcFlags, kind: kindFlag, size: 1, bit: ProcFlagMemfd, Doc: "Whether the executable is an anonymous memory file.",
 		proc: func(p *pavise.Process) ref.Val { return types.Bool(p.Exe.Memfd) }},
 	{Name: "script.path", Type: "string", Dim: DimScript, kind: kindPath, Doc: "Path of the script that the executable interprets, empty when there is none.",
 		proc: func(p *pavise.Process) ref.Val { return textVal(p.Script) }},
@@ -248,11 +252,11 @@ var processFields = []Field{
 			}
 			return intVal(*p.LoginID)
 		}},
-	{Name: "caps", Type: "list(string)", Dim: DimCaps, kind: kindCaps, Doc: "Names of the effective capabilities, as \"CAP_SYS_ADMIN\".",
+	{Name: "caps", Type: "list(string)", Dim: DimCaps, kind: kindCaps, size: 8, Doc: "Names of the effective capabilities, as \"CAP_SYS_ADMIN\".",
 		proc: func(p *pavise.Process) ref.Val { return capList(p.Caps) }},
-	{Name: "tty", Type: "bool", Dim: DimProcFlags, kind: kindFlag, bit: ProcFlagTTY, Doc: "Whether the process has a controlling terminal.",
+	{Name: "tty", Type: "bool", Dim: DimProcFlags, kind: kindFlag, size: 1, bit: ProcFlagTTY, Doc: "Whether the process has a controlling terminal.",
 		proc: func(p *pavise.Process) ref.Val { return types.Bool(p.TTY) }},
-	{Name: "secure_exec", Type: "bool", Dim: DimProcFlags, kind: kindFlag, bit: ProcFlagSecureExec, Doc: "Whether set-user-ID, set-group-ID or file capabilities raised its privileges at exec.",
+	{Name: "secure_exec", Type: "bool", Dim: DimProcFlags, kind: kindFlag, size: 1, bit: ProcFlagSecureExec, Doc: "Whether set-user-ID, set-group-ID or file capabilities raised its privileges at exec.",
 		proc: func(p *pavise.Process) ref.Val { return types.Bool(p.SecureExec) }},
 	{Name: "unit", Type: "string", Dim: DimCgroup, kind: kindUnit, Doc: "The systemd unit, as \"nginx.service\".", Tip: "process.cgroup.under(...)",
 		proc: func(p *pavise.Process) ref.Val { return textVal(p.Unit) }},
@@ -282,21 +286,46 @@ var processFields = []Field{
 }
 
 func accessField(name string, bit pavise.Access, doc string) Field {
-	return Field{Name: "file.access." + name, Type: "bool", Ops: fileOps, Dim: DimAccess, kind: kindFlag, bit: uint64(bit), Doc: doc,
+	return Field{Name: "file.access." + name, Type: "bool", Ops: accessOps, Dim: DimAccess, kind: kindFlag, size: 1, bit: uint64(bit), Doc: doc,
 		event: func(e *pavise.Event) ref.Val { return types.Bool(e.File.Access&bit != 0) }}
+}
+
+func on(ops ...pavise.Op) []pavise.Op { return ops }
+
+// idField is a user or group id that an operation sets.
+func idField(name string, op pavise.Op, dim Dim, doc string) Field {
+	return Field{Name: name, Type: "int", Ops: on(op), Dim: dim, kind: kindInt, size: 8, max: pavise.Unchanged, Doc: doc + "; 4294967295 when it stays.",
+		event: func(e *pavise.Event) ref.Val {
+			if dim == DimValue2 {
+				return intVal(e.Act.Value2)
+			}
+			return intVal(e.Act.Value)
+		}}
+}
+
+// bitField is a bit of DimValue, or any of some bits.
+func bitField(name string, op pavise.Op, bit uint64, doc string) Field {
+	return Field{Name: name, Type: "bool", Ops: on(op), Dim: DimValue, kind: kindFlag, size: 8, bit: bit, Doc: doc,
+		event: func(e *pavise.Event) ref.Val { return types.Bool(e.Act.Value&bit != 0) }}
+}
+
+// namedField is DimValue as a number with a name.
+func namedField(name string, op pavise.Op, names pavise.Names, other bool, doc string) Field {
+	return Field{Name: name, Type: "string", Ops: on(op), Dim: DimValue, kind: kindNamed, size: 8, width: 8, names: names, other: other, Doc: doc,
+		event: func(e *pavise.Event) ref.Val { return textVal(names.Name(e.Act.Value)) }}
 }
 
 // objectFields are the facts of the object and of the event.
 var objectFields = []Field{
-	{Name: "file.path", Type: "string", Ops: fileOps, Dim: DimPath, kind: kindPath, Doc: "Path of the file; for process.exec, of the new executable.",
+	{Name: "file.path", Type: "string", Ops: fileOps, Dim: DimPath, kind: kindPath, Doc: "Path of the file; for process.exec, of the new executable; for file.create and file.symlink, the new name; empty where memory is executed or loaded.",
 		event: func(e *pavise.Event) ref.Val { return textVal(e.File.Path) }},
 	{Name: "file.name", Type: "string", Ops: fileOps, Dim: DimPath, kind: kindName, Doc: "Last component of the file's path.",
 		event: func(e *pavise.Event) ref.Val { return textVal(baseName(e.File.Path)) }},
-	{Name: "file.type", Type: "string", Ops: fileOps, Dim: DimMode, kind: kindType, names: fileTypes, Doc: "regular, directory, symlink, char, block, fifo or socket.",
-		event: func(e *pavise.Event) ref.Val { return textVal(nameOf(fileTypes, uint64(e.File.Mode>>12))) }},
-	{Name: "file.mode", Type: "int", Ops: fileOps, Dim: DimMode, kind: kindMode, Doc: "Permission bits (07777); file.mode.has(\"04000\") tests bits given in octal.",
+	{Name: "file.type", Type: "string", Ops: fileOps, Dim: DimMode, kind: kindType, size: 2, names: pavise.FileTypeNames, Doc: "regular, directory, symlink, char, block, fifo or socket; for file.create, what the file will be; empty when there is no file.",
+		event: func(e *pavise.Event) ref.Val { return textVal(pavise.FileTypeNames.Name(uint64(e.File.Mode >> 12))) }},
+	{Name: "file.mode", Type: "int", Ops: fileOps, Dim: DimMode, kind: kindMode, size: 2, Doc: "Permission bits (07777), before the operation; for file.create, those it is made with; file.mode.has(\"04000\") tests bits given in octal.",
 		event: func(e *pavise.Event) ref.Val { return intVal(e.File.Mode & 0o7777) }},
-	{Name: "file.owner.id", Type: "int", Ops: fileOps, Dim: DimOwner, kind: kindInt, size: 4, Doc: "User id of the file's owner.",
+	{Name: "file.owner.id", Type: "int", Ops: oldOps, Dim: DimOwner, kind: kindInt, size: 4, Doc: "User id of the file's owner.",
 		event: func(e *pavise.Event) ref.Val { return intVal(e.File.Owner) }},
 	{Name: "file.fs", Type: "string", Ops: fileOps, Dim: DimFS, kind: kindText, Doc: "Name of the file system's type: ext4, overlay, tmpfs.",
 		event: func(e *pavise.Event) ref.Val { return textVal(e.File.FS) }},
@@ -306,17 +335,29 @@ var objectFields = []Field{
 	accessField("create", pavise.AccessCreate, "Whether the open creates the file."),
 	accessField("truncate", pavise.AccessTruncate, "Whether the open truncates the file."),
 	accessField("append", pavise.AccessAppend, "Whether the file is opened to be appended to."),
-	{Name: "file.deleted", Type: "bool", Ops: fileOps, Dim: DimFileFlags, kind: kindFlag, bit: FileFlagDeleted, Doc: "Whether the file has no name any more.",
+	{Name: "file.deleted", Type: "bool", Ops: oldOps, Dim: DimFileFlags, kind: kindFlag, size: 1, bit: FileFlagDeleted, Doc: "Whether the file has no name any more.",
 		event: func(e *pavise.Event) ref.Val { return types.Bool(e.File.Deleted) }},
-	{Name: "file.memfd", Type: "bool", Ops: fileOps, Dim: DimFileFlags, kind: kindFlag, bit: FileFlagMemfd, Doc: "Whether the file is an anonymous memory file.",
+	{Name: "file.memfd", Type: "bool", Ops: oldOps, Dim: DimFileFlags, kind: kindFlag, size: 1, bit: FileFlagMemfd, Doc: "Whether the file is an anonymous memory file.",
 		event: func(e *pavise.Event) ref.Val { return types.Bool(e.File.Memfd) }},
+	{Name: "file.new_path", Type: "string", Ops: moveOps, Dim: DimNewPath, kind: kindPath, Doc: "The path that the file gets, by file.rename and file.link; where the old root goes, by fs.pivot_root.",
+		event: func(e *pavise.Event) ref.Val { return textVal(e.Act.NewPath) }},
+	{Name: "file.new_name", Type: "string", Ops: moveOps, Dim: DimNewPath, kind: kindName, Doc: "Last component of the new path.",
+		event: func(e *pavise.Event) ref.Val { return textVal(baseName(e.Act.NewPath)) }},
+	{Name: "file.target", Type: "string", Ops: on(pavise.OpSymlink), Dim: DimName, kind: kindText, Doc: "What the symbolic link says.",
+		event: func(e *pavise.Event) ref.Val { return textVal(e.Act.Name) }},
+	{Name: "file.new_mode", Type: "int", Ops: on(pavise.OpChmod), Dim: DimValue, kind: kindMode, size: 8, Doc: "The new permission bits; file.new_mode.has(\"04000\") is a file that becomes set-user-ID.",
+		event: func(e *pavise.Event) ref.Val { return intVal(e.Act.Value & 0o7777) }},
+	idField("file.new_owner.id", pavise.OpChown, DimValue, "User id of the new owner"),
+	idField("file.new_group.id", pavise.OpChown, DimValue2, "Group id of the new group"),
+	{Name: "file.xattr", Type: "string", Ops: on(pavise.OpSetxattr), Dim: DimName, kind: kindText, Doc: "Name of the extended attribute that is set.",
+		event: func(e *pavise.Event) ref.Val { return textVal(e.Act.Name) }},
 
-	{Name: "net.family", Type: "string", Ops: netOps, Dim: DimSocket, kind: kindSocket, at: 0, names: familyNames, Doc: "unix, ipv4, ipv6, netlink, packet, vsock, or the number of another family. An IPv6 socket that talks to an IPv4 address is ipv6.",
-		event: func(e *pavise.Event) ref.Val { return textVal(nameOf(familyNames, uint64(e.Net.Family))) }},
-	{Name: "net.type", Type: "string", Ops: netOps, Dim: DimSocket, kind: kindSocket, at: 1, names: socketTypes, Doc: "stream, dgram, raw, seqpacket, or the number of another type.",
-		event: func(e *pavise.Event) ref.Val { return textVal(nameOf(socketTypes, uint64(e.Net.Type))) }},
-	{Name: "net.protocol", Type: "string", Ops: netOps, Dim: DimSocket, kind: kindSocket, at: 2, names: protocolNames, Doc: "tcp, udp, icmp, icmpv6, sctp, the number of another protocol as \"47\", or empty when there is none.",
-		event: func(e *pavise.Event) ref.Val { return textVal(nameOf(protocolNames, uint64(e.Net.Protocol))) }},
+	{Name: "net.family", Type: "string", Ops: socketOps, Dim: DimSocket, kind: kindNamed, size: 3, at: 0, width: 1, names: pavise.FamilyNames, other: true, Doc: "unix, ipv4, ipv6, netlink, packet, vsock, or the number of another family. An IPv6 socket that talks to an IPv4 address is ipv6.",
+		event: func(e *pavise.Event) ref.Val { return textVal(pavise.FamilyNames.Name(uint64(e.Net.Family))) }},
+	{Name: "net.type", Type: "string", Ops: socketOps, Dim: DimSocket, kind: kindNamed, size: 3, at: 1, width: 1, names: pavise.TypeNames, other: true, Doc: "stream, dgram, raw, seqpacket, or the number of another type.",
+		event: func(e *pavise.Event) ref.Val { return textVal(pavise.TypeNames.Name(uint64(e.Net.Type))) }},
+	{Name: "net.protocol", Type: "string", Ops: socketOps, Dim: DimSocket, kind: kindNamed, size: 3, at: 2, width: 1, names: pavise.ProtocolNames, other: true, Doc: "tcp, udp, icmp, icmpv6, sctp, the number of another protocol as \"47\", or empty when there is none.",
+		event: func(e *pavise.Event) ref.Val { return textVal(pavise.ProtocolNames.Name(uint64(e.Net.Protocol))) }},
 	{Name: "net.direction", Type: "string", Ops: netOps, kind: kindDirection, Doc: "out for net.connect and net.send, in for net.bind, net.listen and net.accept.",
 		event: func(e *pavise.Event) ref.Val { return textVal(direction(e.Op)) }},
 	{Name: "net.remote.address", Type: "string", Ops: remoteOps, Dim: DimRemoteAddr, kind: kindAddr, Doc: "The other end's address; IPv4 also when an IPv6 socket uses it mapped; empty for Unix sockets.",
@@ -333,6 +374,61 @@ var objectFields = []Field{
 		event: func(e *pavise.Event) ref.Val { return intVal(e.Net.LocalPort) }},
 	{Name: "net.local.path", Type: "string", Ops: netOps, Dim: DimLocalPath, kind: kindText, Doc: "Path of the Unix socket itself; an abstract name begins with \"@\".",
 		event: func(e *pavise.Event) ref.Val { return textVal(e.Net.LocalPath) }},
+
+	namedField("signal", pavise.OpSignal, pavise.SignalNames, true, "Name of the signal, as \"SIGKILL\" or \"SIGRTMIN+3\"; \"0\" only asks whether the process is there."),
+	namedField("ptrace.mode", pavise.OpPtrace, pavise.PtraceNames, false, "read, as of /proc/PID/maps, or attach: control, as by ptrace(2) and /proc/PID/mem."),
+	{Name: "target.exe.path", Type: "string", Ops: targetOps, Dim: DimTargetExe, kind: kindPath, Doc: "Path of the other process's executable.",
+		event: func(e *pavise.Event) ref.Val { return textVal(e.Act.Target.Path) }},
+	{Name: "target.exe.name", Type: "string", Ops: targetOps, Dim: DimTargetExe, kind: kindName, Doc: "Last component of it.",
+		event: func(e *pavise.Event) ref.Val { return textVal(baseName(e.Act.Target.Path)) }},
+	{Name: "target.user.id", Type: "int", Ops: targetOps, Dim: DimTargetUID, kind: kindInt, size: 4, Doc: "The other process's effective user id.",
+		event: func(e *pavise.Event) ref.Val { return intVal(e.Act.Target.UID) }},
+	{Name: "target.pid", Type: "int", Ops: targetOps, Doc: "The other process's id in the initial pid namespace.", Tip: "target.exe.path",
+		event: func(e *pavise.Event) ref.Val { return intVal(e.Act.Target.PID) }},
+
+	idField("setid.user.id", pavise.OpSetid, DimValue, "The new effective user id (for setfsuid, of the file system)"),
+	idField("setid.group.id", pavise.OpSetid, DimValue2, "The new effective group id (for setfsgid, of the file system)"),
+	{Name: "capset.effective", Type: "list(string)", Ops: on(pavise.OpCapset), Dim: DimValue, kind: kindCaps, size: 8, Doc: "Names of the new effective capabilities.",
+		event: func(e *pavise.Event) ref.Val { return capList(e.Act.Value) }},
+	{Name: "capset.permitted", Type: "list(string)", Ops: on(pavise.OpCapset), Dim: DimValue2, kind: kindCaps, size: 8, Doc: "Names of the new permitted capabilities.",
+		event: func(e *pavise.Event) ref.Val { return capList(e.Act.Value2) }},
+
+	bitField("memory.anonymous", pavise.OpMemExec, pavise.MemAnonymous, "Whether no file is mapped there."),
+	bitField("memory.written", pavise.OpMemExec, pavise.MemWritten, "Whether it was or could have been written: write, then execute."),
+	bitField("memory.writable", pavise.OpMemExec, pavise.MemWritable, "Whether it becomes writable and executable at once."),
+	bitField("memory.stack", pavise.OpMemExec, pavise.MemStack, "Whether it is the stack."),
+	bitField("memory.heap", pavise.OpMemExec, pavise.MemHeap, "Whether it is the heap (brk)."),
+
+	{Name: "mount.source", Type: "string", Ops: on(pavise.OpMount), Dim: DimNewPath, kind: kindText, Doc: "What is mounted, as given: a device, a directory, or any word.",
+		event: func(e *pavise.Event) ref.Val { return textVal(e.Act.NewPath) }},
+	{Name: "mount.type", Type: "string", Ops: on(pavise.OpMount), Dim: DimName, kind: kindText, Doc: "Type of the file system, as given: ext4, tmpfs; for bind, move, remount and propagation it means nothing.",
+		event: func(e *pavise.Event) ref.Val { return textVal(e.Act.Name) }},
+	bitField("mount.readonly", pavise.OpMount, pavise.MountReadonly, "Whether it is mounted read-only."),
+	bitField("mount.nosuid", pavise.OpMount, pavise.MountNosuid, "Whether set-user-ID bits and file capabilities do nothing there."),
+	bitField("mount.nodev", pavise.OpMount, pavise.MountNodev, "Whether device files do nothing there."),
+	bitField("mount.noexec", pavise.OpMount, pavise.MountNoexec, "Whether nothing can be executed there."),
+	bitField("mount.remount", pavise.OpMount, pavise.MountRemount, "Whether a mount that exists is changed."),
+	bitField("mount.bind", pavise.OpMount, pavise.MountBind, "Whether a directory or file is mounted a second time."),
+	bitField("mount.move", pavise.OpMount, pavise.MountMove, "Whether a mount is moved."),
+	bitField("mount.propagation", pavise.OpMount, pavise.MountPropagation, "Whether a mount becomes shared, slave, private or unbindable."),
+
+	namedField("module.source", pavise.OpModule, pavise.SourceNames, false, "file (finit_module), memory (init_module), or request: the kernel asks for a module by name."),
+	{Name: "module.name", Type: "string", Ops: on(pavise.OpModule), Dim: DimName, kind: kindText, Doc: "Name of the module that is requested; empty when one is loaded.",
+		event: func(e *pavise.Event) ref.Val { return textVal(e.Act.Name) }},
+	namedField("kexec.source", pavise.OpKexec, pavise.SourceNames[:pavise.SourceRequest], false, "file (kexec_file_load) or memory (kexec_load)."),
+	namedField("bpf.command", pavise.OpBPF, pavise.BPFNames, true, "The command of bpf(2) in lower case, as prog_load or map_create; the number of one that has no name here."),
+	namedField("perf.type", pavise.OpPerf, pavise.PerfNames, false, "What perf_event_open(2) asks for: open (the call itself), cpu (all processes on a CPU), kernel, or tracepoint."),
+	{Name: "key.type", Type: "string", Ops: on(pavise.OpKeyring), Dim: DimName, kind: kindText, Doc: "Type of the key: user, keyring, logon.",
+		event: func(e *pavise.Event) ref.Val { return textVal(e.Act.Name) }},
+	{Name: "key.description", Type: "string", Ops: on(pavise.OpKeyring), Dim: DimNewPath, kind: kindText, Doc: "Description (name) of the key.",
+		event: func(e *pavise.Event) ref.Val { return textVal(e.Act.NewPath) }},
+	namedField("io_uring.request", pavise.OpIOUring, pavise.IOUringNames, false, "setup (a new ring), sqpoll (a submission thread of the kernel), credentials (those of another), or command (to a device or socket)."),
+	{Name: "sysctl.name", Type: "string", Ops: on(pavise.OpSysctl), Dim: DimName, kind: kindSysctl, Doc: "The variable, as \"kernel/core_pattern\" or \"kernel.core_pattern\": a literal without a slash has slashes for its dots.",
+		event: func(e *pavise.Event) ref.Val { return textVal(e.Act.Name) }},
+	{Name: "device.major", Type: "int", Ops: on(pavise.OpDevice), Dim: DimValue, kind: kindInt, size: 8, max: 1<<12 - 1, Doc: "Major number of the device; file.type says char or block.",
+		event: func(e *pavise.Event) ref.Val { return intVal(e.Act.Value) }},
+	{Name: "device.minor", Type: "int", Ops: on(pavise.OpDevice), Dim: DimValue2, kind: kindInt, size: 8, max: 1<<20 - 1, Doc: "Minor number of the device.",
+		event: func(e *pavise.Event) ref.Val { return intVal(e.Act.Value2) }},
 
 	{Name: "op", Type: "string", Only: true, Doc: "The operation, as \"file.open\".",
 		event: func(e *pavise.Event) ref.Val { return textVal(e.Op.String()) }},
@@ -380,6 +476,9 @@ var fieldList, fieldByName = func() ([]*Field, map[string]*Field) {
 		proc: func(p *pavise.Process) ref.Val { return ancestorList(p) }})
 	for i := range objectFields {
 		f := objectFields[i]
+		for _, op := range f.Ops {
+			f.mask |= 1 << op
+		}
 		list = append(list, &f)
 	}
 	byName := map[string]*Field{}

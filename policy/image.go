@@ -11,7 +11,7 @@ type Image struct {
 	Rows     []Row    // Rows[0] is unused: row 0 means "every clause", and is skipped
 	Words    []uint64 // the non-zero words of all rows
 	Rules    []Rule   // by global rule number, as in pavise.Event.RuleIDs
-	// Protected lists exact paths in explicit (not default) rules on file.open and process.exec, sorted. Enforce
+	// Protected lists exact paths in explicit (not default) rules on operations whose object is an existing file, sorted. Enforce
 	// gives the kernel their inodes, so that a hard link to such a file is judged under this name too.
 	Protected []string
 }

@@ -134,11 +134,6 @@ func (es Errors) Unwrap() []error {
 	return out
 }
 
-// laterOps are operations of the language that this version does not have yet.
-var laterOps = strings.Fields(`process.signal process.ptrace process.setid process.capset memory.exec file.create file.delete
-	file.rename file.link file.symlink file.truncate file.chmod file.chown file.setxattr fs.mount fs.umount fs.chroot fs.pivot_root
-	net.socket kernel.module kernel.bpf kernel.perf kernel.keyring kernel.userns kernel.io_uring kernel.kexec kernel.sysctl device.open`)
-
 func judgedOp(name string) (pavise.Op, bool) {
 	for _, op := range judgedOps {
 		if op.String() == name {
@@ -505,27 +500,34 @@ func (p *parser) name(v *yaml.Node, field string) string {
 	return s
 }
 
-// op reads an operation.
-func (p *parser) op(v *yaml.Node, field string, s string) (pavise.Op, bool) {
+// ops reads an operation, or a whole group as "file.*".
+func (p *parser) ops(v *yaml.Node, field string, s string) []pavise.Op {
 	if op, ok := judgedOp(s); ok {
-		return op, true
+		return []pavise.Op{op}
+	}
+	if group, ok := strings.CutSuffix(s, ".*"); ok {
+		if ops := opsOfGroup[group]; ops != nil {
+			return ops
+		}
+		hint := "the groups are " + strings.Join(opGroups, ", ")
+		if near := nearest(group, opGroups); near != "" {
+			hint = fmt.Sprintf("did you mean \"%s.*\"? %s", near, hint)
+		}
+		p.at(v, field, hint, "unknown group of operations %q", s)
+		return nil
 	}
 	var names []string
 	for _, op := range judgedOps {
 		names = append(names, op.String())
 	}
-	for _, later := range laterOps {
-		if s == later {
-			p.at(v, field, "this version has "+strings.Join(names, ", "), "operation %q is planned for a later version", s)
-			return 0, false
-		}
-	}
-	hint := "this version has " + strings.Join(names, ", ") + "; planned are " + strings.Join(laterOps, ", ")
-	if near := nearest(s, append(names, laterOps...)); near != "" {
-		hint = fmt.Sprintf("did you mean %q? %s", near, hint)
+	hint := "the operations are " + strings.Join(names, ", ")
+	if near := nearest(s, names); near != "" {
+		hint = fmt.Sprintf("did you mean %q?", near)
+	} else if opsOfGroup[s] != nil {
+		hint = fmt.Sprintf("write \"%s.*\" for all of them", s)
 	}
 	p.at(v, field, hint, "unknown operation %q", s)
-	return 0, false
+	return nil
 }
 
 // condition reads and checks a CEL expression.
@@ -634,7 +636,7 @@ func (p *parser) defaults(pol *Policy, v *yaml.Node, field string) {
 	}
 	for i := 0; i+1 < len(v.Content); i += 2 {
 		k, d := v.Content[i], v.Content[i+1]
-		op, ok := p.op(k, field, k.Value)
+		ops := p.ops(k, field, k.Value)
 		if s, isText := p.text(d, field+"."+k.Value); isText && s != "deny" {
 			hint := "it is deny"
 			if s == "allow" {
@@ -642,7 +644,11 @@ func (p *parser) defaults(pol *Policy, v *yaml.Node, field string) {
 			}
 			p.at(d, field+"."+k.Value, hint, "unknown value %q", s)
 		}
-		if ok {
+		for _, op := range ops {
+			if _, dup := pol.defaultLines[op]; dup {
+				p.at(k, field, "", "duplicate operation %q", op)
+				continue
+			}
 			pol.Default = append(pol.Default, op)
 			pol.defaultLines[op] = [2]int{p.base + k.Line, k.Column}
 		}
@@ -665,9 +671,10 @@ func (p *parser) rules(pol *Policy, v *yaml.Node) {
 			"on": func(v *yaml.Node, f string) {
 				on = v
 				for j, s := range p.texts(v, f) {
-					if op, ok := p.op(v.Content[min(j, len(v.Content)-1)], fmt.Sprintf("%s[%d]", f, j), s); ok {
+					at, f := v.Content[min(j, len(v.Content)-1)], fmt.Sprintf("%s[%d]", f, j)
+					for _, op := range p.ops(at, f, s) {
 						if slices.Contains(r.On, op) {
-							p.at(v.Content[j], fmt.Sprintf("%s[%d]", f, j), "", "duplicate operation %q", s)
+							p.at(at, f, "", "duplicate operation %q", op)
 							continue
 						}
 						r.On = append(r.On, op)

@@ -585,18 +585,26 @@ func numberPatterns(spans []span, n int) []pattern {
 	return ps
 }
 
-// modePatterns matches the permission bits (07777) in spans, with any file type above them.
-func modePatterns(spans []span) []pattern {
-	ps := numberPatterns(spans, 2)
+// modePatterns matches the numbers of n bytes whose permission bits (07777) are in spans, with any file type above them.
+func modePatterns(spans []span, n int) []pattern {
+	ps := numberPatterns(spans, n)
 	for i := range ps {
-		low := ps[i].Items[0].Set
+		low := ps[i].Items[n-2].Set
 		var s byteSet
 		for b := range 256 {
 			if low.has(byte(b & 0x0f)) {
 				s.add(byte(b))
 			}
 		}
-		ps[i].Items[0].Set = s
+		ps[i].Items[n-2].Set = s
+	}
+	return ps
+}
+
+// anyBitPatterns matches the big-endian numbers of n bytes that have any bit of mask.
+func anyBitPatterns(mask uint64, n int) (ps []pattern) {
+	for ; mask != 0; mask &= mask - 1 {
+		ps = append(ps, bitPatterns(mask&-mask, n)...)
 	}
 	return ps
 }

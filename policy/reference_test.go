@@ -13,7 +13,7 @@ import (
 // TestReference keeps docs/policy-reference.md as the code has it: go test ./policy -run TestReference -update writes it.
 func TestReference(t *testing.T) {
 	const name = "../docs/policy-reference.md"
-	want := reference()
+	want := reference(t)
 	if *update {
 		if err := os.WriteFile(name, want, 0o644); err != nil {
 			t.Fatal(err)
@@ -24,7 +24,7 @@ func TestReference(t *testing.T) {
 	}
 }
 
-func reference() []byte {
+func reference(t *testing.T) []byte {
 	var b bytes.Buffer
 	cell := strings.NewReplacer("|", `\|`, "\n", " ")
 	b.WriteString(`# Policy reference
@@ -49,19 +49,26 @@ says); in *user* space it may stand in rules that are monitored or audited; *non
 				where = "kernel"
 			}
 			doc := f.Doc
-			if n := len(f.Ops); n > 0 && n != len(fileOps) && n != len(netOps) {
-				doc += " For " + opNames(f.Ops) + "."
+			if f.Ops != nil {
+				doc += " For `" + strings.ReplaceAll(opList(f.Ops), ", ", "`, `") + "`."
 			}
 			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.Name, cell.Replace(f.Type), where, cell.Replace(doc))
 		}
+	}
+	b.WriteString("\n## Operations\n\n`on: [file.*]` stands for all operations of a group. [policy-language.md](policy-language.md) says when each is judged.\n\n| operation | what it is | its fields |\n| --- | --- | --- |\n")
+	for _, op := range judgedOps {
+		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", op, operations(t)[op].what, fieldGroups(op))
 	}
 	group := func(prefix string) func(Field) bool {
 		return func(f Field) bool { return !f.Only && strings.HasPrefix(f.Name, prefix) }
 	}
 	section("The process that acts", "For every operation, in subjects and in rules. `process.parent.` has all of these of the parent too: its `exe.path` and `exe.name` are decided in the kernel, the others in user space.",
 		func(f Field) bool { return group("process.")(f) && !strings.HasPrefix(f.Name, "process.parent.") })
-	section("The file", "For `process.exec`, where it is the new executable, and `file.open`.", group("file."))
+	section("The file", "What the operation acts on.", group("file."))
 	section("The connection", "For the operations that begin with `net.`.", group("net."))
+	section("The act", "What else an operation is about.", func(f Field) bool {
+		return !f.Only && !group("process.")(f) && !group("file.")(f) && !group("net.")(f)
+	})
 	section("The event", "Only in `pavise events --where`.", func(f Field) bool { return f.Only })
 
 	b.WriteString("\n## Functions\n\nBeside CEL's operators `==`, `!=`, `<`, `<=`, `>`, `>=`, `in`, `!`, `&&`, `||` and `? :`.\n\n| function | example | what it does |\n| --- | --- | --- |\n")
@@ -80,13 +87,105 @@ says); in *user* space it may stand in rules that are monitored or audited; *non
 			fmt.Fprintf(&b, "| %s | %s |\n", strings.Join(names, " "), cell.Replace(works[k]))
 		}
 	}
+	b.WriteString("\n## Names\n\nThe names of numbers with many.\n\n| field | names |\n| --- | --- |\n")
+	for _, f := range Fields() {
+		if f.kind == kindNamed && len(f.names) > 8 && f.size == 8 {
+			var names []string
+			for _, n := range f.names {
+				if n != "" && (!strings.HasPrefix(n, "SIGRTMIN+") || n == "SIGRTMIN+30") {
+					names = append(names, "`"+n+"`")
+				}
+			}
+			fmt.Fprintf(&b, "| `%s` | %s |\n", f.Name, strings.ReplaceAll(strings.Join(names, " "), "`SIGRTMIN` `", "`SIGRTMIN` to `"))
+		}
+	}
+	b.WriteString("\n## An example of each operation\n\nEach is compiled by a test.\n")
+	for _, op := range judgedOps {
+		fmt.Fprintf(&b, "\n### %s\n\n```yaml\n%s```\n", op, operations(t)[op].policy)
+	}
 	return b.Bytes()
 }
 
-func opNames(ops []pavise.Op) string {
+// fieldGroups names the fields that op has beside those of the process.
+func fieldGroups(op pavise.Op) string {
 	var names []string
-	for _, o := range ops {
-		names = append(names, "`"+o.String()+"`")
+	access := false
+	for _, f := range Fields() {
+		switch {
+		case f.Ops == nil || !f.has(op) || f.Void:
+		case !strings.HasPrefix(f.Name, "file.access."):
+			names = append(names, "`"+f.Name+"`")
+		case !access:
+			access = true
+			names = append(names, "`file.access.*`")
+		}
 	}
-	return strings.Join(names, ", ")
+	if names == nil {
+		return "those of the process only"
+	}
+	return strings.Join(names, " ")
+}
+
+// operation is what testdata/operations has of one: what it is, and a policy for it.
+type operation struct{ what, policy string }
+
+func operations(t *testing.T) map[pavise.Op]operation {
+	data, err := os.ReadFile("testdata/operations/operations.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[pavise.Op]operation{}
+	for _, c := range strings.Split(string(data), caseSep) {
+		head, src, _ := strings.Cut(c, resultSep)
+		name, what, ok := strings.Cut(strings.TrimSpace(head), ": ")
+		op, known := judgedOp(name)
+		if _, dup := all[op]; !ok || !known || dup {
+			t.Fatalf("bad entry %q", head)
+		}
+		all[op] = operation{what, src}
+	}
+	for _, op := range judgedOps {
+		if all[op].policy == "" {
+			t.Errorf("nothing about %s", op)
+		}
+	}
+	return all
+}
+
+// TestOperations compiles the example of each operation, and all of them together, for a machine that can do everything: what they say is
+// enforced, without a warning.
+func TestOperations(t *testing.T) {
+	var all []*Policy
+	for op, o := range operations(t) {
+		set, err := Parse(op.String(), []byte(o.policy))
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		all = append(all, set...)
+		_, report, err := Compile(set, testMachine())
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		found := false
+		for _, r := range report.Policies[0].Rules {
+			found = found || r.Op == op
+			if r.State != StateEnforced && r.Action != pavise.ActionAudit || len(r.User) > 0 {
+				t.Errorf("%s: %s is %s", op, r.Rule, r.State)
+			}
+		}
+		if !found || len(report.Warnings()) > 0 {
+			t.Errorf("%s: no rule for it, or warnings: %v", op, report.Warnings())
+		}
+	}
+	img, _, err := Compile(all, testMachine())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, op := range judgedOps {
+		if !img.Ops[op].Used() {
+			t.Errorf("%s is not judged", op)
+		}
+	}
 }

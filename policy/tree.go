@@ -10,6 +10,8 @@ import (
 	"cel.dev/cel-go/common/ast"
 	"cel.dev/cel-go/common/operators"
 	"cel.dev/cel-go/common/types"
+
+	"github.com/pavise-project/pavise"
 )
 
 // This file makes a boolean tree of atoms of a checked condition. What depends on the operation or on the machine stays
@@ -68,9 +70,21 @@ func newAtom(dim Dim, key string, patterns []pattern) *natom {
 	return &natom{dim: dim, key: dim.key() + " " + key, patterns: patterns}
 }
 
-func textAtom(dim Dim, patterns []pattern) *natom {
-	return newAtom(dim, patternsKey(patterns), patterns)
+// atomOf makes an atom of f's dimension, with what is asked of it in the key.
+func (f *Field) atomOf(key string, patterns []pattern) *natom {
+	if f.shared() {
+		return &natom{dim: f.Dim, key: f.Name + " " + key, patterns: patterns}
+	}
+	return newAtom(f.Dim, key, patterns)
 }
+
+// textAtom makes an atom of patterns alone, which are its key.
+func (f *Field) textAtom(patterns []pattern) *natom {
+	return f.atomOf(patternsKey(patterns), patterns)
+}
+
+// shared reports whether other operations have something else in f's dimension, so that keys must name the field.
+func (f *Field) shared() bool { return f.Dim >= DimValue && f.Dim <= DimNewPath }
 
 func (c *checker) node(e ast.Expr, kind cnodeKind, subs ...*cnode) *cnode {
 	return &cnode{kind: kind, subs: subs, expr: e, cond: c.cond}
@@ -97,9 +111,12 @@ func (c *checker) build(e ast.Expr) *cnode {
 	}
 	if f := c.field(e); f != nil {
 		if f.kind == kindFlag {
+			if f.shared() {
+				return c.leaf(e, &natom{dim: f.Dim, key: f.Name, patterns: anyBitPatterns(f.bit, f.size)})
+			}
 			short := strings.TrimPrefix(f.Name, "process.")
 			short = strings.TrimPrefix(strings.TrimPrefix(short, "file."), "access.")
-			return c.leaf(e, newAtom(f.Dim, short, bitPatterns(f.bit, 1)))
+			return c.leaf(e, newAtom(f.Dim, short, anyBitPatterns(f.bit, f.size)))
 		}
 		return c.unknown(e)
 	}
@@ -211,13 +228,13 @@ func (c *checker) in(e, a, b ast.Expr) *cnode {
 		n, ok := capNumber(s)
 		if !ok {
 			hint := ""
-			if near := nearest(strings.ToUpper(s), CapNames); near != "" {
+			if near := nearest(strings.ToUpper(s), pavise.CapNames[:]); near != "" {
 				hint = fmt.Sprintf("did you mean %q?", near)
 			}
 			c.fail(a, hint, "unknown capability %q", s)
 			return c.unknown(e)
 		}
-		return c.leaf(e, newAtom(f.Dim, s, bitPatterns(1<<n, 8)))
+		return c.leaf(e, f.atomOf(s, bitPatterns(1<<n, f.size)))
 	}
 	if b.Kind() != ast.ListKind {
 		return c.unknown(e)
@@ -255,21 +272,21 @@ func (c *checker) oneOf(e ast.Expr, f *Field, els []ast.Expr) *cnode {
 		}
 	}
 	switch f.kind {
-	case kindPath, kindText:
+	case kindPath, kindText, kindSysctl:
 		var ps []pattern
 		for _, s := range texts {
 			ps = append(ps, pattern{Items: literal(s)})
 		}
-		return c.leaf(e, textAtom(f.Dim, ps))
+		return c.leaf(e, f.textAtom(ps))
 	case kindName:
 		var ps []pattern
 		for _, s := range texts {
 			ps = append(ps, namePatterns(literal(s))...)
 		}
-		return c.leaf(e, textAtom(f.Dim, ps))
+		return c.leaf(e, f.textAtom(ps))
 	case kindInt, kindMode:
 		return c.spans(e, f, spans)
-	case kindType, kindSocket:
+	case kindType, kindNamed:
 		return c.enum(e, f, els, texts)
 	case kindAddr:
 		return c.addresses(e, f, texts)
@@ -294,7 +311,7 @@ func (c *checker) oneOf(e ast.Expr, f *Field, els []ast.Expr) *cnode {
 			}
 			ps = append(ps, unitPatterns([]string{s}, false)...)
 		}
-		return c.leaf(e, textAtom(f.Dim, ps).named("unit="+strings.Join(texts, ",")))
+		return c.leaf(e, f.textAtom(ps).named("unit="+strings.Join(texts, ",")))
 	case kindContainer:
 		var subs []*cnode
 		for _, s := range texts {
@@ -328,6 +345,9 @@ func keyText(names ...string) string {
 func (c *checker) limit(f *Field) uint64 {
 	switch f.kind {
 	case kindInt:
+		if f.max != 0 {
+			return f.max
+		}
 		return 1<<(8*f.size) - 1
 	case kindMode:
 		return 0o7777
@@ -359,7 +379,10 @@ func canonicalText(f *Field, s string) (out, hint string, err error) {
 		if strings.Contains(s, "/") {
 			return "", "compare " + strings.TrimSuffix(f.Name, "name") + "path", fmt.Errorf("name %q has a \"/\", and a name has none", s)
 		}
-	case kindText:
+	case kindText, kindSysctl:
+		if f.kind == kindSysctl {
+			s = sysctlName(s)
+		}
 		if len(s) > MaxString {
 			return "", "", fmt.Errorf("string of %d bytes is too long: the limit is %d", len(s), MaxString)
 		}
@@ -455,43 +478,119 @@ func containerAtom(prefix string) *natom {
 	return newAtom(DimCgroup, "container="+prefix+strings.Repeat("*", min(1, 64-len(prefix))), ps)
 }
 
+// sysctlName is the name of a variable with slashes: as sysctl(8), one without any has them for its dots.
+func sysctlName(s string) string {
+	if strings.Contains(s, "/") {
+		return s
+	}
+	return strings.ReplaceAll(s, ".", "/")
+}
+
 // enum is the test that a named number is one of texts.
 func (c *checker) enum(e ast.Expr, f *Field, els []ast.Expr, texts []string) *cnode {
-	var set byteSet
-	var numbers []string
+	var numbers []uint64
+	var shown []string
 	for i, s := range texts {
-		n, ok := f.names[s]
-		if !ok && s != "" && f.kind == kindSocket {
-			v, err := strconv.ParseUint(s, 10, 8)
-			ok = err == nil && v > 0 && nameOf(f.names, v) == s && strconv.FormatUint(v, 10) == s
-			n = uint8(v)
-		}
-		if !ok && s != "" {
-			known := make([]string, 0, len(f.names))
-			for name := range f.names {
-				known = append(known, name)
+		n, ok := f.names.Number(s)
+		switch {
+		case ok:
+		case s == "": // what has no number
+			if f.names.Name(0) != "" {
+				continue
 			}
-			sort.Strings(known)
-			c.fail(els[min(i, len(els)-1)], "it is one of "+strings.Join(known, ", "), "unknown value %q of %s", s, f.Name)
+		case f.other:
+			v, err := strconv.ParseUint(s, 10, min(8*f.width, 31))
+			if n = v; err == nil && v > 0 && f.names.Name(v) == s {
+				break
+			}
+			fallthrough
+		default:
+			c.unknownName(els[min(i, len(els)-1)], f, s)
 			continue
 		}
-		if f.kind == kindType {
-			for b := range 16 {
-				set.add(n<<4 | byte(b))
-			}
-		} else {
-			set.add(n)
+		numbers = append(numbers, n)
+		shown = append(shown, s)
+	}
+	if len(numbers) == 0 {
+		return c.node(e, cFalse)
+	}
+	sort.Strings(shown)
+	key := strings.Join(shown, ",")
+	if !f.shared() {
+		key = strings.TrimPrefix(strings.TrimPrefix(f.Name, "net."), "file.") + "=" + key
+	}
+	return c.leaf(e, f.atomOf(key, f.namedPatterns(numbers)))
+}
+
+// unknownName reports a name that is none of f's.
+func (c *checker) unknownName(e ast.Expr, f *Field, s string) {
+	var known []string
+	for _, name := range f.names {
+		if name != "" {
+			known = append(known, name)
 		}
-		numbers = append(numbers, s)
 	}
-	sort.Strings(numbers)
-	key := strings.TrimPrefix(strings.TrimPrefix(f.Name, "net."), "file.") + "=" + strings.Join(numbers, ",")
-	its := []item{{Set: anyByte}, {Set: anyByte}}
-	if f.kind == kindSocket {
-		its = append(its, item{Set: anyByte})
+	hint := ""
+	if n, err := strconv.ParseUint(s, 10, 31); err == nil && n < uint64(len(f.names)) && f.names[n] != "" {
+		hint = fmt.Sprintf("write %q", f.names[n])
+	} else if near := nearName(s, known); near != "" && len(known) > 8 {
+		hint = fmt.Sprintf("did you mean %q?", near)
+	} else if len(known) <= 8 {
+		sort.Strings(known)
+		hint = "it is one of " + strings.Join(known, ", ")
+	} else {
+		hint = "it is one of " + strings.Join(known[:5], ", ") + ", ...; docs/policy-reference.md has all"
 	}
-	its[f.at].Set = set
-	return c.leaf(e, newAtom(f.Dim, key, []pattern{{Items: its}}))
+	c.fail(e, hint, "unknown value %q of %s", s, f.Name)
+}
+
+// nearName is nearest whatever the case, and for a name without its SIG or with a BPF_ before it.
+func nearName(s string, known []string) string {
+	s = strings.TrimPrefix(strings.ToUpper(s), "BPF_")
+	byUpper := map[string]string{}
+	var uppers []string
+	for _, n := range known {
+		u := strings.ToUpper(n)
+		if u == s || u == "SIG"+s {
+			return n
+		}
+		byUpper[u] = n
+		uppers = append(uppers, u)
+	}
+	return byUpper[nearest(s, uppers)]
+}
+
+// namedPatterns matches the values of f's dimension that hold one of the numbers.
+func (f *Field) namedPatterns(numbers []uint64) []pattern {
+	around := func(its []item) pattern {
+		p := pattern{}
+		for range f.at {
+			p.Items = append(p.Items, item{Set: anyByte})
+		}
+		p.Items = append(p.Items, its...)
+		for len(p.Items) < f.size {
+			p.Items = append(p.Items, item{Set: anyByte})
+		}
+		return p
+	}
+	if f.kind == kindNamed && f.width > 1 {
+		var ps []pattern
+		for _, n := range numbers {
+			ps = append(ps, around(literal(string(bigEndian(n, f.width)))))
+		}
+		return ps
+	}
+	var set byteSet
+	for _, n := range numbers {
+		if f.kind != kindType {
+			set.add(byte(n))
+			continue
+		}
+		for low := range 16 {
+			set.add(byte(n)<<4 | byte(low))
+		}
+	}
+	return []pattern{around([]item{{Set: set}})}
 }
 
 // spans is the test that a number is in spans.
@@ -501,13 +600,13 @@ func (c *checker) spans(e ast.Expr, f *Field, spans []span) *cnode {
 		return c.node(e, cFalse)
 	}
 	if f.kind == kindMode {
-		return c.leaf(e, newAtom(f.Dim, "bits="+spanText(spans), modePatterns(spans)))
+		return c.leaf(e, f.atomOf("bits="+spanText(spans), modePatterns(spans, f.size)))
 	}
 	ps := numberPatterns(spans, f.size)
 	if f.size == 2 && spans[0].lo == 0 { // the port of a socket without one
 		ps = append(ps, pattern{})
 	}
-	return c.leaf(e, newAtom(f.Dim, spanText(spans), ps))
+	return c.leaf(e, f.atomOf(spanText(spans), ps))
 }
 
 // addresses is the test that an address is in one of texts: addresses, prefixes, or "" for none.
@@ -601,20 +700,23 @@ func (c *checker) part(e ast.Expr, fn string, target, arg ast.Expr) *cnode {
 		return seq(loop(l), s, loop(l))
 	}
 	switch f.kind {
-	case kindPath, kindText:
+	case kindPath, kindText, kindSysctl:
+		if f.kind == kindSysctl {
+			s = sysctlName(s)
+		}
 		if f.kind == kindPath && fn == "startsWith" && !strings.HasPrefix(s, "/") {
 			c.fail(arg, "", "path prefix %q is relative and matches nothing: it must begin with \"/\"", s)
 			return c.unknown(e)
 		}
-		return c.leaf(e, textAtom(f.Dim, []pattern{{Items: around(anyByte)}}))
+		return c.leaf(e, f.textAtom([]pattern{{Items: around(anyByte)}}))
 	case kindName:
 		if _, ok := c.canonical(f, arg, s); !ok {
 			return c.unknown(e)
 		}
-		return c.leaf(e, textAtom(f.Dim, namePatterns(around(nonSlash))))
+		return c.leaf(e, f.textAtom(namePatterns(around(nonSlash))))
 	case kindUnit:
 		if fn == "startsWith" && !strings.Contains(s, "/") {
-			return c.leaf(e, textAtom(f.Dim, unitPatterns([]string{s}, true)).named("unit="+keyText(s)+"*"))
+			return c.leaf(e, f.textAtom(unitPatterns([]string{s}, true)).named("unit="+keyText(s)+"*"))
 		}
 	case kindContainer:
 		if fn != "startsWith" {
@@ -665,15 +767,15 @@ func (c *checker) patternCall(e ast.Expr, fn string, target, arg ast.Expr) *cnod
 		if m, _ := parseMode(texts[0]); m == 0 {
 			return c.node(e, cTrue)
 		}
-		return c.leaf(e, newAtom(f.Dim, "has="+strings.TrimLeft(texts[0], "0"), ps))
-	case f.kind == kindPath || f.kind == kindText:
-		return c.leaf(e, textAtom(f.Dim, ps))
+		return c.leaf(e, f.atomOf("has="+strings.TrimLeft(texts[0], "0"), ps))
+	case f.kind == kindPath || f.kind == kindText || f.kind == kindSysctl:
+		return c.leaf(e, f.textAtom(ps))
 	case f.kind == kindName:
 		var all []pattern
 		for _, p := range ps {
 			all = append(all, namePatterns(p.Items)...)
 		}
-		return c.leaf(e, textAtom(f.Dim, all))
+		return c.leaf(e, f.textAtom(all))
 	}
 	return c.unknown(e)
 }

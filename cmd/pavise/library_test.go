@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -21,9 +22,10 @@ import (
 //	open EXE PATH r|w [fact...] => RULE
 //	exec EXE PATH [fact...] => RULE
 //	connect EXE ADDRESS PORT [fact...] => RULE
+//	OPERATION EXE PATH|- [fact...] => RULE    of an operation that is not net.*
 //
-// Facts are script=PATH, cgroup=PATH, unit=NAME, parent=PATH (the nearest first), tty, deleted, memfd and dgram. The exe is the actor's, and the
-// path of exec is the new program's.
+// Facts are r, w (file.access), new=PATH, name=TEXT, value=N, value2=N (as pavise.ActInfo says), target=PATH, target-user=ID, script=PATH, cgroup=PATH, unit=NAME, parent=PATH (the nearest first), tty, deleted, memfd and dgram. The exe is the actor's, and
+// the path of exec is the new program's.
 func TestLibrary(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join("..", "..", "policies", "*", "testdata", "cases.txt"))
 	if err != nil || len(files) < 5 {
@@ -71,6 +73,47 @@ func TestLibrary(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestJudge holds the acts that the library does not use yet.
+func TestJudge(t *testing.T) {
+	const src = `apiVersion: pavise.dev/v1alpha1
+kind: Policy
+metadata: {name: p}
+spec:
+  rules:
+  - {name: rename, on: [file.rename], when: file.new_path.under("/etc") && file.path.under("/tmp"), action: audit}
+  - {name: modules, on: [kernel.module], when: module.source == "request" && module.name == "dccp" && file.path == "", action: audit}
+  - {name: kill, on: [process.signal], when: signal == "SIGKILL" && target.exe.name == "sshd" && target.user.id == 5, action: audit}
+  - {name: device, on: [device.open], when: device.major == 8 && device.minor == 1 && file.access.write, action: audit}
+`
+	ps, err := policy.Parse("p", []byte(src))
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, _, err := policy.Compile(ps, agent.AnyMachine())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for act, want := range map[string]string{
+		"file.rename /bin/mv /tmp/x new=/etc/x":                                    "rename",
+		"file.rename /bin/mv /etc/x new=/tmp/x":                                    "-",
+		"kernel.module /bin/x - value=3 name=dccp":                                 "modules",
+		"kernel.module /bin/x - value=1 name=dccp":                                 "-",
+		"process.signal /bin/kill - value=9 target=/usr/sbin/sshd target-user=5":   "kill",
+		"process.signal /bin/kill - value=9 target=/usr/sbin/sshd target-user=256": "-",
+		"device.open /bin/dd /dev/sda1 w value=8 value2=1":                         "device",
+		"device.open /bin/dd /dev/sda1 r value=8 value2=1":                         "-",
+	} {
+		if got, err := judge(img, strings.Fields(act)); err != nil || got != want {
+			t.Errorf("%s: %s, %v; want %s", act, got, err, want)
+		}
+	}
+	for _, act := range []string{"net.bind /bin/x -", "process.fork /bin/x -", "device.open /bin/dd /dev/sda1 value=x"} {
+		if _, err := judge(img, strings.Fields(act)); err == nil {
+			t.Errorf("%s is an act", act)
+		}
 	}
 }
 
@@ -124,19 +167,48 @@ func judge(img *policy.Image, act []string) (string, error) {
 		set(policy.DimRemoteAddr, e.Net.Remote[:]...)
 		f.Values[policy.DimRemotePort] = binary.BigEndian.AppendUint16(nil, uint16(port))
 	default:
+		if i := slices.Index(pavise.OpNames[:], act[0]); i > 0 && i < int(pavise.OpFork) && !pavise.Op(i).OnSocket() {
+			e.Op = pavise.Op(i)
+			break
+		}
 		return "", fmt.Errorf("no act %q", act[0])
 	}
-	if e.Op != pavise.OpConnect {
+	if e.Op != pavise.OpConnect && act[2] != "-" {
 		e.File.Path, e.File.Mode, e.File.FS = act[2], 0o100644, "ext4"
 		f.Values[policy.DimPath] = []byte(act[2])
 		f.Values[policy.DimMode] = binary.BigEndian.AppendUint16(nil, e.File.Mode)
 		f.Values[policy.DimFS] = []byte("ext4")
-		set(policy.DimAccess, byte(e.File.Access))
 	}
 	last := e.Process
 	for _, fact := range rest {
 		k, v, _ := strings.Cut(fact, "=")
 		switch k {
+		case "r":
+			e.File.Access |= pavise.AccessRead
+		case "w":
+			e.File.Access |= pavise.AccessWrite
+		case "new":
+			e.Act.NewPath = v
+		case "name":
+			e.Act.Name = v
+		case "value", "value2":
+			n, err := strconv.ParseUint(v, 0, 64)
+			if err != nil {
+				return "", err
+			}
+			if k == "value" {
+				e.Act.Value = n
+			} else {
+				e.Act.Value2 = n
+			}
+		case "target":
+			e.Act.Target.Path = v
+		case "target-user":
+			n, err := strconv.ParseUint(v, 10, 32)
+			if err != nil {
+				return "", err
+			}
+			e.Act.Target.UID = uint32(n)
 		case "script":
 			e.Process.Script = v
 			f.Values[policy.DimScript] = []byte(v)
@@ -169,6 +241,12 @@ func judge(img *policy.Image, act []string) (string, error) {
 	}
 	set(policy.DimProcFlags, procFlags)
 	set(policy.DimFileFlags, fileFlags)
+	set(policy.DimAccess, byte(e.File.Access))
+	f.Values[policy.DimNewPath], f.Values[policy.DimName] = []byte(e.Act.NewPath), []byte(e.Act.Name)
+	f.Values[policy.DimValue] = binary.BigEndian.AppendUint64(nil, e.Act.Value)
+	f.Values[policy.DimValue2] = binary.BigEndian.AppendUint64(nil, e.Act.Value2)
+	f.Values[policy.DimTargetExe] = []byte(e.Act.Target.Path)
+	f.Values[policy.DimTargetUID] = binary.BigEndian.AppendUint32(nil, e.Act.Target.UID)
 	if e.Op == pavise.OpConnect {
 		e.Net.Type = typ
 		e.Net.Protocol = map[byte]byte{1: 6, 2: 17}[typ]

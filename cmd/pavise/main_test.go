@@ -161,7 +161,7 @@ func (k *fakeKernel) emit(m map[string]any) {
 }
 
 func (k *fakeKernel) Machine() (m [pavise.NumOps]policy.Support) {
-	for op := pavise.OpExec; op <= pavise.OpSend; op++ {
+	for op := pavise.OpExec; op < pavise.OpFork; op++ {
 		m[op] = policy.Support{Rung: pavise.RungLSM, Deny: true, Kill: true}
 	}
 	m[pavise.OpAccept] = policy.Support{Rung: pavise.RungKillOnReturn, Kill: true, Why: "lsm: not enabled at boot"}
@@ -171,7 +171,7 @@ func (k *fakeKernel) Machine() (m [pavise.NumOps]policy.Support) {
 func (k *fakeKernel) Doctor() []enforce.OpStatus {
 	var out []enforce.OpStatus
 	m := k.Machine()
-	for op := pavise.OpExec; op <= pavise.OpSend; op++ {
+	for op := pavise.OpExec; op < pavise.OpFork; op++ {
 		out = append(out, enforce.OpStatus{Op: op, Rung: m[op].Rung, Deny: m[op].Deny, Kill: m[op].Kill, Why: m[op].Why})
 	}
 	return out
