@@ -413,14 +413,10 @@ __noinline int step(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
  * same compares up to CHUNK of the s->tail_len bytes at bytes[s->tail_in] with the tails of a side, which are zero-padded; 0 when they differ. What it
  * has still to do is kept in memory, where the verifier does not follow it.
  */
-__noinline int same(__u32 si, __u32 side)
+static __always_inline int same(struct scratch *s, struct tables *t)
 {
-	struct scratch *s = scratch_at(si);
-	struct tables *t = bpf_map_lookup_elem(&sides, &side);
 	__u64 x;
 
-	if (!s || !t)
-		return 0;
 	for (int i = 0; i < CHUNK / 8; i++) {
 		__u32 len = s->tail_len;
 
@@ -440,6 +436,14 @@ __noinline int same(__u32 si, __u32 side)
 	return 1;
 }
 
+__noinline int same_more(__u32 si, __u32 side)
+{
+	struct scratch *s = scratch_at(si);
+	struct tables *t = bpf_map_lookup_elem(&sides, &side);
+
+	return s && t ? same(s, t) : 0;
+}
+
 /* leaf_class ends a reading in a leaf with a tail: bytes[off, off+len) is what is left of the string. */
 __noinline int leaf_class(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 {
@@ -454,19 +458,20 @@ __noinline int leaf_class(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 	a = &t->automata[ai & (NUM_AUTOMATA - 1)];
 	lf = &t->leaves[(a->leaf_off + (s->state & ~LEAF_BIT)) & (NUM_ALLLEAVES - 1)];
 	tlen = lf->tail_len;
-	if (len < tlen || (len > tlen && lf->kind == LEAF_EXACT))
+	if (len < tlen || (len > tlen && lf->kind == LEAF_EXACT) ||
+	    (len > tlen && lf->kind == LEAF_UNDER && *at(s, off + tlen) != '/'))
 		return lf->miss;
 	s->tail_in = off;
 	s->tail_at = a->tail_off + lf->tail_off;
 	s->tail_len = tlen;
-	for (int i = 0; i < (MAX_STRING + 1) / CHUNK; i++) {
+	if (!same(s, t))
+		return lf->miss;
+	for (int i = 1; i < (MAX_STRING + 1) / CHUNK; i++) {
 		if (!s->tail_len)
 			break;
-		if (!same(si, side))
+		if (!same_more(si, side))
 			return lf->miss;
 	}
-	if (len > tlen && lf->kind == LEAF_UNDER && *at(s, off + tlen) != '/')
-		return lf->miss;
 	return lf->match;
 }
 
@@ -636,8 +641,8 @@ static __always_inline int slot_class(struct scratch *s, __u32 si, struct tables
 __noinline int judge(__u32 si, __u32 off, __u32 len, __u32 alias)
 {
 	struct scratch *s = scratch_at(si);
-	struct tables *t;
 	struct op_table *ot;
+	struct tables *t;
 	__u32 side;
 
 	if (!s)
@@ -662,9 +667,19 @@ __noinline int judge(__u32 si, __u32 off, __u32 len, __u32 alias)
 		if (!meet(s, t, ot, i, slot_class(s, si, t, ai, off, len)))
 			return 0;
 	}
-	for (int q = 0; q < 4; q++)
+	for (int q = 0; q < 4; q++) {
+		/* Mostly there is one word, and no call needed to find it. */
+		for (int k = 0; k < 4; k++) {
+			__u64 m = s->left[q];
+
+			if (!m)
+				break;
+			s->left[q] = m & (m - 1);
+			tally_word(si, q, (m & -m) - 1);
+		}
 		if (s->left[q])
 			tally(si, q);
+	}
 	return 0;
 }
 

@@ -158,10 +158,10 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, b
 		/* Whether the file has a name is known by its path alone. */
 		len = path_of(si, pos, o->dentry, o->mnt);
 		set_u8(s, DIM_FILE_FLAGS, inode ? exe_flags(s, r->inode.links) : 0);
-		if (!(known ? judge_early_with(si, op, 0) : judge_early(si, op)))
+		if (!(known ? judge_early_with(si, op, RENEW_OR_STRICT) : judge_early(si, op)))
 			return 0;
 	} else {
-		if (!(known ? judge_early_with(si, op, 0) : judge_early(si, op)))
+		if (!(known ? judge_early_with(si, op, RENEW_OR_STRICT) : judge_early(si, op)))
 			return 0;
 		len = path_of(si, pos, o->dentry, o->mnt);
 	}

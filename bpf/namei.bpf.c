@@ -9,9 +9,12 @@
  * there.
  */
 
-/* judge_new judges op on a name that is to be made: a directory entry that has no file yet. */
-static __always_inline int judge_new(__u32 op, const struct path *dir, struct dentry *dentry,
-				     __u32 mode)
+/*
+ * judge_name judges op on a directory entry: file.create, on one that has no file yet and gets one of a mode; file.delete; and file.rename and file.link, where
+ * the file's new name is (dentry2, mnt2). A function of its own, as a rename calls it six times; and it takes numbers, as kernels before 6.8 or so give such a
+ * function nothing else of an argument.
+ */
+__noinline int judge_name(__u32 op, __u64 dentry, __u64 mnt, __u64 dentry2, __u64 mnt2_or_mode)
 {
 	struct scratch *s;
 	__u32 si;
@@ -20,46 +23,38 @@ static __always_inline int judge_new(__u32 op, const struct path *dir, struct de
 	s = enter(op, &si, &ret);
 	if (!s)
 		return ret;
-	s->obj.dentry = (__u64)dentry;
-	s->obj.mnt = READ_PTR((struct path *)dir, mnt);
-	s->obj.mode = mode;
-	return leave(s, si, op);
+	if (op == OP_CREATE) {
+		s->obj.dentry = dentry;
+		s->obj.mnt = mnt;
+		s->obj.mode = mnt2_or_mode;
+	} else {
+		set_file(s, dentry, mnt);
+		s->obj.dentry2 = dentry2;
+		s->obj.mnt2 = mnt2_or_mode;
+	}
+	ret = deny_lsm(judge_file(s, si, op & (NUM_JUDGED - 1)));
+	scratch_put(s);
+	return ret;
 }
 
-/* judge_old judges op on a name that is there. */
-static __always_inline int judge_old(__u32 op, const struct path *dir, struct dentry *dentry)
+static __always_inline __u64 mount_of(const struct path *dir)
 {
-	struct scratch *s;
-	__u32 si;
-	int ret;
-
-	s = enter(op, &si, &ret);
-	if (!s)
-		return ret;
-	set_file(s, (__u64)dentry, READ_PTR((struct path *)dir, mnt));
-	return leave(s, si, op);
+	return READ_PTR((struct path *)dir, mnt);
 }
 
-/* judge_move judges op on a file that gets another name. */
-static __always_inline int judge_move(__u32 op, const struct path *dir, struct dentry *dentry,
-				      const struct path *new_dir, struct dentry *new_dentry)
+static __always_inline int judge_new(__u64 mnt, __u64 dentry, __u32 mode)
 {
-	struct scratch *s;
-	__u32 si;
-	int ret;
-
-	s = enter(op, &si, &ret);
-	if (!s)
-		return ret;
-	set_file(s, (__u64)dentry, READ_PTR((struct path *)dir, mnt));
-	s->obj.dentry2 = (__u64)new_dentry;
-	s->obj.mnt2 = READ_PTR((struct path *)new_dir, mnt);
-	return leave(s, si, op);
+	return judge_name(OP_CREATE, dentry, mnt, 0, mode);
 }
 
-static __always_inline __u32 mode_of(struct dentry *dentry)
+static __always_inline int judge_old(__u64 mnt, __u64 dentry)
 {
-	return READ((struct inode *)READ_PTR(dentry, d_inode), i_mode);
+	return judge_name(OP_DELETE, dentry, mnt, 0, 0);
+}
+
+static __always_inline __u32 mode_of(__u64 dentry)
+{
+	return READ((struct inode *)READ_PTR((struct dentry *)dentry, d_inode), i_mode);
 }
 
 SEC("lsm/path_mknod")
@@ -67,13 +62,15 @@ int BPF_PROG(lsm_mknod, const struct path *dir, struct dentry *dentry, __u32 mod
 	     int ret)
 {
 	mode &= 0xffff;
-	return ret ?: judge_new(OP_CREATE, dir, dentry, mode & S_IFMT ? mode : mode | S_IFREG);
+	return ret
+		       ?: judge_new(mount_of(dir), arg_at(ctx, 1),
+				    mode & S_IFMT ? mode : mode | S_IFREG);
 }
 
 SEC("lsm/path_mkdir")
 int BPF_PROG(lsm_mkdir, const struct path *dir, struct dentry *dentry, __u32 mode, int ret)
 {
-	return ret ?: judge_new(OP_CREATE, dir, dentry, (mode & 07777) | S_IFDIR);
+	return ret ?: judge_new(mount_of(dir), arg_at(ctx, 1), (mode & 07777) | S_IFDIR);
 }
 
 SEC("lsm/path_symlink")
@@ -85,7 +82,7 @@ int BPF_PROG(lsm_symlink, const struct path *dir, struct dentry *dentry, const c
 
 	if (ret)
 		return ret;
-	ret = judge_new(OP_CREATE, dir, dentry, S_IFLNK | 0777);
+	ret = judge_new(mount_of(dir), arg_at(ctx, 1), S_IFLNK | 0777);
 	if (ret)
 		return ret;
 	s = enter(OP_SYMLINK, &si, &ret);
@@ -103,39 +100,40 @@ int BPF_PROG(lsm_link, struct dentry *dentry, const struct path *dir, struct den
 	     int ret)
 {
 	/* The file's own mount is that of the new name: links do not cross mounts. */
-	return ret ?: judge_new(OP_CREATE, dir, new_dentry, mode_of(dentry))
-		   ?: judge_move(OP_LINK, dir, dentry, dir, new_dentry);
+	return ret ?: judge_new(mount_of(dir), arg_at(ctx, 2), mode_of(arg_at(ctx, 0)))
+		   ?: judge_name(OP_LINK, arg_at(ctx, 0), mount_of(dir), arg_at(ctx, 2),
+				 mount_of(dir));
 }
 
 SEC("lsm/path_unlink")
 int BPF_PROG(lsm_unlink, const struct path *dir, struct dentry *dentry, int ret)
 {
-	return ret ?: judge_old(OP_DELETE, dir, dentry);
+	return ret ?: judge_old(mount_of(dir), arg_at(ctx, 1));
 }
 
 SEC("lsm/path_rmdir")
 int BPF_PROG(lsm_rmdir, const struct path *dir, struct dentry *dentry, int ret)
 {
-	return ret ?: judge_old(OP_DELETE, dir, dentry);
+	return ret ?: judge_old(mount_of(dir), arg_at(ctx, 1));
 }
 
 SEC("lsm/path_rename")
 int BPF_PROG(lsm_rename, const struct path *old_dir, struct dentry *old_dentry,
 	     const struct path *new_dir, struct dentry *new_dentry, unsigned int flags, int ret)
 {
-	/* With RENAME_EXCHANGE, older kernels call the hook a second time, for the other direction: judging twice does no harm. */
-	bool over = READ_PTR(new_dentry, d_inode);
+	__u64 from = mount_of(old_dir), to = mount_of(new_dir);
+	__u64 old = arg_at(ctx, 1), new = arg_at(ctx, 3);
 
-	ret = ret ?: judge_move(OP_RENAME, old_dir, old_dentry, new_dir, new_dentry)
-		  ?: judge_old(OP_DELETE, old_dir, old_dentry)
-		  ?: judge_new(OP_CREATE, new_dir, new_dentry, mode_of(old_dentry));
-	if (ret || !over)
+	ret = ret ?: judge_name(OP_RENAME, old, from, new, to)
+		  ?: judge_old(from, old)
+		  ?: judge_new(to, new, mode_of(old));
+	if (ret || !READ_PTR((struct dentry *)new, d_inode))
 		return ret;
-	ret = judge_old(OP_DELETE, new_dir, new_dentry);
+	ret = judge_old(to, new);
 	if (ret || !(flags & RENAME_EXCHANGE))
 		return ret;
-	return judge_move(OP_RENAME, new_dir, new_dentry, old_dir, old_dentry)
-		       ?: judge_new(OP_CREATE, old_dir, old_dentry, mode_of(new_dentry));
+	/* The other direction. Some kernels call the hook for it too: judging twice does no harm. */
+	return judge_name(OP_RENAME, new, to, old, from) ?: judge_new(from, old, mode_of(new));
 }
 
 /* judge_path judges op on a file, with numbers. */

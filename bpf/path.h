@@ -70,13 +70,9 @@ struct {
  */
 #define WALK 8
 
-/* path_write_some appends up to WALK comps, from the one before s->n_comps down. */
-__noinline int path_write_some(__u32 si)
+/* write_some appends up to WALK comps, from the one before s->n_comps down. */
+static __always_inline void write_some(struct scratch *s)
 {
-	struct scratch *s = scratch_at(si);
-
-	if (!s)
-		return 0;
 	for (int i = 0; i < WALK; i++) {
 		struct comp *c;
 		__u32 len;
@@ -100,13 +96,22 @@ __noinline int path_write_some(__u32 si)
 			bpf_probe_read_kernel(p, len, (void *)c->name);
 		s->path_pos += len + ((len + 255) >> 8);
 	}
+}
+
+__noinline int path_write_some(__u32 si)
+{
+	struct scratch *s = scratch_at(si);
+
+	if (s)
+		write_some(s);
 	return 0;
 }
 
-/* path_write appends the first s->n_comps comps, last first, at bytes[s->path_pos]. */
+/* path_write appends the first s->n_comps comps, last first, at bytes[s->path_pos]: the first group, which is all of most paths, without a call. */
 static __always_inline void path_write(struct scratch *s, __u32 si)
 {
-	for (int i = 0; i < MAX_COMPS / WALK; i++) {
+	write_some(s);
+	for (int i = 1; i < MAX_COMPS / WALK; i++) {
 		if (!s->n_comps)
 			break;
 		path_write_some(si);
@@ -114,15 +119,10 @@ static __always_inline void path_write(struct scratch *s, __u32 si)
 }
 
 /* path_up goes from the root of a mount to where it is mounted; 0 at the root of all. */
-__noinline int path_up(__u32 si)
+static __always_inline int path_up(struct scratch *s)
 {
-	struct scratch *s = scratch_at(si);
-	struct mount *mnt, *parent;
+	struct mount *mnt = (void *)s->mnt, *parent = (void *)READ_PTR(mnt, mnt_parent);
 
-	if (!s)
-		return 0;
-	mnt = (void *)s->mnt;
-	parent = (void *)READ_PTR(mnt, mnt_parent);
 	if (!parent || parent == mnt)
 		return 0;
 	s->dentry = READ_PTR(mnt, mnt_mountpoint);
@@ -158,19 +158,15 @@ static __always_inline int path_comp(struct scratch *s, __u32 canonical)
 }
 
 /*
- * path_walk_some collects up to WALK components from s->dentry upwards; 0 when the walk has ended. Its state is kept in memory, where the verifier does not
+ * walk_some collects up to WALK components from s->dentry upwards; 0 when the walk has ended. Its state is kept in memory, where the verifier does not
  * follow it: each turn then looks alike.
  */
-__noinline int path_walk_some(__u32 si, __u32 canonical)
+static __always_inline int walk_some(struct scratch *s, __u32 canonical)
 {
-	struct scratch *s = scratch_at(si);
-
-	if (!s)
-		return 0;
 	for (int i = 0; i < WALK; i++) {
 		s->comps[s->n_comps & (MAX_COMPS - 1)].len = 0;
 		if (s->dentry == s->root && !canonical) {
-			if (!path_up(si)) {
+			if (!path_up(s)) {
 				s->path_flags &= ~PATH_LONG;
 				return 0;
 			}
@@ -184,11 +180,20 @@ __noinline int path_walk_some(__u32 si, __u32 canonical)
 	return 1;
 }
 
+__noinline int path_walk_some(__u32 si, __u32 canonical)
+{
+	struct scratch *s = scratch_at(si);
+
+	return s ? walk_some(s, canonical) : 0;
+}
+
 /* path_walk collects the components from s->dentry to the root. */
 static __always_inline void path_walk(struct scratch *s, __u32 si, __u32 canonical)
 {
 	s->n_comps = 0;
-	for (int i = 0; i < MAX_COMPS / WALK; i++)
+	if (!walk_some(s, canonical))
+		return;
+	for (int i = 1; i < MAX_COMPS / WALK; i++)
 		if (!path_walk_some(si, canonical))
 			break;
 }

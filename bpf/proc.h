@@ -209,27 +209,35 @@ __noinline int cgroup_path(__u32 si, __u32 off, __u64 cgrp)
 	return s->path_pos - off;
 }
 
-struct facts {
-	__u64 caps;
-	__u32 euid, egid, login;
-};
-
 /* kernel_cap_t is 8 bytes, of two types: 6.3 made one word of two (f122a08b197d "capability: just use a 'u64' instead of a 'u32[2]' array"). */
 static __always_inline __u64 read_caps(const struct cred *c)
 {
 	return READ_PTR(c, cap_effective);
 }
 
-static __always_inline void read_facts(struct task_struct *t, struct facts *f)
+static __always_inline __u32 read_login(struct task_struct *t)
+{
+	return bpf_core_field_exists(t->loginuid) ? READ(t, loginuid.val) : ~0U;
+}
+
+/* renew_creds takes the current thread's credentials; whether they are others than those its classes were computed for. */
+static __always_inline bool renew_creds(struct task_struct *t, struct proc *p)
 {
 	struct cred *c = (void *)READ_PTR(t, cred);
+	__u64 caps = read_caps(c), diff = caps ^ p->caps;
+	__u32 v;
 
-	f->euid = READ(c, euid.val);
-	f->egid = READ(c, egid.val);
-	f->caps = read_caps(c);
-	f->login = ~0U;
-	if (bpf_core_field_exists(t->loginuid))
-		f->login = READ(t, loginuid.val);
+	p->caps = caps;
+	v = READ(c, euid.val);
+	diff |= v ^ p->euid;
+	p->euid = v;
+	v = READ(c, egid.val);
+	diff |= v ^ p->egid;
+	p->egid = v;
+	v = read_login(t);
+	diff |= v ^ p->login;
+	p->login = v;
+	return diff;
 }
 
 /* keep copies the first PROC_STR bytes at bytes[off] into a string of a proc. */
@@ -322,15 +330,10 @@ __noinline int subject_classes(__u32 si, __u64 dims)
 	return 0;
 }
 
-/* renew lays out the current thread's own facts of these dimensions, and classifies all of them. */
-__noinline int renew(__u32 si, __u64 stale)
+/* renew lays out a thread's own facts of these dimensions, for subject_classes. */
+static __always_inline void renew(struct scratch *s, __u32 si, struct task_struct *t,
+				  struct proc *p, __u64 stale)
 {
-	struct scratch *s = scratch_at(si);
-	struct task_struct *t = bpf_get_current_task_btf();
-	struct proc *p = bpf_task_storage_get(&procs, t, 0, 0);
-
-	if (!s || !p)
-		return 0;
 	if (NEED(stale, DIM_EXE)) {
 		set_dim(s, DIM_EXE, OFF_EXE, p->exe_len);
 		if (p->exe_len < PROC_STR) {
@@ -355,8 +358,11 @@ __noinline int renew(__u32 si, __u64 stale)
 	}
 	if (NEED(stale, DIM_PROC_FLAGS))
 		set_u8(s, DIM_PROC_FLAGS, p->flags);
-	subject_classes(si, stale);
-	return 0;
+	set_be32(s, DIM_UID, p->euid);
+	set_be32(s, DIM_GID, p->egid);
+	set_be32(s, DIM_LOGIN, p->login);
+	*(__u64 *)&s->bytes[OFF_SMALL + DIM_CAPS * 16] = __builtin_bswap64(p->caps);
+	set_dim(s, DIM_CAPS, OFF_SMALL + DIM_CAPS * 16, 8);
 }
 
 #define DIMS_CRED (DIM(DIM_UID) | DIM(DIM_GID) | DIM(DIM_LOGIN) | DIM(DIM_CAPS))
@@ -368,33 +374,15 @@ __noinline int renew(__u32 si, __u64 stale)
 static __always_inline struct proc *subject(struct scratch *s, __u32 si, struct tables *tb)
 {
 	struct task_struct *t = bpf_get_current_task_btf();
-	struct proc *p;
-	struct facts f = {};
-	__u64 cgrp = 0, cgid = 0;
-	__u64 need, stale = 0;
+	struct proc *p = bpf_task_storage_get(&procs, t, 0, 0);
+	__u64 need = tb->subject_need, cgrp, cgid, stale = 0;
 
-	p = bpf_task_storage_get(&procs, t, 0, 0);
 	if (!p)
 		return NULL;
-	need = tb->subject_need;
 	if (p->gen != tb->gen)
 		stale = need;
-	if (need & DIMS_CRED) {
-		read_facts(t, &f);
-		if (stale || f.euid != p->euid || f.egid != p->egid || f.login != p->login ||
-		    f.caps != p->caps) {
-			stale |= need & DIMS_CRED;
-			p->euid = f.euid;
-			p->egid = f.egid;
-			p->login = f.login;
-			p->caps = f.caps;
-			set_be32(s, DIM_UID, f.euid);
-			set_be32(s, DIM_GID, f.egid);
-			set_be32(s, DIM_LOGIN, f.login);
-			*(__u64 *)&s->bytes[OFF_SMALL + DIM_CAPS * 16] = __builtin_bswap64(f.caps);
-			set_dim(s, DIM_CAPS, OFF_SMALL + DIM_CAPS * 16, 8);
-		}
-	}
+	if (need & DIMS_CRED && renew_creds(t, p))
+		stale |= need & DIMS_CRED;
 	if (NEED(need, DIM_CGROUP)) {
 		cgrp = cgroup_of(t);
 		cgid = READ_PTR((struct kernfs_node *)READ_PTR((struct cgroup *)cgrp, kn), id);
@@ -404,19 +392,24 @@ static __always_inline struct proc *subject(struct scratch *s, __u32 si, struct 
 			set_dim(s, DIM_CGROUP, OFF_CGROUP, cgroup_path(si, OFF_CGROUP, cgrp));
 		}
 	}
-	if (!stale)
-		return p;
-	renew(si, stale);
-	p->gen = tb->gen;
+	if (stale) {
+		renew(s, si, t, p, stale);
+		subject_classes(si, stale);
+		p->gen = tb->gen;
+	}
 	return p;
 }
 
 /*
  * judge_early begins a judgement of op by the side in s->side: the subject, and the facts that need no path. Returns 0 when no
- * rule can hold any more, which is the common case: nothing more is read then. With given, the classes in the thread's identity are used as
- * they are (tests).
+ * rule can hold any more, which is the common case: nothing more is read then. how: the classes in the thread's identity are brought up to date, or used as
+ * they are (tests); and without an identity it returns -1, or judges strictly.
  */
-__noinline int judge_early_with(__u32 si, __u32 op, __u32 given)
+#define RENEW_OR_FAIL	0
+#define RENEW_OR_STRICT 1
+#define AS_THEY_ARE	2
+
+__noinline int judge_early_with(__u32 si, __u32 op, __u32 how)
 {
 	struct scratch *s = scratch_at(si);
 	struct proc *p = NULL;
@@ -442,11 +435,13 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 given)
 	s->left[2] = ot->all[2];
 	s->left[3] = ot->all[3];
 	if (ot->n_subject) {
-		/* Without an identity, which takes lack of memory, every fact of the subject counts as too long to judge. */
-		if (given)
+		if (how == AS_THEY_ARE)
 			p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
 		else
 			p = subject(s, si, t);
+		if (!p && how == RENEW_OR_FAIL)
+			return -1;
+		/* Without an identity, which takes lack of memory, every fact of the subject counts as too long to judge. */
 		if (!p)
 			count_err(ERR_PROC);
 	}
@@ -471,11 +466,15 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 given)
 	return 1;
 }
 
+/* judge_early gives the thread an identity if it has none. Programs that sleep cannot. */
 static __always_inline int judge_early(__u32 si, __u32 op)
 {
-	if (!bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0))
-		identify(si);
-	return judge_early_with(si, op, 0);
+	int ret = judge_early_with(si, op, RENEW_OR_FAIL);
+
+	if (ret >= 0)
+		return ret;
+	identify(si);
+	return judge_early_with(si, op, RENEW_OR_STRICT);
 }
 
 /* Repeats of one rule by one process on one object within FOLD_NS are one event with a count. 16,384 entries; the least recent one goes, and its unreported count with it (it stays in op_stats.folded). */

@@ -58,7 +58,7 @@ int run_judge(void *ctx)
 	subject_classes(si, ~0ULL);
 	p->gen = t->gen;
 	s->op = in->op;
-	if (judge_early_with(si, in->op, 1)) {
+	if (judge_early_with(si, in->op, AS_THEY_ARE)) {
 		judge(si, s->dim_off[DIM_PATH], s->dim_len[DIM_PATH], 0);
 		for (int n = 0; n < 4; n++) {
 			if (n >= in->n_alias ||
