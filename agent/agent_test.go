@@ -413,7 +413,7 @@ func TestRunEnds(t *testing.T) {
 }
 
 func TestHubDoesNotWait(t *testing.T) {
-	h := newHub(8)
+	h := newHub(8, 4)
 	_, s, err := h.subscribe(false)
 	if err != nil {
 		t.Fatal(err)
@@ -452,7 +452,7 @@ func TestHubDoesNotWait(t *testing.T) {
 }
 
 func TestHubKeepsTheLast(t *testing.T) {
-	h := newHub(8)
+	h := newHub(8, 4)
 	buf := make([]byte, 0, 64)
 	for i := range 20 {
 		buf = fmt.Appendf(buf[:0], "/file/%d", i) // as a decoder's record, overwritten by the next

@@ -59,6 +59,7 @@ func (a *Agent) routes() *http.ServeMux {
 		reply(w, http.StatusOK, map[string]string{"status": "ok"})
 	})
 	mux.HandleFunc("GET /v1/events", a.getEvents)
+	mux.HandleFunc("GET /v1/events/{id}/why", a.getWhy)
 	mux.HandleFunc("GET /v1/processes", a.getProcesses)
 	mux.HandleFunc("GET /v1/policies", a.getPolicies)
 	mux.HandleFunc("GET /v1/policies/{name}", a.getPolicy)

@@ -33,14 +33,7 @@ type policySet struct {
 	applied  enforce.Applied
 }
 
-func (s *policySet) find(name string) *policy.Policy {
-	for _, p := range s.policies {
-		if p.Name == name {
-			return p
-		}
-	}
-	return nil
-}
+func (s *policySet) find(name string) *policy.Policy { return find(s.policies, name) }
 
 // LoadPolicies reads policies from files and directories. Of a directory it takes every *.yaml and *.yml below it, except below
 // directories named testdata or demo, and hidden ones. Errors in policies are policy.Errors, all of them.
@@ -167,6 +160,7 @@ func (a *Agent) activate(set *policySet) error {
 	set.applied = applied
 	a.rules.Store(book.with(applied.Generation, set.image.Rules))
 	a.carry = carried(hits, old, set)
+	a.past = a.past.with(applied.Generation, set.policies)
 	a.set.Store(set)
 	return nil
 }

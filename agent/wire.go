@@ -5,6 +5,7 @@ import (
 
 	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/enforce"
+	"github.com/pavise-project/pavise/policy"
 )
 
 // Status is GET /v1/status.
@@ -32,6 +33,17 @@ type Status struct {
 	Missed     uint64 `json:"kernel_missed"`
 	MapBytes   uint64 `json:"kernel_map_bytes"`
 	RSS        uint64 `json:"rss_bytes"`
+}
+
+// Why is GET /v1/events/ID/why: the event, and the rules by which it was judged, as they were then, strictest first.
+type Why struct {
+	Event      *pavise.Event   `json:"event"`
+	Generation uint32          `json:"generation,omitempty"` // of the policies that judged; 0 when none did
+	Active     uint32          `json:"active_generation"`
+	Rules      []policy.Reason `json:"rules"`
+	// Unnamed is how many clauses matched beyond the rules that the event names; 255 at most are counted.
+	Unnamed int      `json:"unnamed,omitempty"`
+	Notes   []string `json:"notes,omitempty"` // what is not known any more, or has changed since
 }
 
 // PolicyMode is a policy's name and mode.
