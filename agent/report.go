@@ -24,7 +24,7 @@ func statusOf(set *policySet, hits map[string]uint64) []PolicyStatus {
 func StatusOf(ps []*policy.Policy, rep *policy.Report) []PolicyStatus {
 	out := make([]PolicyStatus, 0, len(rep.Policies))
 	for _, pr := range rep.Policies {
-		st := PolicyStatus{Name: pr.Name, Mode: string(pr.Mode), Rules: []RuleStatus{}}
+		st := PolicyStatus{Name: pr.Name, File: pr.File, Mode: string(pr.Mode), Rules: []RuleStatus{}}
 		for _, w := range pr.Warnings {
 			st.Warnings = append(st.Warnings, w.Error())
 		}
@@ -35,7 +35,7 @@ func StatusOf(ps []*policy.Policy, rep *policy.Report) []PolicyStatus {
 		}
 		for _, r := range pr.Rules {
 			rs := RuleStatus{
-				Name: r.Rule, Op: r.Op.String(), Action: r.Action.String(), State: string(r.State), Why: r.Why, User: r.User, Residual: r.Residual,
+				Name: r.Rule, Line: r.Line, Op: r.Op.String(), Action: r.Action.String(), State: string(r.State), Why: r.Why, User: r.User, Residual: r.Residual,
 			}
 			if r.Effective != r.Action {
 				rs.Effective = r.Effective.String()

@@ -66,6 +66,7 @@ type OpCount struct {
 // PolicyStatus is a policy in GET /v1/policies.
 type PolicyStatus struct {
 	Name     string            `json:"name"`
+	File     string            `json:"file,omitempty"` // as it was named when it was loaded or applied
 	Mode     string            `json:"mode"`
 	Labels   map[string]string `json:"labels,omitempty"`
 	Rules    []RuleStatus      `json:"rules"`
@@ -76,6 +77,7 @@ type PolicyStatus struct {
 // RuleStatus is one rule on one operation. State is enforced, monitored, audit, degraded, not observed or no effect.
 type RuleStatus struct {
 	Name      string   `json:"name"`
+	Line      int      `json:"line,omitempty"` // in the policy's file
 	Op        string   `json:"op"`
 	Action    string   `json:"action"`
 	Effective string   `json:"effective,omitempty"` // what is done instead, when it is not the action
