@@ -213,7 +213,9 @@ func (d *Doctor) Machine() *policy.Machine {
 	for _, o := range d.Ops {
 		for op := range pavise.OpNames {
 			if strings.EqualFold(pavise.OpNames[op], o.Op) {
-				m.Ops[op] = policy.Support{Rung: rungByName(o.Rung), Deny: o.Deny, Kill: o.Kill, Why: o.Why}
+				m.Ops[op] = policy.Support{
+					Rung: rungByName(o.Rung), Deny: o.Deny, Kill: o.Kill, Why: o.Why, Missing: dimsByName(o.Missing), KillOnly: dimsByName(o.KillOnly),
+				}
 			}
 		}
 	}

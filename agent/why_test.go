@@ -1,12 +1,15 @@
 package agent
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 
 	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/enforce"
 	"github.com/pavise-project/pavise/policy"
 )
 
@@ -200,5 +203,28 @@ func TestWhyNotFound(t *testing.T) {
 	var ae *APIError
 	if !errors.As(err, &ae) || ae.Status != 404 || !strings.Contains(ae.Message, "no event 7") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestDoctorMachine: what is compiled without the agent, by its answer, is compiled for the same machine.
+func TestDoctorMachine(t *testing.T) {
+	in := []enforce.OpStatus{
+		{Op: pavise.OpConnect, Rung: pavise.RungCgroup, Deny: true, Kill: true, Why: "x", Missing: []policy.Dim{policy.DimExe, policy.DimCaps}},
+		{Op: pavise.OpOpen, Rung: pavise.RungKillOnReturn, Kill: true, KillOnly: []policy.Dim{policy.DimMode}},
+	}
+	b, err := json.Marshal(Doctor{Ops: DoctorOps(in)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d Doctor
+	if err := json.Unmarshal(b, &d); err != nil {
+		t.Fatal(err)
+	}
+	m := d.Machine()
+	for _, want := range in {
+		got, w := m.Ops[want.Op], policy.Support{Rung: want.Rung, Deny: want.Deny, Kill: want.Kill, Why: want.Why, Missing: want.Missing, KillOnly: want.KillOnly}
+		if !reflect.DeepEqual(got, w) {
+			t.Errorf("%s: %+v, want %+v", want.Op, got, w)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"slices"
 	"time"
 
 	"github.com/pavise-project/pavise"
@@ -148,6 +149,9 @@ type OpDoctor struct {
 	Why   string    `json:"why,omitempty"`
 	Notes []string  `json:"notes,omitempty"`
 	Tried []RungTry `json:"tried,omitempty"`
+	// Facts that the rung does not have, and facts that it has only after the act, where it can still kill.
+	Missing  []string `json:"missing,omitempty"`
+	KillOnly []string `json:"kill_only,omitempty"`
 }
 
 // RungTry is one rung that was tried.
@@ -162,6 +166,12 @@ func DoctorOps(in []enforce.OpStatus) []OpDoctor {
 	out := make([]OpDoctor, 0, len(in))
 	for _, o := range in {
 		d := OpDoctor{Op: o.Op.String(), Rung: o.Rung.String(), Deny: o.Deny, Kill: o.Kill, Why: o.Why, Notes: o.Notes}
+		for _, dim := range o.Missing {
+			d.Missing = append(d.Missing, dim.String())
+		}
+		for _, dim := range o.KillOnly {
+			d.KillOnly = append(d.KillOnly, dim.String())
+		}
 		for _, t := range o.Tried {
 			rt := RungTry{Rung: t.Rung.String(), OK: t.OK}
 			if t.Err != nil {
@@ -170,6 +180,16 @@ func DoctorOps(in []enforce.OpStatus) []OpDoctor {
 			d.Tried = append(d.Tried, rt)
 		}
 		out = append(out, d)
+	}
+	return out
+}
+
+// dimsByName reads facts back from the wire. One that this version does not know matters to no rule of it.
+func dimsByName(names []string) (out []policy.Dim) {
+	for d := policy.DimNone + 1; d < policy.NumDims; d++ {
+		if slices.Contains(names, d.String()) {
+			out = append(out, d)
+		}
 	}
 	return out
 }

@@ -58,7 +58,8 @@ type explainedPolicy struct {
 // explainedRule is a rule for one operation.
 type explainedRule struct {
 	agent.RuleStatus
-	Clauses []string `json:"clauses"` // what the kernel looks at: any of these
+	Hits    int      `json:"hits,omitempty"` // none: this is no running policy
+	Clauses []string `json:"clauses"`        // what the kernel looks at: any of these
 }
 
 type tablesSizes struct {
@@ -103,7 +104,7 @@ func explainSet(ps []*policy.Policy, m *policy.Machine) (*explained, error) {
 	for i, pr := range x.Report.Policies {
 		p := explainedPolicy{Name: pr.Name, File: pr.File, Line: pr.Line, Mode: string(pr.Mode), Rules: []explainedRule{}, Tables: out.Tables}
 		for j, r := range status[i].Rules {
-			p.Rules = append(p.Rules, explainedRule{r, append([]string{}, pr.Rules[j].Clauses...)})
+			p.Rules = append(p.Rules, explainedRule{RuleStatus: r, Clauses: append([]string{}, pr.Rules[j].Clauses...)})
 		}
 		p.Warnings = status[i].Warnings
 		if len(ps) > 1 {
