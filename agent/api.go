@@ -299,6 +299,7 @@ func (a *Agent) putPolicies(w http.ResponseWriter, r *http.Request) {
 		fail(w, codeOf(err), err)
 		return
 	}
+	a.review(c) // it is done: nothing waits for this but the answer
 	for i := range c.Policies {
 		c.Policies[i].Source = ""
 	}

@@ -99,6 +99,8 @@ type Change struct {
 	Staged     time.Duration  `json:"staged_ns"`
 	Activated  time.Duration  `json:"activated_ns"`
 	Total      time.Duration  `json:"total_ns"`
+
+	set *policySet
 }
 
 // Detail is one fault of a policy, where it stands and what to write instead.

@@ -99,6 +99,7 @@ func explainSet(ps []*policy.Policy, m *policy.Machine) (*explained, error) {
 	if err != nil {
 		return nil, err
 	}
+	x.Report = policy.Review(ps, m, x.Report)
 	out := &explained{Protected: append([]string{}, x.Image.Protected...), Tables: sizes(x)}
 	status := agent.StatusOf(nil, x.Report)
 	for i, pr := range x.Report.Policies {
