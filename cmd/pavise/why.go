@@ -70,7 +70,10 @@ func (a *app) reasonText(r *policy.Reason) error {
 	if r.Effective != "" {
 		fmt.Fprintf(a.stdout, ", done as %s", r.Effective)
 	}
-	fmt.Fprintf(a.stdout, ", %s  (%s)\n", r.State, place(r.File, r.Line))
+	if string(r.State) != r.Action { // an audit is an audit
+		fmt.Fprintf(a.stdout, ", %s", r.State)
+	}
+	fmt.Fprintf(a.stdout, "  (%s)\n", place(r.File, r.Line))
 	if r.Degraded != "" {
 		fmt.Fprintf(a.stdout, "  because %s\n", safe(r.Degraded))
 	}
