@@ -47,7 +47,7 @@ func TestRelations(t *testing.T) {
 			}
 			ps = append(ps, p)
 		}
-		a := textAtom(DimPath, ps)
+		a := newAtom(DimPath, patternsKey(ps), ps)
 		return &npred{kind: predAtom, atom: a, key: a.key}
 	}
 	var tree func(depth int) *npred
