@@ -279,6 +279,15 @@ func TestRuleNames(t *testing.T) {
 			t.Errorf("gen %d, rules %v, %s: %s, want %s", tt.gen, tt.ids, tt.path, got, tt.want)
 		}
 	}
+	// A rule holds under the other name of a file, too.
+	e := &pavise.Event{Op: pavise.OpOpen, Gen: 7, Action: pavise.ActionAudit, Matched: 1, RuleIDs: [4]uint32{1}, File: pavise.FileInfo{Path: "/link", Alias: "/a"}}
+	if !a.name(e) || e.Rule != "a" || e.File.Path != "/link" {
+		t.Errorf("under its other name: %+v", e)
+	}
+	e.File.Alias = "/b"
+	if a.name(e) {
+		t.Errorf("under no name: %+v", e)
+	}
 	b := &ruleBook{}
 	for i := range uint32(100) {
 		b = b.with(i, nil)

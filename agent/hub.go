@@ -57,14 +57,16 @@ func newHub(recent, verdicts int) *hub {
 	}
 }
 
-// circle keeps the last events that were put into it. Their numbers only grow.
+// circle keeps the last events that it took. Their numbers only grow.
 type circle struct {
 	slots []slot
-	n     uint64 // that were put
+	n     uint64 // that it took
 }
 
-func (c *circle) put(e *pavise.Event) {
-	c.slots[c.n%uint64(len(c.slots))].put(e)
+// take takes the event in s, and leaves a slot to be used again.
+func (c *circle) take(s *slot) {
+	at := &c.slots[c.n%uint64(len(c.slots))]
+	*at, *s = *s, *at
 	c.n++
 }
 
@@ -119,14 +121,14 @@ func (h *hub) publish(e *pavise.Event) {
 	defer h.mu.Unlock()
 	e.ID = h.seq + 1
 	s := &h.recent[h.seq%uint64(len(h.recent))]
+	switch s.event.Action { // of the event that goes
+	case pavise.ActionDeny, pavise.ActionKill:
+		h.strict.take(s)
+	case pavise.ActionAudit:
+		h.audits.take(s)
+	}
 	s.put(e)
 	h.seq++
-	switch e.Action {
-	case pavise.ActionDeny, pavise.ActionKill:
-		h.strict.put(e)
-	case pavise.ActionAudit:
-		h.audits.put(e)
-	}
 	if len(h.subs) == 0 {
 		return
 	}
