@@ -52,29 +52,35 @@ type hub struct {
 
 func newHub(recent, verdicts int) *hub {
 	return &hub{
-		recent: make([]slot, recent), strict: circle{slots: make([]slot, verdicts)}, audits: circle{slots: make([]slot, verdicts)},
+		recent: make([]slot, recent), strict: circle{max: verdicts}, audits: circle{max: verdicts},
 		subs: map[*subscription]struct{}{},
 	}
 }
 
-// circle keeps the last events that it took. Their numbers only grow.
+// circle keeps the last events that it took. Their numbers only grow. It has no memory before it needs it.
 type circle struct {
+	max   int
 	slots []slot
 	n     uint64 // that it took
 }
 
 // take takes the event in s, and leaves a slot to be used again.
 func (c *circle) take(s *slot) {
-	at := &c.slots[c.n%uint64(len(c.slots))]
-	*at, *s = *s, *at
 	c.n++
+	if len(c.slots) < c.max {
+		c.slots = append(c.slots, *s)
+		*s = slot{}
+		return
+	}
+	at := &c.slots[(c.n-1)%uint64(len(c.slots))]
+	*at, *s = *s, *at
 }
 
 // find returns the event with the number, nil when it is not kept.
 func (c *circle) find(id uint64) *pavise.Event {
-	kept := int(min(c.n, uint64(len(c.slots)))) //nolint:gosec // a few thousand
+	kept := len(c.slots)
 	at := func(i int) *pavise.Event {
-		return &c.slots[(c.n-uint64(kept-i))%uint64(len(c.slots))].event
+		return &c.slots[(c.n-uint64(kept-i))%uint64(kept)].event
 	}
 	i := sort.Search(kept, func(i int) bool { return at(i).ID >= id })
 	if i < kept && at(i).ID == id {
