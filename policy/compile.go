@@ -422,7 +422,7 @@ func (w *policyNormaliser) normalise(op pavise.Op, missing map[Dim]bool, at *Err
 		if t.cond != nil {
 			line, col := t.cond.start(t.expr)
 			e = *t.cond.at.error(problem{line: line, col: col})
-			e.Msg = fmt.Sprintf("too many alternatives for %s: %d clauses, the limit is %d, from: %s", op, limit.n, maxClauses, t.cond.text(t.expr))
+			e.Msg = fmt.Sprintf("too many alternatives for %s: %v, from: %s", op, limit, t.cond.text(t.expr))
 		}
 		e.Hint = "split the rule"
 		w.fail(&e)
