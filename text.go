@@ -19,7 +19,7 @@ const (
 const textArgs = 160
 
 // AppendText appends e as one line for people, without the newline, its time in the machine's
-// zone: time, verdict, operation, process, object, policy/rule. With color, what was denied or killed is bold red and
+// zone: time, id (what `pavise why` takes), verdict, operation, process, object, policy/rule. With color, what was denied or killed is bold red and
 // what would have been is yellow. Whatever the names in e hold, the line cannot control a terminal.
 func (e *Event) AppendText(b []byte, color bool) []byte {
 	return e.AppendTextIn(b, color, time.Local)
@@ -28,6 +28,13 @@ func (e *Event) AppendText(b []byte, color bool) []byte {
 // AppendTextIn is AppendText with the time in a zone of the caller's.
 func (e *Event) AppendTextIn(b []byte, color bool, zone *time.Location) []byte {
 	b = time.Unix(0, e.Time).In(zone).AppendFormat(b, "15:04:05.000000 ")
+	col := len(b)
+	if e.ID != 0 {
+		b = strconv.AppendUint(b, e.ID, 10)
+	} else { // it was never published
+		b = append(b, '-')
+	}
+	b = pad(b, col, 6)
 	paint := ""
 	if color && (e.Action == ActionDeny || e.Action == ActionKill) {
 		paint = textRed
@@ -39,7 +46,7 @@ func (e *Event) AppendTextIn(b []byte, color bool, zone *time.Location) []byte {
 		paint = textRed
 	}
 	b = append(b, paint...)
-	col := len(b)
+	col = len(b)
 	switch {
 	case e.Action == ActionNone:
 		b = append(b, '-')

@@ -109,6 +109,7 @@ type Agent struct {
 	mu     sync.Mutex // serialises changes of the policies
 	set    atomic.Pointer[policySet]
 	carry  map[string]uint64 // hits of rules from before the active generation
+	past   past
 	closed bool
 }
 
@@ -122,7 +123,7 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, kernel: cfg.Kernel,
-		hub: newHub(recentEvents), started: time.Now(), pid: uint32(os.Getpid()), carry: map[string]uint64{},
+		hub: newHub(recentEvents, recentVerdicts), started: time.Now(), pid: uint32(os.Getpid()), carry: map[string]uint64{},
 	}
 	if st, err := os.Stat("/proc/self/exe"); err == nil {
 		a.exe = st.Sys().(*syscall.Stat_t).Ino

@@ -279,6 +279,15 @@ func TestRuleNames(t *testing.T) {
 			t.Errorf("gen %d, rules %v, %s: %s, want %s", tt.gen, tt.ids, tt.path, got, tt.want)
 		}
 	}
+	// A rule holds under the other name of a file, too.
+	e := &pavise.Event{Op: pavise.OpOpen, Gen: 7, Action: pavise.ActionAudit, Matched: 1, RuleIDs: [4]uint32{1}, File: pavise.FileInfo{Path: "/link", Alias: "/a"}}
+	if !a.name(e) || e.Rule != "a" || e.File.Path != "/link" {
+		t.Errorf("under its other name: %+v", e)
+	}
+	e.File.Alias = "/b"
+	if a.name(e) {
+		t.Errorf("under no name: %+v", e)
+	}
 	b := &ruleBook{}
 	for i := range uint32(100) {
 		b = b.with(i, nil)
@@ -413,7 +422,7 @@ func TestRunEnds(t *testing.T) {
 }
 
 func TestHubDoesNotWait(t *testing.T) {
-	h := newHub(8)
+	h := newHub(8, 4)
 	_, s, err := h.subscribe(false)
 	if err != nil {
 		t.Fatal(err)
@@ -452,7 +461,7 @@ func TestHubDoesNotWait(t *testing.T) {
 }
 
 func TestHubKeepsTheLast(t *testing.T) {
-	h := newHub(8)
+	h := newHub(8, 4)
 	buf := make([]byte, 0, 64)
 	for i := range 20 {
 		buf = fmt.Appendf(buf[:0], "/file/%d", i) // as a decoder's record, overwritten by the next

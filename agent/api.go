@@ -59,6 +59,7 @@ func (a *Agent) routes() *http.ServeMux {
 		reply(w, http.StatusOK, map[string]string{"status": "ok"})
 	})
 	mux.HandleFunc("GET /v1/events", a.getEvents)
+	mux.HandleFunc("GET /v1/events/{id}/why", a.getWhy)
 	mux.HandleFunc("GET /v1/processes", a.getProcesses)
 	mux.HandleFunc("GET /v1/policies", a.getPolicies)
 	mux.HandleFunc("GET /v1/policies/{name}", a.getPolicy)
@@ -298,6 +299,7 @@ func (a *Agent) putPolicies(w http.ResponseWriter, r *http.Request) {
 		fail(w, codeOf(err), err)
 		return
 	}
+	a.review(c) // it is done: nothing waits for this but the answer
 	for i := range c.Policies {
 		c.Policies[i].Source = ""
 	}

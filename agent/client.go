@@ -200,6 +200,12 @@ func (c *Client) Events(ctx context.Context, eq EventQuery, fn func(line []byte)
 	return nil
 }
 
+// Why asks why an event was judged as it was.
+func (c *Client) Why(ctx context.Context, id uint64) (*Why, error) {
+	var w Why
+	return &w, c.call(ctx, "GET", "/v1/events/"+strconv.FormatUint(id, 10)+"/why", nil, nil, &w)
+}
+
 // Machine is what the agent's machine can do, for compiling without it. Names of users are looked up here.
 func (d *Doctor) Machine() *policy.Machine {
 	users := proc.NewUsers("/etc/passwd", "/etc/group", nil)
@@ -207,7 +213,9 @@ func (d *Doctor) Machine() *policy.Machine {
 	for _, o := range d.Ops {
 		for op := range pavise.OpNames {
 			if strings.EqualFold(pavise.OpNames[op], o.Op) {
-				m.Ops[op] = policy.Support{Rung: rungByName(o.Rung), Deny: o.Deny, Kill: o.Kill, Why: o.Why}
+				m.Ops[op] = policy.Support{
+					Rung: rungByName(o.Rung), Deny: o.Deny, Kill: o.Kill, Why: o.Why, Missing: dimsByName(o.Missing), KillOnly: dimsByName(o.KillOnly),
+				}
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sort"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -13,7 +14,10 @@ import (
 
 // The bounds of delivery.
 const (
-	recentEvents   = 4096 // kept for a reader who comes late
+	recentEvents = 4096 // kept for a reader who comes late
+	// Verdicts that are kept when the recent events have gone over them, for `pavise why`: so many that deny or kill, and so many
+	// audits, which cannot push out the others. Together about 2 MiB with ordinary paths, and 18 MiB when each is as long as can be.
+	recentVerdicts = 1024
 	subscribeDepth = 4096 // events that wait for one subscriber
 	maxSubscribers = 64
 )
@@ -40,12 +44,49 @@ type hub struct {
 	mu     sync.Mutex
 	seq    uint64
 	recent []slot // a circle of len(recent); the next one is at seq % len
+	strict circle // events that deny or kill, or would
+	audits circle
 	subs   map[*subscription]struct{}
 	closed bool
 }
 
-func newHub(recent int) *hub {
-	return &hub{recent: make([]slot, recent), subs: map[*subscription]struct{}{}}
+func newHub(recent, verdicts int) *hub {
+	return &hub{
+		recent: make([]slot, recent), strict: circle{max: verdicts}, audits: circle{max: verdicts},
+		subs: map[*subscription]struct{}{},
+	}
+}
+
+// circle keeps the last events that it took. Their numbers only grow. It has no memory before it needs it.
+type circle struct {
+	max   int
+	slots []slot
+	n     uint64 // that it took
+}
+
+// take takes the event in s, and leaves a slot to be used again.
+func (c *circle) take(s *slot) {
+	c.n++
+	if len(c.slots) < c.max {
+		c.slots = append(c.slots, *s)
+		*s = slot{}
+		return
+	}
+	at := &c.slots[(c.n-1)%uint64(len(c.slots))]
+	*at, *s = *s, *at
+}
+
+// find returns the event with the number, nil when it is not kept.
+func (c *circle) find(id uint64) *pavise.Event {
+	kept := len(c.slots)
+	at := func(i int) *pavise.Event {
+		return &c.slots[(c.n-uint64(kept-i))%uint64(kept)].event
+	}
+	i := sort.Search(kept, func(i int) bool { return at(i).ID >= id })
+	if i < kept && at(i).ID == id {
+		return at(i)
+	}
+	return nil
 }
 
 // slot keeps one event without allocating: its strings live in buf, which the next event in the slot reuses.
@@ -59,6 +100,7 @@ func (s *slot) put(e *pavise.Event) {
 	s.event.Exec = pavise.ExecInfo{} // Process has it
 	strs := [...]*string{
 		&s.event.File.Path, &s.event.File.Alias, &s.event.File.FS, &s.event.Net.RemotePath, &s.event.Net.LocalPath,
+		&s.event.Act.NewPath, &s.event.Act.Name, &s.event.Act.Target.Path,
 	}
 	n := 0
 	for _, p := range strs {
@@ -85,6 +127,12 @@ func (h *hub) publish(e *pavise.Event) {
 	defer h.mu.Unlock()
 	e.ID = h.seq + 1
 	s := &h.recent[h.seq%uint64(len(h.recent))]
+	switch s.event.Action { // of the event that goes
+	case pavise.ActionDeny, pavise.ActionKill:
+		h.strict.take(s)
+	case pavise.ActionAudit:
+		h.audits.take(s)
+	}
 	s.put(e)
 	h.seq++
 	if len(h.subs) == 0 {
@@ -141,6 +189,24 @@ func (h *hub) kept() []*item {
 		out = append(out, &item{event: h.recent[i%uint64(len(h.recent))].event.Clone()})
 	}
 	return out
+}
+
+// find returns a copy of the event with the number, nil when it is not kept any more or has not been yet, and the number of the last event.
+func (h *hub) find(id uint64) (e *pavise.Event, last uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if id > h.seq || id == 0 {
+		return nil, h.seq
+	}
+	if s := &h.recent[(id-1)%uint64(len(h.recent))]; s.event.ID == id {
+		return s.event.Clone(), h.seq
+	}
+	for _, c := range [...]*circle{&h.strict, &h.audits} {
+		if e := c.find(id); e != nil {
+			return e.Clone(), h.seq
+		}
+	}
+	return nil, h.seq
 }
 
 func (h *hub) subscribers() int {

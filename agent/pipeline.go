@@ -123,6 +123,11 @@ func (a *Agent) name(e *pavise.Event) bool {
 				full = a.withAncestors(e)
 			}
 			ok, err := r.Residual.Eval(full)
+			if !ok && e.File.Alias != "" { // the kernel's part holds under any name of the file, and so does this one
+				other := *full
+				other.File.Path = e.File.Alias
+				ok, err = r.Residual.Eval(&other)
+			}
 			if err != nil {
 				a.log.Debug("residual condition failed", "policy", r.Policy, "rule", r.Name, "err", err)
 			}

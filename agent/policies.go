@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/pavise-project/pavise/enforce"
@@ -31,16 +32,18 @@ type policySet struct {
 	image    *policy.Image
 	report   *policy.Report
 	applied  enforce.Applied
+
+	once   sync.Once
+	review *policy.Report
 }
 
-func (s *policySet) find(name string) *policy.Policy {
-	for _, p := range s.policies {
-		if p.Name == name {
-			return p
-		}
-	}
-	return nil
+// reviewed is the report with the warnings that take longer to find: for who asks to see it, not for who waits for a change.
+func (s *policySet) reviewed(m *policy.Machine) *policy.Report {
+	s.once.Do(func() { s.review = policy.Review(s.policies, m, s.report) })
+	return s.review
 }
+
+func (s *policySet) find(name string) *policy.Policy { return find(s.policies, name) }
 
 // LoadPolicies reads policies from files and directories. Of a directory it takes every *.yaml and *.yml below it, except below
 // directories named testdata or demo, and hidden ones. Errors in policies are policy.Errors, all of them.
@@ -167,6 +170,7 @@ func (a *Agent) activate(set *policySet) error {
 	set.applied = applied
 	a.rules.Store(book.with(applied.Generation, set.image.Rules))
 	a.carry = carried(hits, old, set)
+	a.past = a.past.with(applied.Generation, set.policies)
 	a.set.Store(set)
 	return nil
 }
@@ -258,14 +262,25 @@ func (a *Agent) change(names []string, dryRun bool, edit func([]*policy.Policy) 
 	}
 	c := &Change{
 		Generation: set.applied.Generation, DryRun: dryRun, Policies: []PolicyStatus{},
-		Compiled: compiled, Staged: set.applied.Staged, Activated: set.applied.Activated, Total: time.Since(start),
+		Compiled: compiled, Staged: set.applied.Staged, Activated: set.applied.Activated, Total: time.Since(start), set: set,
 	}
-	for _, st := range statusOf(set, nil) {
+	for _, st := range StatusOf(set.policies, set.report) {
 		if slices.Contains(names, st.Name) {
 			c.Policies = append(c.Policies, st)
 		}
 	}
 	return c, nil
+}
+
+// review gives c's policies the warnings of a review.
+func (a *Agent) review(c *Change) {
+	for _, r := range c.set.reviewed(a.machine).Policies {
+		for i := range c.Policies {
+			if p := &c.Policies[i]; p.Name == r.Name {
+				p.Warnings = warnings(&r)
+			}
+		}
+	}
 }
 
 // policyStatus is the state of every policy, or of the one with the name.
@@ -274,7 +289,13 @@ func (a *Agent) policyStatus(name string) []PolicyStatus {
 	set := a.set.Load()
 	hits := a.hits(set)
 	a.mu.Unlock()
-	all := statusOf(set, hits)
+	all := StatusOf(set.policies, set.reviewed(a.machine))
+	for i := range all {
+		for j := range all[i].Rules {
+			r := &all[i].Rules[j]
+			r.Hits = hits[ruleKey(all[i].Name, r.Name)]
+		}
+	}
 	if name == "" {
 		return all
 	}

@@ -8,26 +8,11 @@ import (
 	"github.com/pavise-project/pavise/policy"
 )
 
-// statusOf is what the compiler reported of set, in the API's words, with the rules' hits when they are known.
-func statusOf(set *policySet, hits map[string]uint64) []PolicyStatus {
-	out := StatusOf(set.policies, set.report)
-	for i := range out {
-		for j := range out[i].Rules {
-			r := &out[i].Rules[j]
-			r.Hits = hits[ruleKey(out[i].Name, r.Name)]
-		}
-	}
-	return out
-}
-
 // StatusOf is what the compiler reported of policies, in the API's words.
 func StatusOf(ps []*policy.Policy, rep *policy.Report) []PolicyStatus {
 	out := make([]PolicyStatus, 0, len(rep.Policies))
 	for _, pr := range rep.Policies {
-		st := PolicyStatus{Name: pr.Name, Mode: string(pr.Mode), Rules: []RuleStatus{}}
-		for _, w := range pr.Warnings {
-			st.Warnings = append(st.Warnings, w.Error())
-		}
+		st := PolicyStatus{Name: pr.Name, File: pr.File, Mode: string(pr.Mode), Rules: []RuleStatus{}, Warnings: warnings(&pr)}
 		for _, p := range ps {
 			if p.Name == pr.Name {
 				st.Labels, st.Source = p.Labels, string(p.Source)
@@ -35,7 +20,7 @@ func StatusOf(ps []*policy.Policy, rep *policy.Report) []PolicyStatus {
 		}
 		for _, r := range pr.Rules {
 			rs := RuleStatus{
-				Name: r.Rule, Op: r.Op.String(), Action: r.Action.String(), State: string(r.State), Why: r.Why, User: r.User, Residual: r.Residual,
+				Name: r.Rule, Line: r.Line, Op: r.Op.String(), Action: r.Action.String(), State: string(r.State), Why: r.Why, User: r.User, Residual: r.Residual,
 			}
 			if r.Effective != r.Action {
 				rs.Effective = r.Effective.String()
@@ -46,6 +31,13 @@ func StatusOf(ps []*policy.Policy, rep *policy.Report) []PolicyStatus {
 			st.Rules = append(st.Rules, rs)
 		}
 		out = append(out, st)
+	}
+	return out
+}
+
+func warnings(r *policy.PolicyReport) (out []string) {
+	for _, w := range r.Warnings {
+		out = append(out, w.Error())
 	}
 	return out
 }

@@ -1,10 +1,12 @@
 package agent
 
 import (
+	"slices"
 	"time"
 
 	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/enforce"
+	"github.com/pavise-project/pavise/policy"
 )
 
 // Status is GET /v1/status.
@@ -34,6 +36,17 @@ type Status struct {
 	RSS        uint64 `json:"rss_bytes"`
 }
 
+// Why is GET /v1/events/ID/why: the event, and the rules by which it was judged, as they were then, strictest first.
+type Why struct {
+	Event      *pavise.Event   `json:"event"`
+	Generation uint32          `json:"generation,omitempty"` // of the policies that judged; 0 when none did
+	Active     uint32          `json:"active_generation"`
+	Rules      []policy.Reason `json:"rules"`
+	// Unnamed is how many clauses matched beyond the rules that the event names; 255 at most are counted.
+	Unnamed int      `json:"unnamed,omitempty"`
+	Notes   []string `json:"notes,omitempty"` // what is not known any more, or has changed since
+}
+
 // PolicyMode is a policy's name and mode.
 type PolicyMode struct {
 	Name string `json:"name"`
@@ -54,6 +67,7 @@ type OpCount struct {
 // PolicyStatus is a policy in GET /v1/policies.
 type PolicyStatus struct {
 	Name     string            `json:"name"`
+	File     string            `json:"file,omitempty"` // as it was named when it was loaded or applied
 	Mode     string            `json:"mode"`
 	Labels   map[string]string `json:"labels,omitempty"`
 	Rules    []RuleStatus      `json:"rules"`
@@ -64,6 +78,7 @@ type PolicyStatus struct {
 // RuleStatus is one rule on one operation. State is enforced, monitored, audit, degraded, not observed or no effect.
 type RuleStatus struct {
 	Name      string   `json:"name"`
+	Line      int      `json:"line,omitempty"` // in the policy's file
 	Op        string   `json:"op"`
 	Action    string   `json:"action"`
 	Effective string   `json:"effective,omitempty"` // what is done instead, when it is not the action
@@ -84,6 +99,8 @@ type Change struct {
 	Staged     time.Duration  `json:"staged_ns"`
 	Activated  time.Duration  `json:"activated_ns"`
 	Total      time.Duration  `json:"total_ns"`
+
+	set *policySet
 }
 
 // Detail is one fault of a policy, where it stands and what to write instead.
@@ -134,6 +151,9 @@ type OpDoctor struct {
 	Why   string    `json:"why,omitempty"`
 	Notes []string  `json:"notes,omitempty"`
 	Tried []RungTry `json:"tried,omitempty"`
+	// Facts that the rung does not have, and facts that it has only after the act, where it can still kill.
+	Missing  []string `json:"missing,omitempty"`
+	KillOnly []string `json:"kill_only,omitempty"`
 }
 
 // RungTry is one rung that was tried.
@@ -148,6 +168,12 @@ func DoctorOps(in []enforce.OpStatus) []OpDoctor {
 	out := make([]OpDoctor, 0, len(in))
 	for _, o := range in {
 		d := OpDoctor{Op: o.Op.String(), Rung: o.Rung.String(), Deny: o.Deny, Kill: o.Kill, Why: o.Why, Notes: o.Notes}
+		for _, dim := range o.Missing {
+			d.Missing = append(d.Missing, dim.String())
+		}
+		for _, dim := range o.KillOnly {
+			d.KillOnly = append(d.KillOnly, dim.String())
+		}
 		for _, t := range o.Tried {
 			rt := RungTry{Rung: t.Rung.String(), OK: t.OK}
 			if t.Err != nil {
@@ -156,6 +182,16 @@ func DoctorOps(in []enforce.OpStatus) []OpDoctor {
 			d.Tried = append(d.Tried, rt)
 		}
 		out = append(out, d)
+	}
+	return out
+}
+
+// dimsByName reads facts back from the wire. One that this version does not know matters to no rule of it.
+func dimsByName(names []string) (out []policy.Dim) {
+	for d := policy.DimNone + 1; d < policy.NumDims; d++ {
+		if slices.Contains(names, d.String()) {
+			out = append(out, d)
+		}
 	}
 	return out
 }

@@ -482,7 +482,8 @@ func boolLiteral(e ast.Expr) (value, ok bool) {
 	return bool(b), ok
 }
 
-// checkOps reports the fields of cond that do not exist for one of ops. The subject is about the process alone.
+// checkOps reports the fields of cond that do not exist for one of ops, and the tests that nothing meets there. The subject is about the
+// process alone. It is called once.
 func (c *Condition) checkOps(ops []pavise.Op, subject bool) []problem {
 	var out []problem
 	seen := map[string]bool{}
@@ -514,7 +515,9 @@ func (c *Condition) checkOps(ops []pavise.Op, subject bool) []problem {
 		}
 		out = append(out, problem{line, col, fmt.Sprintf("field %q does not exist for %s: it exists for %s", u.field.Name, opList(lack), opList(u.field.Ops)), hint})
 	}
-	return out
+	errs, warns := c.unreachable(ops)
+	c.warn = append(c.warn, warns...)
+	return append(out, errs...)
 }
 
 // opGroups are the parts before the dot of the operations' names, in their order, and the operations of each.

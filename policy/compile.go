@@ -76,6 +76,8 @@ type Report struct {
 // PolicyReport is the part of a Report about one policy.
 type PolicyReport struct {
 	Name     string       `json:"name"`
+	File     string       `json:"file,omitempty"`
+	Line     int          `json:"line,omitempty"`
 	Mode     Mode         `json:"mode"`
 	Rules    []RuleReport `json:"rules"`
 	Warnings []*Error     `json:"warnings,omitempty"`
@@ -84,6 +86,7 @@ type PolicyReport struct {
 // RuleReport is the part of a Report about one rule and operation.
 type RuleReport struct {
 	Rule      string        `json:"rule"`
+	Line      int           `json:"line,omitempty"` // in the policy's file
 	Op        pavise.Op     `json:"op"`
 	Action    pavise.Action `json:"action"`    // as asked
 	Effective pavise.Action `json:"effective"` // as done, or as recorded
@@ -147,7 +150,7 @@ type policyNormaliser struct {
 
 func normalisePolicy(p *Policy, m *Machine) *normalPolicy {
 	w := &policyNormaliser{p: p, m: m, n: &normalPolicy{machine: m}}
-	w.n.report = PolicyReport{Name: p.Name, Mode: p.Mode, Warnings: append([]*Error(nil), p.Warnings...)}
+	w.n.report = PolicyReport{Name: p.Name, File: p.File, Line: p.Line, Mode: p.Mode, Warnings: append([]*Error(nil), p.Warnings...)}
 	// A default and its allow rules stand or fall together.
 	groups := map[pavise.Op]*outcome{}
 	for _, op := range p.Default {
@@ -308,7 +311,7 @@ func (w *policyNormaliser) rule(index int, r *RuleSpec, groups map[pavise.Op]*ou
 	monitors := 0
 	var user []string
 	for _, op := range r.On {
-		rep := RuleReport{Rule: r.Name, Op: op, Action: r.Action, Effective: r.Action, Rung: w.m.Ops[op].Rung}
+		rep := RuleReport{Rule: r.Name, Line: r.line, Op: op, Action: r.Action, Effective: r.Action, Rung: w.m.Ops[op].Rung}
 		part := normalPart{op: op, kind: WordExplicit, action: r.Action}
 		group := groups[op]
 		at := &Error{File: w.p.File, Line: r.line, Column: r.col, Field: field}
@@ -397,7 +400,7 @@ func (w *policyNormaliser) defaultRule(op pavise.Op, o *outcome) {
 		return
 	}
 	nr.parts = []normalPart{{op: op, cubes: n.cubes, kind: WordDefault, action: o.action, monitor: o.monitor, skip: o.state == StateNotObserved}}
-	rep := RuleReport{Rule: name, Op: op, Action: pavise.ActionDeny, Effective: o.action, State: o.state, Rung: w.m.Ops[op].Rung, Why: o.why}
+	rep := RuleReport{Rule: name, Line: at[0], Op: op, Action: pavise.ActionDeny, Effective: o.action, State: o.state, Rung: w.m.Ops[op].Rung, Why: o.why}
 	if o.state == StateNotObserved {
 		rep.Rung = pavise.RungNone
 	}
@@ -419,7 +422,7 @@ func (w *policyNormaliser) normalise(op pavise.Op, missing map[Dim]bool, at *Err
 		if t.cond != nil {
 			line, col := t.cond.start(t.expr)
 			e = *t.cond.at.error(problem{line: line, col: col})
-			e.Msg = fmt.Sprintf("too many alternatives for %s: %d clauses, the limit is %d, from: %s", op, limit.n, maxClauses, t.cond.text(t.expr))
+			e.Msg = fmt.Sprintf("too many alternatives for %s: %v, from: %s", op, limit, t.cond.text(t.expr))
 		}
 		e.Hint = "split the rule"
 		w.fail(&e)

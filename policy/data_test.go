@@ -148,10 +148,12 @@ func policyResult(t *testing.T, src string) string {
 	if err != nil {
 		return err.Error() + "\n"
 	}
-	prog, report, err := compile(set, machineFor(t, src))
+	m := machineFor(t, src)
+	prog, report, err := compile(set, m)
 	if err != nil {
 		return err.Error() + "\n"
 	}
+	report = Review(set, m, report)
 	var b strings.Builder
 	b.WriteString(prog.String())
 	for _, p := range report.Policies {

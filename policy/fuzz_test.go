@@ -51,7 +51,9 @@ func FuzzParse(f *testing.F) {
 				}
 			}
 		}
-		_, _ = Explain(set, m)
+		if x, err := Explain(set, m); err == nil {
+			Review(set, m, x.Report)
+		}
 		for _, p := range set { // the source of a policy is the policy
 			again, err := Parse("f", p.Source)
 			if err != nil || len(again) != 1 || again[0].Name != p.Name {
@@ -61,8 +63,8 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// FuzzCondition: no condition makes the checker, the normal form or the evaluation panic; and where the kernel decides
-// all of a condition, user space agrees.
+// FuzzCondition: no condition makes the checker, the normal form or the evaluation panic; where the kernel decides
+// all of a condition, user space agrees; and what is explained is what was evaluated.
 func FuzzCondition(f *testing.F) {
 	seeds(f, "condition")
 	m := testMachine()
@@ -89,6 +91,10 @@ func FuzzCondition(f *testing.F) {
 				got, err := x.Eval(e)
 				if want := cubesHold(n.cubes, facts(e)); err == nil && got != want {
 					t.Fatalf("%q on %s: %v, want %v\n%+v\n%+v", src, op, got, want, e, e.Process)
+				}
+				why, errWhy := trace(c, e) // every part of it, and the same in all
+				if errWhy != nil || err == nil && why.holds() != got {
+					t.Fatalf("%q on %s: %v, explained as %+v, %v", src, op, got, why, errWhy)
 				}
 			}
 		}

@@ -115,13 +115,16 @@ type normaliser struct {
 	err      error
 }
 
-// clauseError says that a condition has too many clauses.
+// clauseError says that a condition has too many clauses, or takes too many steps to bring to clauses.
 type clauseError struct {
-	n    int
-	node *cnode
+	n, limit int
+	what     string
+	node     *cnode
 }
 
-func (e *clauseError) Error() string { return fmt.Sprintf("%d clauses", e.n) }
+func (e *clauseError) Error() string {
+	return fmt.Sprintf("%d %s, the limit is %d", e.n, e.what, e.limit)
+}
 
 // normalise brings subject && when for op to its normal form. Nil conditions hold always.
 func normalise(op pavise.Op, m *Machine, missing map[Dim]bool, conds ...*Condition) (*normal, error) {
@@ -151,7 +154,7 @@ func (n *normaliser) cubes(t *cnode, neg bool) []cube {
 		return nil
 	}
 	if n.steps++; n.steps > maxSteps {
-		n.err = &clauseError{n.steps, t}
+		n.err = &clauseError{n.steps, maxSteps, "steps", t}
 		return nil
 	}
 	constant := func(b bool) []cube {
@@ -279,7 +282,7 @@ func (n *normaliser) bound(t *cnode, cubes []cube) []cube {
 
 func (n *normaliser) fail(t *cnode, count int) {
 	if n.err == nil {
-		n.err = &clauseError{count, t}
+		n.err = &clauseError{count, maxClauses, "clauses", t}
 	}
 }
 

@@ -67,6 +67,7 @@ type Policy struct {
 	defaultLines map[pavise.Op][2]int
 	mu           sync.Mutex
 	cache        *normalPolicy // the last normal form, by machine
+	review       *review       // the last one, by machine
 }
 
 // RuleSpec is one rule of a policy, as written.

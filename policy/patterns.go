@@ -184,6 +184,8 @@ func checkComponents(s, shown string) error {
 		switch {
 		case c == "" && i > 0 && i < len(parts)-1:
 			return fmt.Errorf("path %q has an empty component (\"//\") and matches nothing: the kernel's paths have none", shown)
+		case len(c) > maxComponent && !strings.ContainsAny(c, `[*\`): // of a glob's, these stand for less
+			return fmt.Errorf("path %q has a component of %d bytes: the limit is %d", shown, len(c), maxComponent)
 		case c == "." || c == "..":
 			return fmt.Errorf("path %q has a component %q and matches nothing: the kernel's paths are resolved", shown, c)
 		}

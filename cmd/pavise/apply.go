@@ -46,6 +46,7 @@ between the old rules and the new. A bad policy changes nothing. They live until
 			if err := a.policyTable(ch.Policies); err != nil {
 				return err
 			}
+			a.warnings(ch.Policies)
 			if dry {
 				fmt.Fprintln(a.stdout, "dry run: nothing was changed")
 				return nil

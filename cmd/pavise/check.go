@@ -32,7 +32,7 @@ With --strict, a warning or a rule that would be degraded is a failure.`,
 				var rep *policy.Report
 				_, rep, err = policy.Compile(ps, m)
 				if err = agent.Faults(err); err == nil {
-					st = agent.StatusOf(ps, rep)
+					st = agent.StatusOf(ps, policy.Review(ps, m, rep))
 				}
 			}
 			if err == nil && strict {
@@ -45,11 +45,7 @@ With --strict, a warning or a rule that would be degraded is a failure.`,
 				if err := a.policyTable(st); err != nil {
 					return err
 				}
-				for _, p := range st {
-					for _, w := range p.Warnings {
-						fmt.Fprintf(a.stdout, "%s: warning: %s\n", safe(p.Name), safe(w))
-					}
-				}
+				a.warnings(st)
 				fmt.Fprintf(a.stdout, "%d policies, checked against %s\n", len(st), where)
 			}
 			return err

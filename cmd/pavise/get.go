@@ -61,11 +61,7 @@ not observed on this machine, and how often it matched. -o yaml gives the policy
 			if err := a.policyTable(ps); err != nil {
 				return err
 			}
-			for _, p := range ps {
-				for _, w := range p.Warnings {
-					fmt.Fprintf(a.stdout, "%s: warning: %s\n", safe(p.Name), safe(w))
-				}
-			}
+			a.warnings(ps)
 			return nil
 		},
 	}
@@ -98,4 +94,13 @@ func (a *app) policyTable(ps []agent.PolicyStatus) error {
 		}
 	}
 	return nil
+}
+
+// warnings shows those of policies, one a line.
+func (a *app) warnings(ps []agent.PolicyStatus) {
+	for _, p := range ps {
+		for _, w := range p.Warnings {
+			fmt.Fprintf(a.stdout, "%s: warning: %s\n", safe(p.Name), safe(w))
+		}
+	}
 }

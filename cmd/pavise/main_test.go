@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -22,6 +23,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
+var updateScripts = flag.Bool("update", false, "write what is got to testdata")
+
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"pavise": func() { os.Exit(testApp().main(os.Args[1:])) },
@@ -30,7 +33,7 @@ func TestMain(m *testing.M) {
 
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata",
+		Dir: "testdata", UpdateScripts: *updateScripts,
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("SOCK", filepath.Join(e.WorkDir, "p.sock"))
 			e.Setenv("STATE", filepath.Join(e.WorkDir, "state"))
@@ -116,6 +119,7 @@ func (w *wire) UnmarshalJSON(b []byte) error {
 		Path     string
 		Matched  uint8
 		Rule     uint32
+		Rung     pavise.Rung
 		Gen      uint32
 		Found    bool
 		FilePath string
@@ -123,7 +127,7 @@ func (w *wire) UnmarshalJSON(b []byte) error {
 	if err := json.Unmarshal(b, &s); err != nil {
 		return err
 	}
-	*w = wire{Op: s.Op, Action: s.Action, Monitor: s.Monitor, PID: s.PID, TID: s.PID, ExecID: s.ID, Matched: s.Matched, Gen: s.Gen, Time: 1}
+	*w = wire{Op: s.Op, Action: s.Action, Monitor: s.Monitor, PID: s.PID, TID: s.PID, ExecID: s.ID, Matched: s.Matched, Rung: s.Rung, Gen: s.Gen, Time: 1}
 	w.RuleIDs[0] = s.Rule
 	w.File.Path = s.FilePath
 	w.Exec.ParentExecID, w.Exec.Exe.Path, w.Exec.Found = s.Parent, s.Path, s.Found
@@ -134,7 +138,7 @@ func (w *wire) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// fakeKernel starts three processes, one with a hostile name, and has one of them open a file at each generation.
+// fakeKernel starts three processes, one with a hostile name, and has one of them open a file at each generation, which the last rule denies.
 type fakeKernel struct {
 	mu   sync.Mutex
 	gen  uint32
@@ -190,7 +194,7 @@ func (k *fakeKernel) Apply(img *policy.Image) (enforce.Applied, error) {
 	}
 	k.gen++
 	if len(img.Rules) > 0 {
-		k.emit(map[string]any{"Op": pavise.OpOpen, "Action": pavise.ActionDeny, "PID": 4000100, "ID": 2, "Matched": 1, "Gen": k.gen, "FilePath": "/etc/shadow"})
+		k.emit(map[string]any{"Op": pavise.OpOpen, "Action": pavise.ActionDeny, "PID": 4000100, "ID": 2, "Matched": 1, "Rule": len(img.Rules) - 1, "Rung": pavise.RungLSM, "Gen": k.gen, "FilePath": "/etc/shadow"})
 	}
 	return enforce.Applied{Generation: k.gen, Staged: time.Millisecond, Activated: time.Microsecond}, nil
 }

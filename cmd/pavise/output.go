@@ -92,6 +92,7 @@ func lines(s string) string {
 func (a *app) json(v any) error {
 	e := json.NewEncoder(a.stdout)
 	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false) // conditions are full of &&
 	return e.Encode(v)
 }
 
