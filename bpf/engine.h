@@ -270,6 +270,7 @@ struct scratch {
 	__u32 rows[NUM_SLOTS]; /* by slot; 0 is every clause */
 	__u64 early[4]; /* the words that may hold after judge_early */
 	__u64 left[4]; /* and after all slots, for one name */
+	__u32 class; /* of the slot that is asked */
 	__u32 met; /* the group whose allow rule was met last */
 	__u32 state; /* of the automaton that runs */
 	__u32 ran; /* bytes that it has read of the last piece */
@@ -291,7 +292,6 @@ struct scratch {
 	__u32 extra_len; /* of the one at OFF_EXTRA, 0 for none */
 	__u32 rung;
 	__u32 rec_end; /* of the record, in bytes */
-	__u32 pad2;
 	struct object obj;
 	struct comp comps[MAX_COMPS];
 	__u8 bytes[BYTES + 4096 + 16];
@@ -512,11 +512,14 @@ __noinline int classify(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 	return t->accept[(a->accept_off + s->state) & (NUM_ALLSTATES - 1)];
 }
 
-/* meet takes the row of a slot's class into s->left; 0 when nothing is left. */
+/*
+ * meet takes the row of a slot's class, s->class, into s->left; 0 when nothing is left. The class comes through memory, where the verifier does not
+ * follow it: however it was found, the slots after it then look alike.
+ */
 static __always_inline int meet(struct scratch *s, struct tables *t, struct op_table *ot,
-				__u32 slot, __u32 class)
+				__u32 slot)
 {
-	__u32 ri = t->class_rows[(ot->slots[slot].class_row + class) & (NUM_CLASSROWS - 1)];
+	__u32 ri = t->class_rows[(ot->slots[slot].class_row + s->class) & (NUM_CLASSROWS - 1)];
 	struct row *r;
 	__u64 left;
 
@@ -664,7 +667,8 @@ __noinline int judge(__u32 si, __u32 off, __u32 len, __u32 alias)
 			continue;
 		if (i >= ot->n_slots)
 			break;
-		if (!meet(s, t, ot, i, slot_class(s, si, t, ai, off, len)))
+		s->class = slot_class(s, si, t, ai, off, len);
+		if (!meet(s, t, ot, i))
 			return 0;
 	}
 	for (int q = 0; q < 4; q++) {

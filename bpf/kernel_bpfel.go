@@ -286,6 +286,7 @@ type KernelScratch struct {
 	Rows      [16]uint32
 	Early     [4]uint64
 	Left      [4]uint64
+	Class     uint32
 	Met       uint32
 	State     uint32
 	Ran       uint32
@@ -295,7 +296,6 @@ type KernelScratch struct {
 	DimOff    [64]uint16
 	DimLen    [64]uint16
 	V         KernelVerdict
-	_         [4]byte
 	Dentry    uint64
 	Mnt       uint64
 	Root      uint64
@@ -307,8 +307,6 @@ type KernelScratch struct {
 	ExtraLen  uint32
 	Rung      uint32
 	RecEnd    uint32
-	Pad2      uint32
-	_         [4]byte
 	Obj       struct {
 		_            structs.HostLayout
 		Dentry       uint64

@@ -446,17 +446,17 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 how)
 			count_err(ERR_PROC);
 	}
 	for (int i = 0; i < NUM_SLOTS; i++) {
-		__u32 ai = ot->slots[i].automaton & (NUM_AUTOMATA - 1), c;
+		__u32 ai = ot->slots[i].automaton & (NUM_AUTOMATA - 1);
 
 		if (i >= ot->n_early)
 			break;
 		if (i >= ot->n_subject)
-			c = slot_class(s, si, t, ai, 0, 0);
+			s->class = slot_class(s, si, t, ai, 0, 0);
 		else if (p)
-			c = p->cls[ai];
+			s->class = p->cls[ai];
 		else
-			c = t->automata[ai].overlong;
-		if (!meet(s, t, ot, i, c))
+			s->class = t->automata[ai].overlong;
+		if (!meet(s, t, ot, i))
 			return 0;
 	}
 	s->early[0] = s->left[0];
