@@ -10,11 +10,11 @@
  */
 
 /*
- * judge_name judges op on a directory entry: file.create, on one that has no file yet and gets one of a mode; file.delete; and file.rename and file.link, where
+ * judge_entry judges op on a directory entry: file.create, on one that has no file yet and gets one of a mode; file.delete; and file.rename and file.link, where
  * the file's new name is (dentry2, mnt2). A function of its own, as a rename calls it six times; and it takes numbers, as kernels before 6.8 or so give such a
  * function nothing else of an argument.
  */
-__noinline int judge_name(__u32 op, __u64 dentry, __u64 mnt, __u64 dentry2, __u64 mnt2_or_mode)
+__noinline int judge_entry(__u32 op, __u64 dentry, __u64 mnt, __u64 dentry2, __u64 mnt2_or_mode)
 {
 	struct scratch *s;
 	__u32 si;
@@ -35,6 +35,13 @@ __noinline int judge_name(__u32 op, __u64 dentry, __u64 mnt, __u64 dentry2, __u6
 	ret = deny_lsm(judge_file(s, si, op & (NUM_JUDGED - 1)));
 	scratch_put(s);
 	return ret;
+}
+
+/* judge_name is judge_entry with what the verifier lets a hook return: of a function it knows nothing. */
+static __always_inline int judge_name(__u32 op, __u64 dentry, __u64 mnt, __u64 dentry2,
+				      __u64 mnt2_or_mode)
+{
+	return judge_entry(op, dentry, mnt, dentry2, mnt2_or_mode) ? -EPERM : 0;
 }
 
 static __always_inline __u64 mount_of(const struct path *dir)
