@@ -25,6 +25,7 @@ const (
 	exitNoAgent
 	exitPrivileges
 	exitUnsupported
+	exitPartly
 )
 
 const rootHelp = `Pavise sees what the processes of a Linux host do, decides in the kernel whether they may, and changes its rules
@@ -39,6 +40,7 @@ Exit codes:
   3  no agent answers
   4  no privileges: be root, or a member of the agent's --group
   5  this kernel is not supported
+  6  converted in part: what has no equivalent is listed
 
 NO_COLOR is honoured; colour is used on a terminal only.`
 
@@ -116,9 +118,12 @@ func exitCode(err error) int {
 	var ue usageError
 	var pe policy.Errors
 	var ae *agent.APIError
+	var part *partlyError
 	switch {
 	case err == nil:
 		return exitOK
+	case errors.As(err, &part):
+		return exitPartly
 	case !errors.As(err, &re), errors.As(err, &ue), errors.As(err, &pe):
 		return exitUsage
 	case errors.Is(err, agent.ErrNotAllowed), errors.Is(err, enforce.ErrPrivileges):
@@ -175,7 +180,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVarP(&a.output, "output", "o", "text", "form of the output: text or json")
 	f.StringVar(&a.socket, "socket", agent.DefaultSocket, "the agent's socket")
 	f.BoolVar(&a.noColor, "no-color", false, "never colour the output")
-	root.AddCommand(a.run(), a.events(), a.why(), a.ps(), a.doctor(), a.check(), a.explain(), a.apply(), a.get(), a.delete(), a.version())
+	root.AddCommand(a.run(), a.events(), a.why(), a.ps(), a.doctor(), a.check(), a.explain(), a.convert(), a.apply(), a.get(), a.delete(), a.version())
 	mark(root)
 	return root
 }
