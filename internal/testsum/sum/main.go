@@ -2,6 +2,7 @@
 //
 //	go test -json ./... | sum -live FILE    print results as they come, and keep them in FILE
 //	sum FILE...                             print a summary: failures, skips with reasons, counts
+//	sum -ways LIST FILE...                  print which ways around a rule are covered, by which test, on which rung
 //
 // It fails if a test failed, if there was no test, and (the summary) if a TestKernel* test was
 // skipped in every kernel.
@@ -21,11 +22,15 @@ var errFailed = errors.New("some tests failed")
 
 func main() {
 	live := flag.String("live", "", "read from standard input and keep the results in this file")
+	ways := flag.String("ways", "", "print the table of the ways around a rule, which this file lists, by the results")
 	flag.Parse()
 	var err error
-	if *live != "" {
+	switch {
+	case *live != "":
 		err = follow(*live)
-	} else {
+	case *ways != "":
+		err = table(*ways, flag.Args())
+	default:
 		err = summarise(flag.Args())
 	}
 	if err != nil {
@@ -58,22 +63,51 @@ func follow(name string) error {
 	return verdict(&s)
 }
 
-func summarise(files []string) error {
-	var s testsum.Summary
+func read(files []string, ended func(*testsum.Result)) (*testsum.Summary, error) {
+	s := &testsum.Summary{}
 	for _, name := range files {
 		f, err := os.Open(name)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		err = s.Read(f, func(r *testsum.Result) {
-			if r.Test == "" {
-				fmt.Println(testsum.PackageLine(r))
-			}
-		})
+		err = s.Read(f, ended)
 		f.Close()
 		if err != nil {
-			return fmt.Errorf("read %s: %w", name, err)
+			return nil, fmt.Errorf("read %s: %w", name, err)
 		}
+	}
+	return s, nil
+}
+
+// table fails when a claim of the list does not hold.
+func table(list string, files []string) error {
+	f, err := os.Open(list)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	w, err := testsum.ReadWays(list, f)
+	if err != nil {
+		return err
+	}
+	s, err := read(files, nil)
+	if err != nil {
+		return err
+	}
+	if n := w.Print(os.Stdout, s); n > 0 {
+		return fmt.Errorf("%d claims of %s do not hold", n, list)
+	}
+	return nil
+}
+
+func summarise(files []string) error {
+	s, err := read(files, func(r *testsum.Result) {
+		if r.Test == "" {
+			fmt.Println(testsum.PackageLine(r))
+		}
+	})
+	if err != nil {
+		return err
 	}
 	s.PrintSkips(os.Stdout)
 	s.PrintFailures(os.Stdout)
@@ -84,7 +118,7 @@ func summarise(files []string) error {
 	if len(s.NeverRan()) > 0 {
 		return errFailed
 	}
-	return verdict(&s)
+	return verdict(s)
 }
 
 func verdict(s *testsum.Summary) error {
