@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -219,6 +220,45 @@ var openFlags = map[string]int{
 
 var deeds map[string]func(a []string) (string, error)
 
+// race opens a path that another thread changes between HARMLESS and FORBIDDEN all the time, until it reads what stands in FORBIDDEN.
+func race(a []string) (string, error) {
+	paths := [2][]byte{append([]byte(a[0]), 0), append([]byte(a[1]), 0)}
+	buf := make([]byte, max(len(paths[0]), len(paths[1])))
+	copy(buf, paths[0])
+	harmless, err := readFD(unix.Open(a[0], readOnly, 0))
+	if err != nil {
+		return "", err
+	}
+	var stop atomic.Bool
+	var swapper sync.WaitGroup
+	swapper.Add(1)
+	go func() {
+		defer swapper.Done()
+		runtime.LockOSThread()
+		for i := 0; !stop.Load(); i++ {
+			copy(buf, paths[i&1]) // a data race, and meant to be one
+		}
+	}()
+	defer swapper.Wait()
+	defer stop.Store(true)
+	refused := 0
+	dir := unix.AT_FDCWD
+	for range 200_000 {
+		fd, _, e := unix.Syscall6(unix.SYS_OPENAT, uintptr(dir), uintptr(unsafe.Pointer(&buf[0])), readOnly, 0, 0, 0)
+		switch e {
+		case 0:
+			if got, err := readFD(int(fd), nil); err != nil || got != harmless {
+				return got, err
+			}
+		case unix.EPERM:
+			if refused++; refused == 1000 {
+				return "", e
+			}
+		}
+	}
+	return "", fmt.Errorf("the path was never the forbidden one (%d refusals)", refused)
+}
+
 func init() {
 	deeds = map[string]func(a []string) (string, error){
 		"nothing": func([]string) (string, error) { return "", nil },
@@ -253,6 +293,14 @@ func init() {
 			defer unix.Close(fd)
 			return readFD(unix.Open(fmt.Sprintf("/proc/thread-self/fd/%d", fd), readOnly, 0))
 		},
+		"masquerade": func(a []string) (string, error) { // PATH
+			name := append([]byte("sshd"), 0)
+			if err := unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name[0])), 0, 0, 0); err != nil {
+				return "", err
+			}
+			return readFD(unix.Open(a[0], readOnly, 0))
+		},
+		"race": race,
 		"cwd": func(a []string) (string, error) { // DIR NAME
 			if err := unix.Chdir(a[0]); err != nil {
 				return "", err

@@ -68,6 +68,8 @@ func TestKernelFileAliases(t *testing.T) {
 		{name: "path on a mount", deed: "read", args: []string{mounted}, path: mounted},
 		{name: "second mount", deed: "read", args: []string{at("tm2/d/secret")}, path: at("tm2/d/secret"), alias: mounted},
 		{name: "second mount elsewhere", deed: "bind", args: []string{at("tm/d"), at("target"), at("target/secret")}, path: at("target/secret"), alias: mounted},
+		{name: "name by prctl", deed: "masquerade", args: []string{file}, path: file},
+		{name: "path changed by another thread", deed: "race", args: []string{open, file}, path: file},
 		{name: "handle", deed: "handle", args: []string{mounted}, path: mounted},
 	}
 	if rung == pavise.RungLSM {
