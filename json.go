@@ -236,6 +236,16 @@ func (p *Process) appendFacts(b []byte) []byte {
 		}
 		b = append(b, '}')
 	}
+	if pod := p.Pod; pod != nil {
+		b = append(b, `,"pod":{"namespace":`...)
+		b = appendString(b, pod.Namespace)
+		b = appendField(b, `,"name":`, pod.Name)
+		if len(pod.Labels) > 0 {
+			b = append(b, `,"labels":`...)
+			b = appendLabels(b, pod.Labels)
+		}
+		b = append(b, '}')
+	}
 	return b
 }
 
@@ -739,6 +749,7 @@ type (
 		CgroupID     uint64       `json:"cgroup_id,string"`
 		Unit         string       `json:"unit"`
 		Container    *Container   `json:"container"`
+		Pod          *Pod         `json:"pod"`
 		ParentExecID uint64       `json:"parent_exec_id,string"`
 		Parent       *processJSON `json:"parent"`
 	}
@@ -856,7 +867,7 @@ func (j *processJSON) process() (*Process, error) {
 		ExecID: j.ExecID, PID: j.PID, Unknown: j.Unknown, Found: j.Found, Script: j.Script, Args: j.Args,
 		ArgsCut: j.ArgsCut, CWD: j.CWD, TTY: j.TTY, User: j.User, GroupID: j.GroupID, RealUID: j.RealUID,
 		RealGID: j.RealGID, LoginID: j.LoginID, SecureExec: j.SecureExec, Namespaces: j.Namespaces,
-		Cgroup: j.Cgroup, CgroupID: j.CgroupID, Unit: j.Unit, Container: j.Container, ParentExecID: j.ParentExecID,
+		Cgroup: j.Cgroup, CgroupID: j.CgroupID, Unit: j.Unit, Container: j.Container, Pod: j.Pod, ParentExecID: j.ParentExecID,
 	}
 	p.StartTime, p.ExitTime = unixNano(j.StartTime), unixNano(j.ExitTime)
 	var err error

@@ -21,7 +21,8 @@ func sampleProcess() *Process {
 		User: User{ID: 33, Name: "www-data"}, GroupID: 33, RealUID: 33, RealGID: 33, LoginID: login(0),
 		Caps: allCapsMask, Namespaces: Namespaces{Mnt: 4026531840, PID: 4026531836, Net: 4026531992, User: 4026531837, Cgroup: 4026531835, UTS: 4026531838, IPC: 4026531839},
 		Cgroup: "/system.slice/nginx.service", CgroupID: 1 << 62, Unit: "nginx.service",
-		Container:    &Container{ID: strings.Repeat("ab", 32), Runtime: "docker", Labels: map[string]string{"b": "2", "a": "1"}},
+		Container:    &Container{ID: strings.Repeat("ab", 32), Runtime: "docker", Name: "web", Image: "nginx:1.27", Labels: map[string]string{"b": "2", "a": "1"}},
+		Pod:          &Pod{Namespace: "shop", Name: "web-0", Labels: map[string]string{"app": "web"}},
 		ParentExecID: parent.ExecID, Parent: parent,
 	}
 }
@@ -191,7 +192,7 @@ func TestJSONForm(t *testing.T) {
 		`"process":{"exec_id":"9223372036854775885","pid":1234,"start_time":"2026-01-01T00:00:00.000000001Z","exe":{"path":"/usr/sbin/nginx","mode":33261,"owner":0,"dev":8388608,"inode":"1152921504606846976","links":1,"fs":"ext4"},` +
 		`"args":["nginx","-g","daemon off;"],"cwd":"/","user":{"id":33,"name":"www-data"},"group_id":33,"real_uid":33,"real_gid":33,"login_id":0,"caps":["CAP_SYS_ADMIN"],` +
 		`"namespaces":{"mnt":4026531840,"pid":4026531836,"net":4026531992,"user":4026531837,"cgroup":4026531835,"uts":4026531838,"ipc":4026531839},` +
-		`"cgroup":"/system.slice/nginx.service","cgroup_id":"4611686018427387904","unit":"nginx.service","container":{"id":"` + strings.Repeat("ab", 32) + `","runtime":"docker","labels":{"a":"1","b":"2"}},` +
+		`"cgroup":"/system.slice/nginx.service","cgroup_id":"4611686018427387904","unit":"nginx.service","container":{"id":"` + strings.Repeat("ab", 32) + `","runtime":"docker","name":"web","image":"nginx:1.27","labels":{"a":"1","b":"2"}},"pod":{"namespace":"shop","name":"web-0","labels":{"app":"web"}},` +
 		`"parent_exec_id":"9223372036854775809","parent":{"exec_id":"9223372036854775809","pid":1,"exe":{"path":"/usr/lib/systemd/systemd"}}},` +
 		`"file":{"path":"/etc/shadow","access":["read","write"],"mode":33184,"owner":0,"dev":8388609,"inode":"9223372036854775811","links":2,"fs":"ext4"}}`
 	if got := string(e.AppendJSON(nil)); got != want {
@@ -298,6 +299,7 @@ func FuzzAppendJSON(f *testing.F) {
 				User: User{ID: uint32(n), Name: arg}, Caps: n, CgroupID: n, ParentExecID: n, ExitTime: when,
 				Parent:    &Process{ExecID: n, Exe: FileInfo{Path: path}},
 				Container: &Container{ID: unit, Name: arg, Labels: map[string]string{path: arg}},
+				Pod:       &Pod{Namespace: arg, Name: path, Labels: map[string]string{arg: unit}},
 			}
 		}
 		checkJSON(t, e)

@@ -29,6 +29,7 @@ type Process struct {
 	CgroupID  uint64     `json:"cgroup_id,omitempty"`
 	Unit      string     `json:"unit,omitempty"`
 	Container *Container `json:"container,omitempty"`
+	Pod       *Pod       `json:"pod,omitempty"`
 
 	ParentExecID uint64 `json:"parent_exec_id"`
 	// Parent is one level only and its own Parent is nil, so that a long-lived process does not keep
@@ -43,13 +44,21 @@ type User struct {
 	Name string `json:"name,omitempty"`
 }
 
-// Container is the container a process runs in, from its cgroup alone unless a runtime added more.
+// Container is the container a process runs in. ID and Runtime are from its cgroup: of the innermost container. The others
+// are what the runtime of the outermost one says of that, empty where it says nothing: a container made inside of another is not believed about itself.
 type Container struct {
 	ID      string            `json:"id"`
 	Runtime string            `json:"runtime,omitempty"`
 	Name    string            `json:"name,omitempty"`
 	Image   string            `json:"image,omitempty"`
 	Labels  map[string]string `json:"labels,omitempty"`
+}
+
+// Pod is the Kubernetes pod of a process's container, as the container's runtime says.
+type Pod struct {
+	Namespace string            `json:"namespace"`
+	Name      string            `json:"name,omitempty"`
+	Labels    map[string]string `json:"labels,omitempty"`
 }
 
 // Namespaces are inode numbers of a process's namespaces, as in /proc/PID/ns.

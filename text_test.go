@@ -21,12 +21,12 @@ func TestAppendText(t *testing.T) {
 		e    *Event
 		want string
 	}{
-		{sampleFile(), `00:00:00.123456 9      deny        file.open     nginx[1234] www-data nginx.service/abababababab /etc/shadow (read,write) (3 times)  secrets/shadow [high]  reads the shadow file`},
-		{sampleNet(), `00:00:00.123456 10     would-kill  net.connect   nginx[1234] www-data nginx.service/abababababab tcp 10.0.0.2:51234 -> 192.0.2.7:443  egress/internet`},
-		{hostile, `00:00:00.123456 9      deny        file.open     nginx[1234] www-data nginx.service/abababababab "/tmp/\x1b[2J a" (read,write) (3 times)  secrets/shadow [high]  reads the shadow file`},
-		{unix, `00:00:00.123456 10     would-kill  net.accept    nginx[1234] www-data nginx.service/abababababab unix /run/x  egress/internet`},
-		{six, `00:00:00.123456 10     would-audit net.bind      nginx[1234] www-data nginx.service/abababababab dgram [::]:53  egress/internet`},
-		{exec, `00:00:00.000000 -      -           process.exec  nginx[1234] 33 nginx.service/abababababab nginx -g "daemon off;"`},
+		{sampleFile(), `00:00:00.123456 9      deny        file.open     nginx[1234] www-data nginx.service/web /etc/shadow (read,write) (3 times)  secrets/shadow [high]  reads the shadow file`},
+		{sampleNet(), `00:00:00.123456 10     would-kill  net.connect   nginx[1234] www-data nginx.service/web tcp 10.0.0.2:51234 -> 192.0.2.7:443  egress/internet`},
+		{hostile, `00:00:00.123456 9      deny        file.open     nginx[1234] www-data nginx.service/web "/tmp/\x1b[2J a" (read,write) (3 times)  secrets/shadow [high]  reads the shadow file`},
+		{unix, `00:00:00.123456 10     would-kill  net.accept    nginx[1234] www-data nginx.service/web unix /run/x  egress/internet`},
+		{six, `00:00:00.123456 10     would-audit net.bind      nginx[1234] www-data nginx.service/web dgram [::]:53  egress/internet`},
+		{exec, `00:00:00.000000 -      -           process.exec  nginx[1234] 33 nginx.service/web     nginx -g "daemon off;"`},
 		{fork, `00:00:00.000000 -      -           process.fork  nginx[1234] www-data nginx.service   by systemd[1]`},
 		{&Event{Op: OpExit, PID: 5, Exit: ExitInfo{Code: 3}}, `00:00:00.000000 -      -           process.exit  ?[5]                                 code 3`},
 		{&Event{Op: OpLost, Lost: LostInfo{Op: OpOpen, Where: "kernel-ring", Count: 7}}, `00:00:00.000000 -      -           agent.lost    7 file.open events lost at kernel-ring`},
