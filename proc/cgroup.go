@@ -22,7 +22,9 @@ var idPrefixes = [...]struct{ prefix, runtime string }{
 	{"docker-", runtimeDocker},
 	{"cri-containerd-", runtimeContainerd},
 	{"crio-", runtimeCRIO},
+	{"libpod-payload-", runtimePodman}, // --cgroups=split, as Quadlet has it
 	{"libpod-", runtimePodman},
+	{"nerdctl-", runtimeContainerd},
 }
 
 // unitSuffixes are the kinds of systemd units that own a cgroup, and .timer and .path beside them. A slice is not among them: it groups units.
@@ -34,9 +36,23 @@ var unitSuffixes = [...]string{".service", ".scope", ".socket", ".mount", ".swap
 //
 // The innermost container wins: in Docker in Docker, a process belongs to the inner one.
 func ParseCgroup(path string) (unit string, c *pavise.Container) {
+	g := parseCgroup(path)
+	return g.unit, g.container
+}
+
+// cgroupPath is what the path of a cgroup says.
+type cgroupPath struct {
+	unit      string
+	container *pavise.Container // the innermost
+	outer     *pavise.Container // the outermost
+	base      string            // the outermost one's own cgroup, from the first slash on
+}
+
+func parseCgroup(path string) (g cgroupPath) {
 	if i := strings.IndexByte(path, '/'); i > 0 {
 		path = path[i:]
 	}
+	whole := path
 	slices := true // still among *.slice components, from the root
 	parent, runtime := "", ""
 	for path != "" {
@@ -48,7 +64,7 @@ func ParseCgroup(path string) (unit string, c *pavise.Container) {
 		if slices && !strings.HasSuffix(name, ".slice") {
 			slices = false
 			if isUnit(name) {
-				unit = name
+				g.unit = name
 			}
 		}
 		// What the parents say of the runtime of a bare id below them.
@@ -61,11 +77,15 @@ func ParseCgroup(path string) (unit string, c *pavise.Container) {
 			runtime = runtimeContainerd // the CRI-O and Docker forms have a prefix
 		}
 		if found := parseContainer(name, parent, runtime); found != nil {
-			c = found
+			g.container = found
+			if g.outer == nil {
+				g.outer = found
+				g.base = strings.TrimSuffix(whole[:len(whole)-len(path)], "/")
+			}
 		}
 		parent = name
 	}
-	return unit, c
+	return g
 }
 
 func isUnit(name string) bool {

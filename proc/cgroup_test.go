@@ -40,6 +40,8 @@ func TestParseCgroup(t *testing.T) {
 		{"/machine.slice/libpod-conmon-" + id + ".scope", "libpod-conmon-" + id + ".scope", "", ""},
 		{"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-" + id + ".scope/container", "user@1000.service", id, "podman"},
 		{"/libpod_parent/libpod-" + id, "", id, "podman"},
+		{"/system.slice/web.service/libpod-payload-" + id, "web.service", id, "podman"},
+		{"/system.slice/nerdctl-" + id + ".scope", "nerdctl-" + id + ".scope", id, "containerd"},
 		{"/k8s.io/" + id, "", id, "containerd"},
 		{"/default/" + id, "", id, ""},
 		// Docker in Docker: the inner one.

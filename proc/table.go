@@ -26,6 +26,8 @@ type Options struct {
 	Boot int64
 	// Users names a user, or returns "". It is called with the Table locked. Nil means no names.
 	Users func(uid uint32) string
+	// Containers says more of containers than their cgroups do. Nil means nothing more.
+	Containers *Containers
 }
 
 // Stats is what a Table holds and what it had to give up.
@@ -55,6 +57,7 @@ type Table struct {
 	retain        time.Duration
 	boot          int64
 	users         func(uint32) string
+	containers    *Containers
 	unknown       atomic.Uint64
 
 	mu    sync.RWMutex
@@ -107,12 +110,13 @@ type image struct{ refs, cost int }
 type cgroup struct {
 	path, unit string
 	container  *pavise.Container
+	pod        *pavise.Pod
 }
 
 // New makes an empty Table.
 func New(o Options) *Table {
 	t := &Table{
-		max: o.MaxProcesses, retain: o.Retain, maxBytes: o.MaxBytes, boot: o.Boot, users: o.Users,
+		max: o.MaxProcesses, retain: o.Retain, maxBytes: o.MaxBytes, boot: o.Boot, users: o.Users, containers: o.Containers,
 		byID: map[uint64]*entry{}, byPID: map[uint32]*entry{}, orphans: map[uint64]int32{},
 		logins: map[uint32]*uint32{}, cgroups: map[uint64]*cgroup{},
 	}
@@ -153,6 +157,7 @@ func (t *Table) Update(e *pavise.Event) {
 		t.Resolve(e)
 		return
 	}
+	t.meet(e.Exec.CgroupID, e.Exec.Cgroup)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if e.ExecID == 0 { // the kernel could not tell
@@ -249,9 +254,17 @@ func (t *Table) Stats() Stats {
 }
 
 // Tick drops the ended processes whose time to be kept is over. To be called about once a second.
+// It looks again for what the runtimes say of new containers.
 func (t *Table) Tick(now time.Time) {
+	var learnt []string
+	if t.containers != nil {
+		learnt = t.containers.Tick(now)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	for _, base := range learnt {
+		t.relabel(base)
+	}
 	before := now.Add(-t.retain).UnixNano()
 	for en := t.ended.first(); en != nil && en.p.ExitTime <= before; en = t.ended.first() {
 		t.drop(en)
@@ -378,21 +391,77 @@ func (t *Table) own(e *pavise.Event) *pavise.Process {
 	return p
 }
 
-// setCgroup sets what follows from p.CgroupID, and learns its path where one is given.
+// meet learns the path of a cgroup. The files of a new container are read without the lock held.
+func (t *Table) meet(id uint64, path string) {
+	if id == 0 || path == "" {
+		return
+	}
+	t.mu.RLock()
+	g := t.cgroups[id]
+	t.mu.RUnlock()
+	if g != nil && g.path == path {
+		return
+	}
+	path = strings.Clone(path)
+	if t.containers != nil {
+		parsed := parseCgroup(path)
+		t.containers.meet(&parsed)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	g = t.newCgroup(path)
+	if len(t.cgroups) >= maxCgroups {
+		clear(t.cgroups)
+	}
+	t.cgroups[id] = g
+}
+
+func (t *Table) newCgroup(path string) *cgroup {
+	parsed := parseCgroup(path)
+	g := &cgroup{path: path, unit: parsed.unit, container: parsed.container}
+	if t.containers != nil {
+		g.container, g.pod = t.containers.of(&parsed)
+	}
+	return g
+}
+
+// setCgroup sets what follows from p.CgroupID, or from a path without an id.
 func (t *Table) setCgroup(p *pavise.Process, path string) {
 	g := t.cgroups[p.CgroupID]
-	if path != "" && (g == nil || g.path != path) {
-		g = &cgroup{path: t.strings.intern(path)}
-		g.unit, g.container = ParseCgroup(g.path)
-		if p.CgroupID != 0 {
-			if len(t.cgroups) >= maxCgroups {
-				clear(t.cgroups)
-			}
-			t.cgroups[p.CgroupID] = g
-		}
+	if g == nil && path != "" {
+		g = t.newCgroup(t.strings.intern(path))
 	}
 	if g != nil {
-		p.Cgroup, p.Unit, p.Container = g.path, g.unit, g.container
+		p.Cgroup, p.Unit, p.Container, p.Pod = g.path, g.unit, g.container, g.pod
+	}
+}
+
+// relabel gives the processes in or below a cgroup, a container's, what has become known of it.
+func (t *Table) relabel(base string) {
+	inside := func(path string) bool {
+		return strings.HasPrefix(path, base) && (len(path) == len(base) || path[len(base)] == '/')
+	}
+	for id, g := range t.cgroups {
+		if inside(g.path) {
+			t.cgroups[id] = t.newCgroup(g.path)
+		}
+	}
+	for _, en := range t.byID {
+		if inside(en.p.Cgroup) {
+			g := t.newCgroup(en.p.Cgroup)
+			p := *en.p
+			p.Container, p.Pod = g.container, g.pod
+			en.p, en.stub = &p, nil
+		}
+	}
+	for _, en := range t.byID {
+		if q := en.p.Parent; q != nil && inside(q.Cgroup) {
+			if parent := t.byID[q.ExecID]; parent != nil {
+				p := *en.p
+				p.Parent = parent.asParent()
+				en.p, en.stub = &p, nil
+			}
+		}
 	}
 }
 
@@ -463,7 +532,7 @@ func (t *Table) inherit(p *pavise.Process, parent *entry) {
 	p.Exe, p.Script, p.Args, p.ArgsCut, p.CWD = q.Exe, q.Script, q.Args, q.ArgsCut, q.CWD
 	p.SecureExec, p.TTY = p.SecureExec || q.SecureExec, p.TTY || q.TTY
 	if p.CgroupID == 0 || p.CgroupID == q.CgroupID { // CLONE_INTO_CGROUP makes them differ
-		p.CgroupID, p.Cgroup, p.Unit, p.Container = q.CgroupID, q.Cgroup, q.Unit, q.Container
+		p.CgroupID, p.Cgroup, p.Unit, p.Container, p.Pod = q.CgroupID, q.Cgroup, q.Unit, q.Container, q.Pod
 	}
 	if p.Namespaces == (pavise.Namespaces{}) {
 		p.Namespaces = q.Namespaces
