@@ -335,7 +335,7 @@ func (a *assembler) automata() error {
 		r := find(int32(t))
 		g := ofRoot[r]
 		if g == nil {
-			g = new(group)
+			g = &group{kind: tame} // also without patterns: a test of containers of which there are none yet
 			ofRoot[r] = g
 			d := a.p.Atoms[a.atomsOf[t][0]].Dim
 			groups[d] = append(groups[d], g)

@@ -33,6 +33,8 @@ type Condition struct {
 	uses []use
 	warn []problem
 	at   place
+	// tests are those of containers, which depend on what is known of them.
+	tests []*containerTest
 
 	starts map[int64][2]int // where a dotted name begins, by the id of its expression
 }
@@ -141,7 +143,7 @@ func checkCondition(src string, policy bool) (*Condition, []problem) {
 	if len(c.problems) > 0 {
 		return nil, c.problems
 	}
-	cond.uses, cond.warn = c.uses, c.warn
+	cond.uses, cond.warn, cond.tests = c.uses, c.warn, c.tests
 	return cond, nil
 }
 
@@ -153,6 +155,7 @@ type checker struct {
 	ast      *cel.Ast
 	cond     *Condition
 	uses     []use
+	tests    []*containerTest
 	problems []problem
 	warn     []problem
 	calls    int
@@ -623,6 +626,7 @@ var celEnv = sync.OnceValue(func() *cel.Env {
 		cel.Function("under", cel.MemberOverload("string_under", []*cel.Type{cel.StringType, strs}, cel.BoolType, cel.BinaryBinding(callUnder))),
 		cel.Function("glob", cel.MemberOverload("string_glob", []*cel.Type{cel.StringType, strs}, cel.BoolType, cel.BinaryBinding(callGlob))),
 		cel.Function("within", cel.MemberOverload("string_within", []*cel.Type{cel.StringType, strs}, cel.BoolType, cel.BinaryBinding(callWithin))),
+		cel.Function(labelFunction, cel.Overload(labelOverload, []*cel.Type{cel.MapType(cel.StringType, cel.StringType), cel.StringType}, cel.StringType, cel.BinaryBinding(callLabel))),
 		cel.Function("has", cel.MemberOverload("int_has", []*cel.Type{cel.IntType, cel.StringType}, cel.BoolType, cel.BinaryBinding(callHas))),
 	}
 	for _, f := range fieldList {

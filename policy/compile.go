@@ -21,10 +21,13 @@ type Support struct {
 	Why      string // why not more, for messages
 }
 
-// Machine is what the compiler must know of the machine. It is not changed once used.
+// Machine is what the compiler must know of the machine. It is not changed once used; WithContainers makes another.
 type Machine struct {
 	Ops                     [pavise.NumOps]Support
 	LookupUser, LookupGroup func(name string) (uint32, error)
+
+	base       *Machine // the one that this is with containers
+	containers *containers
 }
 
 // of names the dimension as the fields of op that it decides.
@@ -135,8 +138,11 @@ type normalPart struct {
 func (p *Policy) normal(m *Machine) *normalPolicy {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.cache == nil || p.cache.machine != m {
+	switch c := p.cache; {
+	case c == nil || c.machine.root() != m.root() || c.machine != m && !p.sameContainers(c.machine, m):
 		p.cache = normalisePolicy(p, m)
+	default:
+		c.machine = m
 	}
 	return p.cache
 }

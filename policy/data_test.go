@@ -19,6 +19,15 @@ const (
 	resultSep = "----------\n"
 )
 
+// testContainers are what testMachine knows: a pod's, one of Docker, one of LXC.
+var testContainers = []Container{
+	{"/kubepods.slice/kubepods-pod1.slice/crio-" + testID + ".scope",
+		&pavise.Container{ID: testID, Name: "web", Image: "docker.io/library/nginx:1.27", Labels: map[string]string{"io.kubernetes.container.name": "web"}},
+		&pavise.Pod{Namespace: "prod", Name: "web-0", Labels: map[string]string{"app": "web"}}},
+	{"/docker/" + strings.Repeat("d", 64), &pavise.Container{ID: strings.Repeat("d", 64), Name: "db", Image: "nginx:1.27", Labels: map[string]string{"app": "db", "tier": ""}}, nil},
+	{"/lxc.payload.db", &pavise.Container{ID: "db", Name: "db"}, nil},
+}
+
 // testMachine can do everything.
 func testMachine() *Machine {
 	m := &Machine{LookupUser: func(name string) (uint32, error) {
@@ -33,7 +42,7 @@ func testMachine() *Machine {
 	for op := range m.Ops {
 		m.Ops[op] = Support{Rung: pavise.RungLSM, Deny: true, Kill: true}
 	}
-	return m
+	return m.WithContainers(testContainers)
 }
 
 // machines are what a policy case may name in a first line "# machine: NAME".

@@ -47,7 +47,7 @@ func compileExpr(src string, policy bool) (*Expr, error) {
 		if e.Kind() == ast.ComprehensionKind {
 			loops = true
 		}
-		rewrite(e)
+		rewrite(tree, e)
 	}))
 	opts := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}
 	if loops {
@@ -63,8 +63,8 @@ func compileExpr(src string, policy bool) (*Expr, error) {
 // String returns the condition as written.
 func (x *Expr) String() string { return x.src }
 
-// Eval reports whether the condition holds for e. It fails when the condition asks for a key that a map does not have,
-// divides by zero, or takes too long.
+// Eval reports whether the condition holds for e. It fails when the condition divides by zero, uses what is computed as a pattern and is none,
+// or takes too long.
 func (x *Expr) Eval(e *pavise.Event) (bool, error) {
 	v := activations.Get().(*activation)
 	v.e = e
@@ -96,8 +96,9 @@ func (a *activation) ResolveName(name string) (any, bool) {
 
 func (a *activation) Parent() cel.Activation { return nil }
 
-// rewrite prepares literals: patterns are compiled once, and paths and addresses are written as facts are.
-func rewrite(e ast.Expr) {
+// rewrite prepares literals: patterns are compiled once, and paths and addresses are written as facts are. It makes a label that is not there empty.
+func rewrite(tree *ast.AST, e ast.Expr) {
+	rewriteLabel(tree, e)
 	if e.Kind() != ast.CallKind {
 		return
 	}
@@ -154,6 +155,50 @@ func rewrite(e ast.Expr) {
 		list.Lister = types.NewStringList(types.DefaultTypeAdapter, texts)
 		args[0].SetKindCase(fac.NewLiteral(args[0].ID(), list))
 	}
+}
+
+// What an index of labels becomes. Nobody can write this name.
+const (
+	labelFunction = "@label"
+	labelOverload = "map_label"
+)
+
+// rewriteLabel makes labels["key"] and labels.key, which fail without the key, a call that gives "" then, as every fact that is not there.
+func rewriteLabel(tree *ast.AST, e ast.Expr) {
+	isLabels := func(e ast.Expr) bool {
+		return tree.GetType(e.ID()).IsExactType(types.NewMapType(types.StringType, types.StringType))
+	}
+	fac := ast.NewExprFactory()
+	var labels, key ast.Expr
+	switch e.Kind() {
+	case ast.SelectKind:
+		s := e.AsSelect()
+		if s.IsTestOnly() || !isLabels(s.Operand()) {
+			return
+		}
+		labels, key = s.Operand(), fac.NewLiteral(-e.ID(), types.String(s.FieldName()))
+	case ast.CallKind:
+		c := e.AsCall()
+		if c.FunctionName() != operators.Index || !isLabels(c.Args()[0]) {
+			return
+		}
+		labels, key = c.Args()[0], c.Args()[1]
+	default:
+		return
+	}
+	e.SetKindCase(fac.NewCall(e.ID(), labelFunction, labels, key))
+	tree.SetReference(e.ID(), ast.NewFunctionReference(labelOverload))
+}
+
+func callLabel(labels, key ref.Val) ref.Val {
+	m, ok := labels.(traits.Mapper)
+	if !ok {
+		return types.MaybeNoSuchOverloadErr(labels)
+	}
+	if v, found := m.Find(key); found {
+		return v
+	}
+	return types.String("")
 }
 
 // patternList is a list of strings that knows the patterns it stands for.

@@ -378,7 +378,8 @@ func TestEval(t *testing.T) {
 	gp := &pavise.Process{Exe: pavise.FileInfo{Path: "/usr/sbin/sshd"}, PID: 1}
 	pp := &pavise.Process{Exe: pavise.FileInfo{Path: "/bin/bash"}, Parent: gp, User: pavise.User{ID: 7, Name: "u"}, Args: []string{"bash", "-i"}}
 	p := &pavise.Process{Exe: pavise.FileInfo{Path: "/bin/sh"}, Parent: pp, Args: []string{"sh", "-c", "id"}, CWD: "/tmp/x", Caps: 1 << 21, PID: 42,
-		Container: &pavise.Container{ID: testID, Name: "n", Image: "docker.io/nginx:1", Labels: map[string]string{"app": "web", podNameLabel: "pod-1", podNamespaceLabel: "prod"}}}
+		Container: &pavise.Container{ID: testID, Name: "n", Image: "docker.io/nginx:1", Labels: map[string]string{"app": "web"}},
+		Pod:       &pavise.Pod{Namespace: "prod", Name: "pod-1", Labels: map[string]string{"tier": "front"}}}
 	e := &pavise.Event{Op: pavise.OpExec, Action: pavise.ActionDeny, Policy: "p", Rule: "r", Severity: "high", Monitor: true, Process: p, File: pavise.FileInfo{Path: "/bin/id"}}
 	for _, src := range []string{
 		`op == "process.exec" && action == "deny" && verdict == "deny" && policy == "p" && rule == "r" && severity == "high" && monitor`,
@@ -391,7 +392,9 @@ func TestEval(t *testing.T) {
 		`process.caps == ["CAP_SYS_ADMIN"] && "CAP_SYS_ADMIN" in process.caps && !("CAP_BPF" in process.caps)`,
 		`process.container.image.glob("docker.io/*:*") && process.container.labels.app == "web" && process.container.labels["app"] in ["web"]`,
 		`"app" in process.container.labels && !("x" in process.container.labels) && has(process.container.labels.app) && !has(process.container.labels.nope)`,
-		`process.pod.name == "pod-1" && process.pod.namespace == "prod" && process.pod.labels.size() == 0 && process.service == "" && process.exe.digest == ""`,
+		`process.pod.name == "pod-1" && process.pod.namespace == "prod" && process.pod.labels.size() == 1 && process.pod.labels.tier == "front" && process.service == "" && process.exe.digest == ""`,
+		`process.container.labels["nope"] == "" && process.container.labels.nope != "x" && process.parent.container.labels["app"] == ""`,
+		`process.ancestors.all(a, a.container.labels["app"] == "" && a.pod.labels.tier != "front") && [process.pod.labels][0]["tier"] == "front" && {"a": 1}["a"] == 1`,
 		`process.cwd.under("/tmp") && file.path.under(process.parent.cwd == "" ? "/bin" : "/x")`,
 		`file.path.matches("^/bin/[a-z]+$") && process.login.id == 4294967295 && net.remote.port == 0 && net.remote.address == "" && net.direction == ""`,
 		`file.mode.has("0") && process.pid == 42 && process.parent.parent_is_not_a_field == true`,
@@ -419,7 +422,7 @@ func TestEval(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if _, err := x.Eval(&pavise.Event{}); err != nil && !strings.Contains(src, "[") && !strings.Contains(src, "labels.app") {
+		if _, err := x.Eval(&pavise.Event{}); err != nil && !strings.Contains(src, "args[2]") && !strings.Contains(src, "ancestors[") {
 			t.Errorf("%s: empty event: %v", src, err)
 		}
 	}

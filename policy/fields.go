@@ -56,6 +56,7 @@ const (
 	kindUserName
 	kindUnit
 	kindContainer
+	kindRuntime   // what a container's runtime says of it
 	kindDirection // fixed by the operation
 )
 
@@ -75,6 +76,7 @@ var works = map[fieldKind]string{
 	kindUserName:  "==, != and in with literal names",
 	kindUnit:      "==, !=, in and startsWith with literal names",
 	kindContainer: "==, !=, in and startsWith with literal ids",
+	kindRuntime:   "==, !=, in, startsWith, endsWith, contains, glob and matches with literals",
 	kindDirection: "== and != with \"in\" or \"out\"",
 }
 
@@ -206,12 +208,23 @@ func containerOf(p *pavise.Process) *pavise.Container {
 	return &noContainer
 }
 
-var noContainer pavise.Container
+func podOf(p *pavise.Process) *pavise.Pod {
+	if p.Pod != nil {
+		return p.Pod
+	}
+	return &noPod
+}
 
-// podKey are the labels by which container runtimes name the pod.
-const (
-	podNamespaceLabel = "io.kubernetes.pod.namespace"
-	podNameLabel      = "io.kubernetes.pod.name"
+func labelsVal(l map[string]string) ref.Val {
+	if len(l) == 0 {
+		return noMap
+	}
+	return types.NewStringStringMap(types.DefaultTypeAdapter, l)
+}
+
+var (
+	noContainer pavise.Container
+	noPod       pavise.Pod
 )
 
 // processFields are the facts of a process, without "process." before their names.
@@ -264,23 +277,18 @@ var processFields = []Field{
 		proc: func(p *pavise.Process) ref.Val { return textVal(p.Cgroup) }},
 	{Name: "container.id", Type: "string", Dim: DimCgroup, kind: kindContainer, Doc: "The container's id, 64 lower-case hexadecimal digits, empty outside of containers; in the kernel the process is also in the containers around that one.",
 		proc: func(p *pavise.Process) ref.Val { return textVal(containerOf(p).ID) }},
-	{Name: "container.name", Type: "string", Doc: "The container's name: of LXC and systemd-nspawn only, where it is in the cgroup's path.", Tip: "process.container.id or process.cgroup",
+	{Name: "container.name", Type: "string", Dim: DimCgroup, kind: kindRuntime, Doc: "The container's name, from its runtime's files; of LXC and systemd-nspawn from the cgroup's path. In a container within another, this and what follows is of the outermost.",
 		proc: func(p *pavise.Process) ref.Val { return textVal(containerOf(p).Name) }},
-	{Name: "container.image", Type: "string", Void: true, Doc: "The container's image, from its runtime.", Tip: "process.container.id or process.cgroup",
+	{Name: "container.image", Type: "string", Dim: DimCgroup, kind: kindRuntime, Doc: "The container's image, as its runtime calls it: with Docker as it was given, \"nginx:1.27\".",
 		proc: func(p *pavise.Process) ref.Val { return textVal(containerOf(p).Image) }},
-	{Name: "container.labels", Type: "map(string, string)", Void: true, Doc: "The container's labels, from its runtime.", Tip: "process.container.id or process.cgroup",
-		proc: func(p *pavise.Process) ref.Val {
-			if l := containerOf(p).Labels; len(l) > 0 {
-				return types.NewStringStringMap(types.DefaultTypeAdapter, l)
-			}
-			return noMap
-		}},
-	{Name: "pod.namespace", Type: "string", Void: true, Doc: "Namespace of the Kubernetes pod, from the container's labels.", Tip: "process.container.id or process.cgroup",
-		proc: func(p *pavise.Process) ref.Val { return textVal(containerOf(p).Labels[podNamespaceLabel]) }},
-	{Name: "pod.name", Type: "string", Void: true, Doc: "Name of the Kubernetes pod, from the container's labels.", Tip: "process.container.id or process.cgroup",
-		proc: func(p *pavise.Process) ref.Val { return textVal(containerOf(p).Labels[podNameLabel]) }},
-	{Name: "pod.labels", Type: "map(string, string)", Void: true, Doc: "Labels of the Kubernetes pod.", Tip: "process.container.id or process.cgroup",
-		proc: func(*pavise.Process) ref.Val { return noMap }},
+	{Name: "container.labels", Type: "map(string, string)", Dim: DimCgroup, kind: kindRuntime, Doc: "The container's labels (Docker and CRI-O); one that is not there is \"\".",
+		proc: func(p *pavise.Process) ref.Val { return labelsVal(containerOf(p).Labels) }},
+	{Name: "pod.namespace", Type: "string", Dim: DimCgroup, kind: kindRuntime, Doc: "Namespace of the Kubernetes pod.",
+		proc: func(p *pavise.Process) ref.Val { return textVal(podOf(p).Namespace) }},
+	{Name: "pod.name", Type: "string", Dim: DimCgroup, kind: kindRuntime, Doc: "Name of the Kubernetes pod.",
+		proc: func(p *pavise.Process) ref.Val { return textVal(podOf(p).Name) }},
+	{Name: "pod.labels", Type: "map(string, string)", Dim: DimCgroup, kind: kindRuntime, Doc: "Labels of the Kubernetes pod (CRI-O and Docker), those of the kubelet among them; one that is not there is \"\".",
+		proc: func(p *pavise.Process) ref.Val { return labelsVal(podOf(p).Labels) }},
 	{Name: "service", Type: "string", Void: true, Doc: "The service identity (SPIFFE id).", Tip: "process.unit or process.cgroup",
 		proc: func(*pavise.Process) ref.Val { return textVal("") }},
 }

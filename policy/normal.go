@@ -185,6 +185,13 @@ func (n *normaliser) cubes(t *cnode, neg bool) []cube {
 			return []cube{{}}
 		}
 		return n.atom(t, a, neg)
+	case cContainer:
+		a, not, err := n.containerAtom(t.test)
+		if err != nil {
+			n.taken(t)
+			return []cube{{}}
+		}
+		return n.atom(t, a, neg != not)
 	case cAtom:
 		return n.atom(t, t.atom, neg)
 	case cAnd, cOr:

@@ -44,7 +44,7 @@ func Review(set []*Policy, m *Machine, r *Report) *Report {
 
 // review is what is known of one policy alone.
 type review struct {
-	machine  *Machine
+	normal   *normalPolicy
 	parts    []reviewedPart
 	warnings []*Error
 }
@@ -80,9 +80,9 @@ func (p *Policy) reviewed(m *Machine) *review {
 	n := p.normal(m)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.review == nil || p.review.machine != m {
+	if p.review == nil || p.review.normal != n {
 		p.review = reviewPolicy(p, n)
-		p.review.machine = m
+		p.review.normal = n
 	}
 	return p.review
 }
@@ -133,7 +133,7 @@ func impossible(parts []reviewedPart) []*Error {
 	for i := range parts {
 		for _, c := range parts[i].cubes {
 			for d, p := range c {
-				if !p.monotone() {
+				if !p.monotone() && !p.moves() {
 					preds[d] = append(preds[d], p)
 				}
 			}
@@ -185,6 +185,11 @@ func (p *npred) monotone() bool {
 	return p.kind == predAtom || p.kind == predOr && !slices.ContainsFunc(p.subs, func(s *npred) bool { return !s.monotone() })
 }
 
+// moves reports whether p depends on the containers that are known: what it holds for today proves nothing.
+func (p *npred) moves() bool {
+	return p.atom != nil && p.atom.moves || slices.ContainsFunc(p.subs, (*npred).moves)
+}
+
 // overridden warns of allow rules that a deny or a kill of their policy overrides wherever they hold.
 func overridden(parts []reviewedPart) []*Error {
 	denies := map[pavise.Op][]*reviewedPart{}
@@ -210,7 +215,9 @@ func overridden(parts []reviewedPart) []*Error {
 		if x := &parts[i]; allowed[x.op] > 0 && denied[x.op] > 0 && x.action != pavise.ActionAudit {
 			for _, c := range x.cubes {
 				for d, p := range c {
-					preds[d] = append(preds[d], p)
+					if !p.moves() {
+						preds[d] = append(preds[d], p)
+					}
 				}
 			}
 		}

@@ -29,6 +29,7 @@ const (
 	cUnknown   // the kernel cannot decide it
 	cDirection // true when the operation's direction is one of names
 	cUser      // true when the user is one of names
+	cContainer // true when test holds for the container
 )
 
 // cnode is a node of the tree of a condition.
@@ -37,6 +38,7 @@ type cnode struct {
 	subs  []*cnode
 	atom  *natom
 	names []string
+	test  *containerTest
 	field string // cUnknown: the field that the kernel does not know
 	why   string
 	expr  ast.Expr
@@ -48,6 +50,7 @@ type natom struct {
 	dim      Dim
 	key      string
 	patterns []pattern
+	moves    bool // its patterns are those of the moment: of the containers that are known
 }
 
 // dimKeys are the short names of dimensions, in keys and in explanations.
@@ -119,6 +122,9 @@ func (c *checker) build(e ast.Expr) *cnode {
 			return c.leaf(e, newAtom(f.Dim, short, anyBitPatterns(f.bit, f.size)))
 		}
 		return c.unknown(e)
+	}
+	if n := c.containerTest(e); n != nil {
+		return n
 	}
 	if e.Kind() != ast.CallKind {
 		return c.unknown(e)

@@ -159,7 +159,7 @@ func (p *Policy) reason(m *Machine, r *Rule, e *pavise.Event) (*Reason, error) {
 	case r.Residual != nil:
 		out.Note = "the kernel left a part of the condition to user space, and it does not hold: the event is not told for this rule"
 	default:
-		out.Note = disagreement(e)
+		out.Note = disagreement(e, p.Subject, when)
 	}
 	if r.Index >= 0 {
 		return out, nil
@@ -175,7 +175,7 @@ func (p *Policy) reason(m *Machine, r *Rule, e *pavise.Event) (*Reason, error) {
 			return nil, err
 		}
 		if f.Failed = n.firstFailed(); f.Failed == nil {
-			f.Note = "holds on the values that the event has: " + disagreement(e)
+			f.Note = "holds on the values that the event has: " + disagreement(e, a.When)
 		}
 		out.Allows = append(out.Allows, f)
 	}
@@ -194,13 +194,15 @@ func (r *Reason) hold(subject, when *Condition, e *pavise.Event) (err error) {
 	return nil
 }
 
-// disagreement says why the kernel may have judged otherwise than the event's values say.
-func disagreement(e *pavise.Event) string {
+// disagreement says why the kernel may have judged otherwise than the event's values say of conds.
+func disagreement(e *pavise.Event, conds ...*Condition) string {
 	switch {
 	case e.File.Truncated:
 		return fmt.Sprintf("the path is over %d bytes: what cannot be judged exactly is judged strictly", MaxString)
 	case e.Process == nil || e.Process.Unknown:
 		return "the record of the process was lost or had not come yet, so the facts of it are empty here; the kernel had them"
+	case slices.ContainsFunc(conds, (*Condition).asksContainers):
+		return "the kernel judged by what was known of the container at that moment; its name, image, labels and pod may have become known since"
 	case e.Op == pavise.OpExec && e.File.Alias != "":
 		return "a script is judged under its own name and its interpreter's, each name alone"
 	}
@@ -234,10 +236,11 @@ func trace(c *Condition, e *pavise.Event) (*Node, error) {
 	if len(problems) > 0 {
 		return nil, (&place{}).error(problems[0])
 	}
-	root := cond.ast.NativeRep().Expr()
+	tree := cond.ast.NativeRep()
+	root := tree.Expr()
 	t := &tracer{cond: cond, at: &c.at, event: e, ids: map[*Node]int64{}}
 	n := t.node(root)
-	ast.PostOrderVisit(root, ast.NewExprVisitor(rewrite))
+	ast.PostOrderVisit(root, ast.NewExprVisitor(func(e ast.Expr) { rewrite(tree, e) }))
 	prog, err := celEnv().Program(cond.ast, cel.EvalOptions(cel.OptExhaustiveEval), cel.CostLimit(maxCost))
 	if err != nil {
 		return nil, fmt.Errorf("plan condition: %w", err)
