@@ -67,9 +67,13 @@ type Config struct {
 	StateDir string
 	Group    string   // its members may use the API, beside root and the agent's own user; empty for none
 	Policies []string // files and directories, loaded before the agent is ready
-	Version  string
-	Kernel   Kernel
-	Log      *slog.Logger
+	// ContainerState are where container runtimes keep their state; nil for the usual places.
+	ContainerState []proc.StateRoot
+	// Cgroups are where the host's cgroups are mounted; nil for what /proc/self/mounts says.
+	Cgroups []string
+	Version string
+	Kernel  Kernel
+	Log     *slog.Logger
 
 	// OnReady is called once, when the policies are active and the API answers.
 	OnReady func(*Status)
@@ -83,15 +87,15 @@ type Config struct {
 
 // Agent is one agent: New makes it, Run runs it, once.
 type Agent struct {
-	cfg     Config
-	log     *slog.Logger
-	kernel  Kernel
-	table   *proc.Table
-	machine *policy.Machine // one for the agent's life: policies keep their normal form for it
-	hub     *hub
-	started time.Time
-	pid     uint32
-	exe     uint64 // inode
+	cfg        Config
+	log        *slog.Logger
+	kernel     Kernel
+	table      *proc.Table
+	containers *proc.Containers
+	hub        *hub
+	started    time.Time
+	pid        uint32
+	exe        uint64 // inode
 
 	ev   pavise.Event // the pipeline's; touched by the reading goroutine alone
 	boot atomic.Int64 // nanoseconds since the Unix epoch at CLOCK_BOOTTIME 0
@@ -106,11 +110,13 @@ type Agent struct {
 
 	rules atomic.Pointer[ruleBook]
 
-	mu     sync.Mutex // serialises changes of the policies
-	set    atomic.Pointer[policySet]
-	carry  map[string]uint64 // hits of rules from before the active generation
-	past   past
-	closed bool
+	mu      sync.Mutex // serialises changes of the policies
+	machine *policy.Machine
+	set     atomic.Pointer[policySet]
+	carry   map[string]uint64 // hits of rules from before the active generation
+	past    past
+	closed  bool
+	behind  atomic.Pointer[string] // why the active set is of other containers than those that are known; nil when it is not
 }
 
 // New checks the configuration and compiles the start policies; it changes nothing. Errors in policies are policy.Errors.
@@ -130,7 +136,16 @@ func New(cfg Config) (*Agent, error) {
 	}
 	users := proc.NewUsers("/etc/passwd", "/etc/group", nil)
 	a.boot.Store(bootTime())
-	a.table = proc.New(proc.Options{Boot: a.boot.Load(), Users: users.Name})
+	roots := cfg.ContainerState
+	if roots == nil {
+		roots = proc.DefaultStateRoots()
+	}
+	cgroups := cfg.Cgroups
+	if cgroups == nil {
+		cgroups = cgroupMounts()
+	}
+	a.containers = proc.NewContainers(proc.ContainerOptions{Roots: roots, Cgroups: cgroups, Log: a.log})
+	a.table = proc.New(proc.Options{Boot: a.boot.Load(), Users: users.Name, Containers: a.containers})
 	a.machine = &policy.Machine{Ops: a.kernel.Machine(), LookupUser: users.LookupUser, LookupGroup: users.LookupGroup}
 	a.rules.Store(&ruleBook{})
 	ps, err := LoadPolicies(cfg.Policies)
@@ -233,8 +248,18 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	var pace containerPace
+	containers, pause := a.containers.Changed(), (<-chan time.Time)(nil)
 	for {
 		select {
+		case <-containers:
+			start := time.Now()
+			a.followContainers()
+			if d := pace.next(start, time.Now()); d > 0 {
+				containers, pause = nil, time.After(d)
+			}
+		case <-pause:
+			containers, pause = a.containers.Changed(), nil
 		case <-ctx.Done():
 			a.poll()
 			if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
@@ -248,6 +273,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 				a.log.Warn("follow mounts and protected files", "err", err)
 			}
 			a.followClock()
+			if a.behind.Load() != nil {
+				a.followContainers()
+			}
 		}
 	}
 }

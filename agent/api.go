@@ -327,6 +327,11 @@ func (a *Agent) status() *Status {
 		Filtered: a.filtered.Load(), Undecoded: a.undecoded.Load(), UnnamedRules: a.unresolved.Load(),
 		SubscriberLost: a.hub.dropped.Load(), Subscribers: a.hub.subscribers(), Processes: len(a.table.Snapshot()), RSS: rss(),
 	}
+	cs := a.containers.Stats()
+	s.Containers = ContainerCount{Known: cs.Known, Unknown: cs.Unknown, Failed: cs.Failed, Untrusted: cs.Untrusted, Refused: cs.Refused}
+	if why := a.behind.Load(); why != nil {
+		s.Containers.Behind = *why
+	}
 	for _, p := range set.policies {
 		s.Policies = append(s.Policies, PolicyMode{p.Name, string(p.Mode)})
 	}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -66,6 +67,23 @@ func ReadHost() Host {
 		}
 	}
 	return h
+}
+
+// cgroupMounts are where the hierarchies are mounted that the kernel side takes the paths of cgroups from: version 2, and the
+// memory controller's of version 1 for processes at the root of that.
+func cgroupMounts() []string {
+	b, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) > 3 && (f[2] == "cgroup2" || f[2] == "cgroup" && slices.Contains(strings.Split(f[3], ","), "memory")) {
+			out = append(out, f[1])
+		}
+	}
+	return out
 }
 
 func kernelRelease() string {

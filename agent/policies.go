@@ -29,6 +29,7 @@ var (
 // policySet is one set of policies that was compiled together. It is replaced, never changed.
 type policySet struct {
 	policies []*policy.Policy // by name
+	machine  *policy.Machine
 	image    *policy.Image
 	report   *policy.Report
 	applied  enforce.Applied
@@ -38,8 +39,8 @@ type policySet struct {
 }
 
 // reviewed is the report with the warnings that take longer to find: for who asks to see it, not for who waits for a change.
-func (s *policySet) reviewed(m *policy.Machine) *policy.Report {
-	s.once.Do(func() { s.review = policy.Review(s.policies, m, s.report) })
+func (s *policySet) reviewed() *policy.Report {
+	s.once.Do(func() { s.review = policy.Review(s.policies, s.machine, s.report) })
 	return s.review
 }
 
@@ -150,7 +151,55 @@ func (a *Agent) compile(ps []*policy.Policy) (*policySet, error) {
 	if err != nil {
 		return nil, Faults(err)
 	}
-	return &policySet{policies: ps, image: img, report: rep}, nil
+	return &policySet{policies: ps, machine: a.machine, image: img, report: rep}, nil
+}
+
+// containerPace spaces the changes of the rules for the sake of containers, so that many that start together are one change: four a second, and half
+// of the time at most, but at once when there were fewer.
+type containerPace struct {
+	starts [4]time.Time
+	n      int
+}
+
+// next notes a change and returns how long the next one has to wait.
+func (p *containerPace) next(start, end time.Time) time.Duration {
+	p.starts[p.n] = start
+	p.n = (p.n + 1) % len(p.starts)
+	return max(end.Sub(start), p.starts[p.n].Add(time.Second).Sub(end))
+}
+
+// followContainers compiles the policies for the containers that are known now, when one of their conditions comes out differently.
+func (a *Agent) followContainers() {
+	known := a.containers.Known()
+	list := make([]policy.Container, len(known))
+	for i, k := range known {
+		list[i] = policy.Container(k)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return
+	}
+	start, active := time.Now(), a.set.Load()
+	next := a.machine.WithContainers(list)
+	same := policy.SameFor(active.policies, a.machine, next)
+	a.machine = next
+	if same && a.behind.Load() == nil {
+		return
+	}
+	set, err := a.compile(active.policies)
+	if err == nil {
+		err = a.activate(set)
+	}
+	if err != nil {
+		why := err.Error()
+		if a.behind.Swap(&why) == nil {
+			a.log.Error("rules on containers do not know of all of them", "err", err)
+		}
+		return
+	}
+	a.behind.Store(nil)
+	a.log.Info("rules follow the containers", "generation", set.applied.Generation, "containers", len(list), "took", time.Since(start))
 }
 
 // activate makes set the kernel's and then the agent's. When it fails, both are as they were. The caller of a
@@ -258,6 +307,7 @@ func (a *Agent) change(names []string, dryRun bool, edit func([]*policy.Policy) 
 			a.log.Error("policies were not changed", "err", err)
 			return nil, err
 		}
+		a.behind.Store(nil)
 		a.log.Info("policies changed", "generation", set.applied.Generation, "policies", len(set.policies), "took", time.Since(start))
 	}
 	c := &Change{
@@ -274,7 +324,7 @@ func (a *Agent) change(names []string, dryRun bool, edit func([]*policy.Policy) 
 
 // review gives c's policies the warnings of a review.
 func (a *Agent) review(c *Change) {
-	for _, r := range c.set.reviewed(a.machine).Policies {
+	for _, r := range c.set.reviewed().Policies {
 		for i := range c.Policies {
 			if p := &c.Policies[i]; p.Name == r.Name {
 				p.Warnings = warnings(&r)
@@ -289,11 +339,18 @@ func (a *Agent) policyStatus(name string) []PolicyStatus {
 	set := a.set.Load()
 	hits := a.hits(set)
 	a.mu.Unlock()
-	all := StatusOf(set.policies, set.reviewed(a.machine))
+	all := StatusOf(set.policies, set.reviewed())
 	for i := range all {
 		for j := range all[i].Rules {
 			r := &all[i].Rules[j]
 			r.Hits = hits[ruleKey(all[i].Name, r.Name)]
+		}
+	}
+	if why := a.behind.Load(); why != nil {
+		for i := range all {
+			if set.find(all[i].Name).AsksContainers() {
+				all[i].Warnings = append(all[i].Warnings, "its rules on containers do not know of all of them: "+*why)
+			}
 		}
 	}
 	if name == "" {

@@ -55,6 +55,11 @@ func (s *seen) observed(rule string) bool {
 // live runs a real agent until the test ends.
 func live(t *testing.T, policies ...string) *seen {
 	t.Helper()
+	return liveWith(t, func(c *Config) { c.Policies = policies })
+}
+
+func liveWith(t *testing.T, edit func(*Config)) *seen {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	k, err := enforce.Open(ctx, enforce.Options{Log: log})
@@ -65,8 +70,8 @@ func live(t *testing.T, policies ...string) *seen {
 	s := &seen{}
 	ready, done := make(chan struct{}), make(chan error, 1)
 	var a *Agent
-	a, err = New(Config{
-		Socket: filepath.Join(dir, "p.sock"), StateDir: filepath.Join(dir, "state"), Policies: policies, Kernel: k, Log: log,
+	cfg := Config{
+		Socket: filepath.Join(dir, "p.sock"), StateDir: filepath.Join(dir, "state"), Kernel: k, Log: log,
 		OnReady: func(*Status) { close(ready) },
 		OnEvent: func(e *pavise.Event) {
 			if e.Policy == "" {
@@ -84,7 +89,9 @@ func live(t *testing.T, policies ...string) *seen {
 				s.others = append(s.others, string(e.AppendText(nil, false)))
 			}
 		},
-	})
+	}
+	edit(&cfg)
+	a, err = New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,13 +23,18 @@ const (
 type past []pastGeneration
 
 type pastGeneration struct {
-	number   uint32
-	policies []*policy.Policy
+	first, last uint32 // generations of the same policies: containers came and went between them
+	policies    []*policy.Policy
 }
 
 // with adds the newest generation, and forgets the oldest when they are too many or hold too much.
 func (p past) with(number uint32, policies []*policy.Policy) past {
-	out := past{{number, policies}}
+	if len(p) > 0 && slices.Equal(p[0].policies, policies) {
+		p = slices.Clone(p)
+		p[0].last = number
+		return p
+	}
+	out := past{{number, number, policies}}
 	seen := map[*policy.Policy]bool{}
 	for _, x := range policies {
 		seen[x] = true
@@ -53,7 +58,7 @@ func (p past) with(number uint32, policies []*policy.Policy) past {
 // of returns the policies of a generation, nil when it is forgotten.
 func (p past) of(number uint32) []*policy.Policy {
 	for _, g := range p {
-		if g.number == number {
+		if g.first <= number && number <= g.last {
 			return g.policies
 		}
 	}
@@ -85,7 +90,7 @@ func (a *Agent) why(id uint64) (w *Why, last uint64, err error) {
 		note("generation %d judged, and its policies are no longer kept (generation %d is active): of the rule only what the event says is known", e.Gen, w.Active)
 		return w, last, nil
 	}
-	rules, err := policy.Why(policies, a.machine, a.withAncestors(e))
+	rules, err := policy.Why(policies, set.machine, a.withAncestors(e))
 	if err != nil {
 		return nil, last, err
 	}

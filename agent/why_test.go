@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -186,9 +187,17 @@ func TestPast(t *testing.T) {
 	for i := range uint32(200) {
 		p = p.with(i, []*policy.Policy{stays, big(3)})
 	}
-	if len(p) != pastGenerations || p[0].number != 199 || p.of(199) == nil || p.of(135) != nil {
+	if len(p) != pastGenerations || p[0].last != 199 || p.of(199) == nil || p.of(135) != nil {
 		t.Errorf("%d generations", len(p))
 	}
+	same := []*policy.Policy{stays, big(3)}
+	for i := range uint32(1000) { // containers come and go
+		p = p.with(200+i, slices.Clone(same))
+	}
+	if len(p) != pastGenerations || !slices.Equal(p.of(200), same) || !slices.Equal(p.of(1199), same) || p.of(1200) != nil || p.of(199) == nil || p.of(137) == nil {
+		t.Errorf("%d generations after a thousand of the same policies", len(p))
+	}
+	p = p[1:]
 	p = p.with(200, []*policy.Policy{stays, big(pastRules / 2)})
 	p = p.with(201, []*policy.Policy{stays, big(pastRules)})
 	p = p.with(202, []*policy.Policy{stays})

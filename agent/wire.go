@@ -27,6 +27,8 @@ type Status struct {
 	SubscriberLost uint64        `json:"subscriber_lost"` // all subscribers together
 	Subscribers    int           `json:"subscribers"`
 	Processes      int           `json:"processes"`
+
+	Containers ContainerCount `json:"containers"`
 	// What should not happen in the kernel: no working memory for a judgement, a thread without an identity, a program that was skipped because it
 	// was running already on that CPU.
 	NoScratch  uint64 `json:"kernel_no_scratch"`
@@ -45,6 +47,16 @@ type Why struct {
 	// Unnamed is how many clauses matched beyond the rules that the event names; 255 at most are counted.
 	Unnamed int      `json:"unnamed,omitempty"`
 	Notes   []string `json:"notes,omitempty"` // what is not known any more, or has changed since
+}
+
+// ContainerCount says of how many running containers the names are known, and of how many nothing but the id is.
+type ContainerCount struct {
+	Known     int    `json:"known"`
+	Unknown   int    `json:"unknown"`
+	Failed    uint64 `json:"failed"`           // given up: the runtime's files say nothing, or cannot be read
+	Untrusted uint64 `json:"untrusted"`        // others than root may have made their cgroups
+	Refused   uint64 `json:"refused"`          // too many at once
+	Behind    string `json:"behind,omitempty"` // why the rules do not know of all that are known
 }
 
 // PolicyMode is a policy's name and mode.

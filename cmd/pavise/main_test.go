@@ -97,6 +97,7 @@ func testApp() *app {
 		return &fakeKernel{gone: make(chan struct{})}, nil
 	}
 	a.tweak = func(c *agent.Config) {
+		c.Cgroups = []string{"/"} // a directory that root alone may write
 		c.Decode = func(rec []byte, _ int64, e *pavise.Event) error {
 			*e = pavise.Event{}
 			return json.Unmarshal(rec, (*wire)(e))
@@ -117,6 +118,7 @@ func (w *wire) UnmarshalJSON(b []byte) error {
 		ID       uint64
 		Parent   uint64
 		Path     string
+		Cgroup   string
 		Matched  uint8
 		Rule     uint32
 		Rung     pavise.Rung
@@ -132,13 +134,16 @@ func (w *wire) UnmarshalJSON(b []byte) error {
 	w.File.Path = s.FilePath
 	w.Exec.ParentExecID, w.Exec.Exe.Path, w.Exec.Found = s.Parent, s.Path, s.Found
 	w.Exec.Args = []byte(s.Path)
+	if s.Cgroup != "" {
+		w.Exec.Cgroup, w.Exec.CgroupID = s.Cgroup, s.ID
+	}
 	if s.Op == pavise.OpExec {
 		w.Exec.StartTime = uint64(s.ID) + 1
 	}
 	return nil
 }
 
-// fakeKernel starts three processes, one with a hostile name, and has one of them open a file at each generation, which the last rule denies.
+// fakeKernel starts three processes, one with a hostile name in a container, and has one of them open a file at each generation, which the last rule denies.
 type fakeKernel struct {
 	mu   sync.Mutex
 	gen  uint32
@@ -184,7 +189,7 @@ func (k *fakeKernel) Doctor() []enforce.OpStatus {
 func (k *fakeKernel) Start() error {
 	k.emit(map[string]any{"Op": pavise.OpExec, "PID": 4000001, "ID": 1, "Path": "/sbin/init", "Found": true})
 	k.emit(map[string]any{"Op": pavise.OpExec, "PID": 4000100, "ID": 2, "Parent": 1, "Path": "/usr/sbin/nginx"})
-	k.emit(map[string]any{"Op": pavise.OpExec, "PID": 4000101, "ID": 3, "Parent": 2, "Path": "/tmp/\x1b[31mevil\n"})
+	k.emit(map[string]any{"Op": pavise.OpExec, "PID": 4000101, "ID": 3, "Parent": 2, "Path": "/tmp/\x1b[31mevil\n", "Cgroup": "/docker-" + strings.Repeat("c0ffee00", 8) + ".scope"})
 	return nil
 }
 

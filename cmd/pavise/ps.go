@@ -99,7 +99,7 @@ func (a *app) psTable(all []*pavise.Process, tree, kernel bool) error {
 		}
 		where := p.Unit
 		if p.Container != nil {
-			where = p.Container.Runtime + ":" + p.Container.ID[:min(12, len(p.Container.ID))]
+			where = containerText(p)
 		}
 		if where == "" {
 			where = "-"
@@ -140,6 +140,34 @@ func (a *app) psTable(all []*pavise.Process, tree, kernel bool) error {
 		walk(p, 0)
 	}
 	return a.cutTable(rows)
+}
+
+// whereWidth is how much of a container's name and image a row shows.
+const whereWidth = 48
+
+// containerText is a process's container: the runtime, and its names and image where they are known, else its id.
+func containerText(p *pavise.Process) string {
+	c := p.Container
+	s := c.Name
+	if pod := p.Pod; pod != nil {
+		s = pod.Namespace + "/" + pod.Name
+		if c.Name != "" {
+			s += "/" + c.Name
+		}
+	}
+	if s == "" {
+		s = c.ID[:min(12, len(c.ID))]
+	}
+	if c.Runtime != "" {
+		s = c.Runtime + ":" + s
+	}
+	if c.Image != "" {
+		s += " (" + c.Image + ")"
+	}
+	if r := []rune(safe(s)); len(r) > whereWidth {
+		s = string(r[:whereWidth-1]) + "…"
+	}
+	return s
 }
 
 // kernelThread reports whether p is one. They have no executable; nor has a process of which nothing is known.

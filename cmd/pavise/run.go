@@ -13,11 +13,12 @@ import (
 
 	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/agent"
+	"github.com/pavise-project/pavise/proc"
 	"github.com/spf13/cobra"
 )
 
 func (a *app) run() *cobra.Command {
-	var policies []string
+	var policies, containers []string
 	var state, group, events, level string
 	var span time.Duration
 	c := &cobra.Command{
@@ -45,6 +46,14 @@ Events go to the standard output, all else to the standard error.`,
 			if events != "text" && events != "json" && events != "none" {
 				return usageError{fmt.Errorf("--events %q: text, json and none are possible", events)}
 			}
+			var roots []proc.StateRoot
+			for _, s := range containers {
+				r, err := proc.ParseStateRoot(s)
+				if err != nil {
+					return usageError{fmt.Errorf("--container-state: %w", err)}
+				}
+				roots = append(roots, r)
+			}
 			log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: lv}))
 			// A bad policy is told before the kernel is touched.
 			if _, err := agent.LoadPolicies(policies); err != nil {
@@ -57,7 +66,7 @@ Events go to the standard output, all else to the standard error.`,
 				return err
 			}
 			cfg := agent.Config{
-				Socket: a.socket, StateDir: state, Group: group, Policies: policies, Version: buildVersion(), Kernel: k, Log: log,
+				Socket: a.socket, StateDir: state, Group: group, Policies: policies, Version: buildVersion(), Kernel: k, Log: log, ContainerState: roots,
 				OnReady: func(s *agent.Status) { a.banner(s, span) },
 			}
 			if events != "none" {
@@ -86,6 +95,7 @@ Events go to the standard output, all else to the standard error.`,
 	f.StringVar(&state, "state", agent.DefaultState, "the agent's own directory; one agent at a time uses it")
 	f.DurationVar(&span, "for", 0, "stop after this time (30s, 5m); 0 runs until stopped")
 	f.StringVar(&events, "events", "", "print events as text, json or none (default: text on a terminal, else json)")
+	f.StringArrayVar(&containers, "container-state", nil, "where a container runtime keeps its state: docker=DIR (its data root), containerd=DIR (its state directory) or\nstorage=DIR (of Podman and CRI-O); may be given more than once, replaces the usual places")
 	f.StringVar(&group, "group", "", "members of this group may use the socket, beside root")
 	f.StringVar(&level, "log-level", "warn", "least level of the log: debug, info, warn or error")
 	return c
