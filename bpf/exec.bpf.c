@@ -142,6 +142,7 @@ static __always_inline void finish_proc(struct scratch *s, __u32 si, struct rec_
 	struct op_stats *st = stats_of(OP_EXEC);
 	struct fs_struct *fs = BPF_CORE_READ(t, fs);
 	__u64 cgrp = cgroup_of(t);
+	bool wake = false;
 
 	if (args) {
 		unsigned long start = BPF_CORE_READ(t, mm, arg_start),
@@ -157,6 +158,8 @@ static __always_inline void finish_proc(struct scratch *s, __u32 si, struct rec_
 			r->flags |= PROC_ARGSCUT; /* paged out since: said, not guessed */
 		}
 		r->args_len = took(&pos, len);
+		/* Perhaps the first program in a new container: rules that ask for its image wait for this record. */
+		wake = cgroup_of((struct task_struct *)BPF_CORE_READ(t, real_parent)) != cgrp;
 	}
 	if (fs)
 		r->cwd_len = took(&pos, path_build(si, pos, (__u64)BPF_CORE_READ(fs, pwd.dentry),
@@ -169,7 +172,7 @@ static __always_inline void finish_proc(struct scratch *s, __u32 si, struct rec_
 	}
 	if (st)
 		__sync_fetch_and_add(&st->seen, 1);
-	send(s, &r->hdr, pos - OFF_REC, true, false);
+	send(s, &r->hdr, pos - OFF_REC, true, wake);
 }
 
 /*
