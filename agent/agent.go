@@ -231,7 +231,11 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if err := a.kernel.Start(); err != nil {
 		return fmt.Errorf("start: %w", err)
 	}
-	if err := a.activate(a.set.Load()); err != nil {
+	first, err := a.firstSet(ctx)
+	if err != nil {
+		return err
+	}
+	if err := a.activate(first); err != nil {
 		return err
 	}
 	wg.Go(func() {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -157,6 +158,47 @@ func TestRulesFollowContainers(t *testing.T) {
 	}
 }
 
+// TestRulesKnowWhatRuns: the first tables that are activated know the containers that run when the agent starts.
+func TestRulesKnowWhatRuns(t *testing.T) {
+	cgroups := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(cgroups, "docker", containerID(0)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "p.yaml")
+	if err := os.WriteFile(file, []byte(fmt.Sprintf(imageYAML, "/secret")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f := newFake()
+	f.counters = func() (c enforce.Counters, err error) {
+		c.Ops[pavise.OpExec].Delivered = 2
+		return c, nil
+	}
+	f.start = func() error {
+		go func() { // as slowly as a ring is read
+			for id := range uint64(2) {
+				time.Sleep(50 * time.Millisecond)
+				e := &pavise.Event{Op: pavise.OpExec, PID: uint32(9000000 + id), ExecID: id + 1}
+				e.Exec = pavise.ExecInfo{Found: true, StartTime: id + 1, CgroupID: id + 1, Cgroup: []string{"/", "/docker/" + containerID(0)}[id]}
+				f.recs <- e
+			}
+		}()
+		return nil
+	}
+	first := make(chan *policy.Image, 16)
+	f.apply = func(img *policy.Image) (enforce.Applied, error) {
+		first <- img
+		return enforce.Applied{Generation: 1}, nil
+	}
+	running(t, f, func(cfg *Config) {
+		cfg.Policies, cfg.ContainerState, cfg.Cgroups = []string{file}, dockerState(t, "nginx:1.27"), []string{cgroups}
+	})
+	var facts policy.Facts
+	facts.Values[policy.DimPath], facts.Values[policy.DimCgroup] = []byte("/secret"), []byte("/docker/"+containerID(0))
+	if (<-first).Judge(pavise.OpOpen, &facts).Action != pavise.ActionKill {
+		t.Error("the first tables do not know the container that runs")
+	}
+}
+
 func TestContainerPace(t *testing.T) {
 	var p containerPace
 	now := time.Unix(1000, 0)
@@ -170,6 +212,77 @@ func TestContainerPace(t *testing.T) {
 	if s := strings.Join(got, " "); s != "1ms 1ms 1ms 894ms 1ms 1ms 700ms" {
 		t.Error(s)
 	}
+}
+
+// contained is a shell in a cgroup as Docker makes it.
+type contained struct {
+	cmd   *exec.Cmd
+	in    io.WriteCloser
+	out   io.Reader
+	begin time.Time
+}
+
+// startContained starts a shell in the cgroup of container i, or with i < 0 in this test's, which waits to be told to open file again and again.
+func startContained(t *testing.T, mount string, i int, file string) *contained {
+	t.Helper()
+	c := &contained{cmd: exec.Command("/bin/sh", "-c", `read go; i=0; while read x <"$F"; do i=$((i+1)); echo $i; done`)}
+	c.cmd.Env = []string{"F=" + file}
+	if i >= 0 {
+		group := filepath.Join(mount, "docker-"+containerID(i)+".scope")
+		if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.Remove(group) })
+		fd, err := unix.Open(group, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		c.cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: fd}
+	}
+	var err error
+	if c.in, err = c.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if c.out, err = c.cmd.StdoutPipe(); err != nil {
+		t.Fatal(err)
+	}
+	c.begin = time.Now()
+	if err := c.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.cmd.Process.Kill(); _ = c.cmd.Wait() })
+	return c
+}
+
+// open lets it go. It returns how often the file was opened, and how long after its start it was killed for that; 0 when it was not, though it opened the
+// file enough times.
+func (c *contained) open(t *testing.T, enough int) (opened int, killed time.Duration) {
+	t.Helper()
+	if _, err := io.WriteString(c.in, "go\n"); err != nil {
+		t.Fatal(err)
+	}
+	var ours atomic.Bool
+	end := time.AfterFunc(30*time.Second, func() { ours.Store(true); _ = c.cmd.Process.Kill() })
+	defer end.Stop()
+	for lines := bufio.NewScanner(c.out); lines.Scan(); {
+		var err error
+		if opened, err = strconv.Atoi(lines.Text()); err != nil {
+			t.Fatal(err)
+		}
+		if opened == enough {
+			end.Reset(0)
+		}
+	}
+	took := time.Since(c.begin)
+	var exit *exec.ExitError
+	if err := c.cmd.Wait(); !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
+		t.Fatal(err)
+	}
+	if ours.Load() {
+		return opened, 0
+	}
+	return opened, took
 }
 
 // TestKernelContainerImage: a rule on an image kills a process in a container of that image, and not one in another container or in none.
@@ -186,75 +299,43 @@ func TestKernelContainerImage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	roots := dockerState(t, "nginx:1.27", "postgres:16", "nginx:1.28")
-	s := liveWith(t, func(c *Config) { c.Policies, c.ContainerState = []string{policyFile}, roots })
-
-	// in runs a shell in the cgroup of container i, or in that of this test, which opens the file again and again. It returns how often it did, and how
-	// long after its start it was killed; 0 when it still lived after a time.
-	in := func(i int, limit time.Duration) (opened int, killed time.Duration) {
+	roots := dockerState(t, "nginx:1.27", "postgres:16", "nginx:1.28", "nginx:1.29", "postgres:17")
+	run := func(i int) *contained { return startContained(t, mount, i, secret) }
+	// in is what becomes of a process in container i that opens the file from its start.
+	in := func(i, enough int) (opened int, killed time.Duration) {
 		t.Helper()
-		c := exec.Command("/bin/sh", "-c", `i=0; while read x <"$F"; do i=$((i+1)); echo $i; done`)
-		c.Env = []string{"F=" + secret}
-		c.SysProcAttr = &syscall.SysProcAttr{}
-		if i >= 0 {
-			group := filepath.Join(mount, "docker-"+containerID(i)+".scope")
-			if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-				t.Fatal(err)
-			}
-			defer os.Remove(group)
-			fd, err := unix.Open(group, unix.O_PATH|unix.O_CLOEXEC, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer unix.Close(fd)
-			c.SysProcAttr.UseCgroupFD, c.SysProcAttr.CgroupFD = true, fd
-		}
-		out, err := c.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		begin := time.Now()
-		if err := c.Start(); err != nil {
-			t.Fatal(err)
-		}
-		var ours atomic.Bool
-		end := time.AfterFunc(limit, func() { ours.Store(true); _ = c.Process.Kill() })
-		defer end.Stop()
-		for lines := bufio.NewScanner(out); lines.Scan(); {
-			if opened, err = strconv.Atoi(lines.Text()); err != nil {
-				t.Fatal(err)
-			}
-		}
-		took := time.Since(begin)
-		var exit *exec.ExitError
-		if err := c.Wait(); !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
-			t.Fatal(err)
-		}
-		if ours.Load() {
-			return opened, 0
-		}
-		return opened, took
+		return run(i).open(t, enough)
+	}
+	const many, never = 5000, 1 << 30 // many takes much longer than it takes to know a container
+
+	early, other := run(3), run(4)
+	s := liveWith(t, func(c *Config) { c.Policies, c.ContainerState = []string{policyFile}, roots })
+	if n, killed := early.open(t, never); killed == 0 || n > 0 {
+		t.Errorf("in a container that ran before the agent: opened %d times, killed after %v", n, killed)
+	}
+	if n, killed := other.open(t, many); killed > 0 || n < many {
+		t.Errorf("in one of another image that ran before the agent: opened %d times, killed after %v", n, killed)
 	}
 
 	// The control: without a container of that image nothing happens.
-	if n, killed := in(-1, 400*time.Millisecond); killed > 0 || n < 10 {
+	if n, killed := in(-1, many); killed > 0 || n < many {
 		t.Errorf("in no container: opened %d times, killed after %v", n, killed)
 	}
-	if n, killed := in(1, 400*time.Millisecond); killed > 0 || n < 10 {
+	if n, killed := in(1, many); killed > 0 || n < many {
 		t.Errorf("in a container of another image: opened %d times, killed after %v", n, killed)
 	}
 	for _, i := range []int{0, 2} {
-		n, killed := in(i, 20*time.Second)
+		n, killed := in(i, never)
 		if killed == 0 {
 			t.Errorf("in a container of the image: opened %d times, and lives", n)
 		}
 		t.Logf("the first process of container %d was killed %v after its start; it had opened the file %d times", i, killed.Round(100*time.Microsecond), n)
 		// From then on the rule holds from the first open.
-		if n, killed := in(i, 20*time.Second); killed == 0 || n > 0 {
+		if n, killed := in(i, never); killed == 0 || n > 0 {
 			t.Errorf("in a container that is known: opened %d times, killed after %v", n, killed)
 		}
 	}
-	if n, killed := in(1, 400*time.Millisecond); killed > 0 || n < 10 {
+	if n, killed := in(1, many); killed > 0 || n < many {
 		t.Errorf("in a container of another image, after that: opened %d times, killed after %v", n, killed)
 	}
 	eventually(t, "the kill is told", func() bool { return s.has("images/nginx") })

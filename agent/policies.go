@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/enforce"
 	"github.com/pavise-project/pavise/policy"
 )
@@ -168,13 +170,46 @@ func (p *containerPace) next(start, end time.Time) time.Duration {
 	return max(end.Sub(start), p.starts[p.n].Add(time.Second).Sub(end))
 }
 
-// followContainers compiles the policies for the containers that are known now, when one of their conditions comes out differently.
-func (a *Agent) followContainers() {
+// firstSet is the set of the start policies for the containers that run already: a rule that excuses an image must not act on them meanwhile. To know
+// them, it waits until what the kernel said of the running processes has been read.
+func (a *Agent) firstSet(ctx context.Context) (*policySet, error) {
+	set := a.set.Load()
+	if !slices.ContainsFunc(set.policies, (*policy.Policy).AsksContainers) {
+		return set, nil
+	}
+	c, err := a.kernel.Counters()
+	if err != nil {
+		return nil, fmt.Errorf("see how many processes run: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	for a.received[pavise.OpExec].Load()+a.undecoded.Load() < c.Ops[pavise.OpExec].Delivered {
+		select {
+		case <-ctx.Done():
+			a.log.Warn("the rules do not know all containers that run; they will in a moment")
+		case <-time.After(2 * time.Millisecond):
+			continue
+		}
+		break
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.machine = a.machine.WithContainers(a.knownContainers())
+	return a.compile(set.policies)
+}
+
+func (a *Agent) knownContainers() []policy.Container {
 	known := a.containers.Known()
 	list := make([]policy.Container, len(known))
 	for i, k := range known {
 		list[i] = policy.Container(k)
 	}
+	return list
+}
+
+// followContainers compiles the policies for the containers that are known now, when one of their conditions comes out differently.
+func (a *Agent) followContainers() {
+	list := a.knownContainers()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.closed {
