@@ -47,7 +47,7 @@ func compileExpr(src string, policy bool) (*Expr, error) {
 		if e.Kind() == ast.ComprehensionKind {
 			loops = true
 		}
-		rewrite(e)
+		rewrite(tree, e)
 	}))
 	opts := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}
 	if loops {
@@ -97,7 +97,7 @@ func (a *activation) ResolveName(name string) (any, bool) {
 func (a *activation) Parent() cel.Activation { return nil }
 
 // rewrite prepares literals: patterns are compiled once, and paths and addresses are written as facts are.
-func rewrite(e ast.Expr) {
+func rewrite(tree *ast.AST, e ast.Expr) {
 	if e.Kind() != ast.CallKind {
 		return
 	}
@@ -105,7 +105,7 @@ func rewrite(e ast.Expr) {
 	args := call.Args()
 	fieldOf := func(e ast.Expr) *Field {
 		if e.Kind() != ast.IdentKind {
-			return nil
+			return memberField(tree, e)
 		}
 		return fieldByName[strings.TrimPrefix(e.AsIdent(), ".")]
 	}

@@ -204,7 +204,7 @@ func disagreement(e *pavise.Event) string {
 	case e.Op == pavise.OpExec && e.File.Alias != "":
 		return "a script is judged under its own name and its interpreter's, each name alone"
 	}
-	return "the kernel judged by the facts of that moment: user, group and capabilities are shown as they were when the program was started, and of a file's other names only the one that decided is known"
+	return "the kernel judged by the facts of that moment: user, group, capabilities and namespaces are shown as they were when the program was started, and of a file's other names only the one that decided is known"
 }
 
 func (n *Node) holds() bool { return n == nil || n.Result == resultTrue }
@@ -237,7 +237,8 @@ func trace(c *Condition, e *pavise.Event) (*Node, error) {
 	root := cond.ast.NativeRep().Expr()
 	t := &tracer{cond: cond, at: &c.at, event: e, ids: map[*Node]int64{}}
 	n := t.node(root)
-	ast.PostOrderVisit(root, ast.NewExprVisitor(rewrite))
+	tree := cond.ast.NativeRep()
+	ast.PostOrderVisit(root, ast.NewExprVisitor(func(e ast.Expr) { rewrite(tree, e) }))
 	prog, err := celEnv().Program(cond.ast, cel.EvalOptions(cel.OptExhaustiveEval), cel.CostLimit(maxCost))
 	if err != nil {
 		return nil, fmt.Errorf("plan condition: %w", err)
