@@ -132,7 +132,9 @@ func (g gen) atom(op pavise.Op) string {
 		func() string {
 			return fmt.Sprintf("process.args.exists(a, a%s && a != %q)", g.pick(` == "-i"`, `.startsWith("--x")`, `.contains("x")`, `.endsWith("x")`), g.pick("-i", "--x"))
 		},
-		func() string { return fmt.Sprintf("process.args[%d] %s %q", g.IntN(3), g.pick("==", "!="), g.pick("-i", "--x", "")) },
+		func() string {
+			return fmt.Sprintf("process.args[%d] %s %q", g.IntN(3), g.pick("==", "!="), g.pick("-i", "--x", ""))
+		},
 		func() string { return fmt.Sprintf("process.args.size() %s %d", g.pick("==", "<", ">="), g.IntN(4)) },
 		func() string {
 			return fmt.Sprintf("process.cmdline%s", g.pick(` == "-i --x"`, `.contains("x -")`, `.startsWith("-i ")`, `.endsWith(" x")`))
