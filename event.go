@@ -279,6 +279,7 @@ type ExecInfo struct {
 	Caps         uint64 // effective
 	SecureExec   bool
 	TTY          bool
+	OnRoot       bool // Exe is on the machine's root file system
 	Namespaces   Namespaces
 	Comm         string
 }

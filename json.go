@@ -200,6 +200,9 @@ func (p *Process) appendFacts(b []byte) []byte {
 	if p.SecureExec {
 		b = append(b, `,"secure_exec":true`...)
 	}
+	if p.OnRoot {
+		b = append(b, `,"on_root":true`...)
+	}
 	if n := &p.Namespaces; *n != (Namespaces{}) {
 		b = append(b, `,"namespaces":{"mnt":`...)
 		b = strconv.AppendUint(b, uint64(n.Mnt), 10)
@@ -215,6 +218,10 @@ func (p *Process) appendFacts(b []byte) []byte {
 		b = strconv.AppendUint(b, uint64(n.UTS), 10)
 		b = append(b, `,"ipc":`...)
 		b = strconv.AppendUint(b, uint64(n.IPC), 10)
+		if n.Host&NSAll != 0 {
+			b = append(b, `,"host":`...)
+			b = n.Host.appendJSON(b)
+		}
 		b = append(b, '}')
 	}
 	b = appendField(b, `,"cgroup":`, p.Cgroup)
@@ -469,6 +476,42 @@ func appendAccess(b []byte, bit Access) []byte {
 		return append(b, AccessNames[n]...)
 	}
 	return strconv.AppendUint(b, uint64(bit), 10)
+}
+
+func (s NamespaceSet) appendJSON(b []byte) []byte {
+	sep := byte('[')
+	for n, name := range NamespaceNames {
+		if s&(1<<n) != 0 {
+			b = append(b, sep, '"')
+			b = append(b, name...)
+			b = append(b, '"')
+			sep = ','
+		}
+	}
+	if sep == '[' {
+		b = append(b, '[')
+	}
+	return append(b, ']')
+}
+
+// MarshalJSON writes the names of the set.
+func (s NamespaceSet) MarshalJSON() ([]byte, error) { return s.appendJSON(nil), nil }
+
+// UnmarshalJSON reads what MarshalJSON writes.
+func (s *NamespaceSet) UnmarshalJSON(data []byte) error {
+	var names []string
+	if err := json.Unmarshal(data, &names); err != nil {
+		return fmt.Errorf("read namespaces: %w", err)
+	}
+	*s = 0
+	for _, name := range names {
+		n := slices.Index(NamespaceNames[:], name)
+		if n < 0 {
+			return fmt.Errorf("read namespaces: unknown kind %q: want one of %s", name, strings.Join(NamespaceNames[:], ", "))
+		}
+		*s |= 1 << n
+	}
+	return nil
 }
 
 func appendCapList(b []byte, caps uint64) []byte {
@@ -744,6 +787,7 @@ type (
 		LoginID      *uint32      `json:"login_id"`
 		Caps         []string     `json:"caps"`
 		SecureExec   bool         `json:"secure_exec"`
+		OnRoot       bool         `json:"on_root"`
 		Namespaces   Namespaces   `json:"namespaces"`
 		Cgroup       string       `json:"cgroup"`
 		CgroupID     uint64       `json:"cgroup_id,string"`
@@ -866,7 +910,7 @@ func (j *processJSON) process() (*Process, error) {
 	p := &Process{
 		ExecID: j.ExecID, PID: j.PID, Unknown: j.Unknown, Found: j.Found, Script: j.Script, Args: j.Args,
 		ArgsCut: j.ArgsCut, CWD: j.CWD, TTY: j.TTY, User: j.User, GroupID: j.GroupID, RealUID: j.RealUID,
-		RealGID: j.RealGID, LoginID: j.LoginID, SecureExec: j.SecureExec, Namespaces: j.Namespaces,
+		RealGID: j.RealGID, LoginID: j.LoginID, SecureExec: j.SecureExec, OnRoot: j.OnRoot, Namespaces: j.Namespaces,
 		Cgroup: j.Cgroup, CgroupID: j.CgroupID, Unit: j.Unit, Container: j.Container, Pod: j.Pod, ParentExecID: j.ParentExecID,
 	}
 	p.StartTime, p.ExitTime = unixNano(j.StartTime), unixNano(j.ExitTime)

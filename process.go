@@ -13,6 +13,7 @@ type Process struct {
 	Script  string   `json:"script,omitempty"`
 	Args    []string `json:"args,omitempty"`
 	ArgsCut bool     `json:"args_truncated,omitempty"`
+	OnRoot  bool     `json:"on_root,omitempty"` // Exe is on the machine's root file system
 	CWD     string   `json:"cwd,omitempty"`
 	TTY     bool     `json:"tty,omitempty"`
 
@@ -70,4 +71,24 @@ type Namespaces struct {
 	Cgroup uint32 `json:"cgroup"`
 	UTS    uint32 `json:"uts"`
 	IPC    uint32 `json:"ipc"`
+	// Host are those that are the machine's own, the ones that were there at boot. In JSON it is a list of names.
+	Host NamespaceSet `json:"host,omitempty"`
 }
+
+// NamespaceSet is a set of kinds of namespaces. In JSON it is a list of names.
+type NamespaceSet uint8
+
+// The bits of NamespaceSet, as in bpf/event.h.
+const (
+	NSMnt NamespaceSet = 1 << iota
+	NSPID
+	NSNet
+	NSUser
+	NSCgroup
+	NSUTS
+	NSIPC
+	NSAll NamespaceSet = 1<<iota - 1
+)
+
+// NamespaceNames are the names of the bits of NamespaceSet, lowest first.
+var NamespaceNames = [...]string{"mnt", "pid", "net", "user", "cgroup", "uts", "ipc"}

@@ -29,10 +29,11 @@ type Status struct {
 	Processes      int           `json:"processes"`
 
 	Containers ContainerCount `json:"containers"`
-	// What should not happen in the kernel: no working memory for a judgement, a thread without an identity, a program that was skipped because it
-	// was running already on that CPU.
+	// What should not happen in the kernel: no working memory for a judgement, a thread without an identity, no room for a process's arguments and
+	// ancestors, a program that was skipped because it was running already on that CPU.
 	NoScratch  uint64 `json:"kernel_no_scratch"`
 	NoIdentity uint64 `json:"kernel_no_identity"`
+	NoTexts    uint64 `json:"kernel_no_texts"`
 	Missed     uint64 `json:"kernel_missed"`
 	MapBytes   uint64 `json:"kernel_map_bytes"`
 	RSS        uint64 `json:"rss_bytes"`

@@ -36,6 +36,12 @@
 #define DIM_LOGIN      7
 #define DIM_CAPS       8
 #define DIM_PROC_FLAGS 9
+#define DIM_ARGS       10
+#define DIM_ANCESTORS  11
+#define DIM_NS	       12
+#define DIM_REAL_UID   13
+#define DIM_REAL_GID   14
+#define DIM_DIGEST     15
 #define DIM_PATH       24 /* the first dimension of the object */
 #define DIM_ACCESS     25
 #define DIM_OWNER      26
@@ -293,6 +299,12 @@ struct scratch {
 	__u32 rung;
 	__u32 rec_end; /* of the record, in bytes */
 	struct object obj;
+	/* The walk of line_next. */
+	__u64 task; /* the process that is next */
+	__u32 line_len; /* how long the line is by now */
+	__u32 line_from; /* where its ancestors begin */
+	__u32 line_last; /* where the last of them stands */
+	__u32 pad;
 	struct comp comps[MAX_COMPS];
 	__u8 bytes[BYTES + 4096 + 16];
 };

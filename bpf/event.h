@@ -172,7 +172,15 @@ struct rec_net {
 #define PROC_MEMFD   (1 << 1)
 #define PROC_SECURE  (1 << 2)
 #define PROC_TTY     (1 << 3)
-#define PROC_ARGSCUT (1 << 4)
+#define PROC_ARGSCUT (1 << 4) /* of the record alone */
+#define PROC_SETUID  (1 << 5)
+#define PROC_SETGID  (1 << 6)
+#define PROC_ON_ROOT (1 << 7)
+
+/* Inode numbers of namespaces; and as a set, a bit for each in this order: pavise.NamespaceSet. */
+struct ns {
+	__u32 mnt, pid, net, user, cgroup, uts, ipc;
+};
 
 struct rec_proc {
 	struct rec_hdr hdr;
@@ -183,7 +191,7 @@ struct rec_proc {
 	struct rec_inode exe;
 	__u32 parent_pid;
 	__u32 uid, gid, euid, egid, login;
-	__u32 ns_mnt, ns_pid, ns_net, ns_user, ns_cgroup, ns_uts, ns_ipc;
+	struct ns ns;
 	__u16 path_len;
 	__u16 script_len;
 	__u16 args_len;
@@ -191,6 +199,8 @@ struct rec_proc {
 	__u16 cgroup_len;
 	__u8 fs_len;
 	__u8 flags; /* PROC_* */
+	__u8 ns_host; /* the namespaces that are the machine's own */
+	__u8 pad[3];
 	char comm[16];
 	/* exe path, script, args, cwd, cgroup path, fs. OP_FORK has no strings and no exe: a child is its parent's image. */
 };

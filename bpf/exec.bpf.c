@@ -11,11 +11,7 @@ const volatile bool exec_events = true; /* lifecycle records; off only in benchm
 static __always_inline void fill_proc(struct rec_proc *r, struct task_struct *t, struct proc *p,
 				      __u8 op)
 {
-	struct nsproxy *ns = (void *)READ_PTR(t, nsproxy);
 	struct cred *c = (void *)READ_PTR(t, cred);
-	struct pid *pid = (void *)READ_PTR(t, thread_pid);
-	struct pid_namespace *pns = NULL;
-	__u32 level;
 
 	__builtin_memset(r, 0, sizeof(*r));
 	r->hdr.kind = REC_PROC;
@@ -36,23 +32,8 @@ static __always_inline void fill_proc(struct rec_proc *r, struct task_struct *t,
 	r->login = ~0U;
 	if (bpf_core_field_exists(t->loginuid))
 		r->login = READ(t, loginuid.val);
-	r->ns_user = READ((struct user_namespace *)READ_PTR(c, user_ns), ns.inum);
-	if (ns) {
-		r->ns_mnt = READ((struct mnt_namespace *)READ_PTR(ns, mnt_ns), ns.inum);
-		r->ns_net = READ((struct net *)READ_PTR(ns, net_ns), ns.inum);
-		r->ns_uts = READ((struct uts_namespace *)READ_PTR(ns, uts_ns), ns.inum);
-		r->ns_ipc = READ((struct ipc_namespace *)READ_PTR(ns, ipc_ns), ns.inum);
-		if (bpf_core_field_exists(ns->cgroup_ns))
-			r->ns_cgroup =
-				READ((struct cgroup_namespace *)READ_PTR(ns, cgroup_ns), ns.inum);
-	}
-	level = READ(pid, level);
-	bpf_probe_read_kernel(&pns, sizeof(pns),
-			      (void *)pid + bpf_core_field_offset(struct pid, numbers) +
-				      (level & 31) * bpf_core_type_size(struct upid) +
-				      bpf_core_field_offset(struct upid, ns));
-	if (pns)
-		r->ns_pid = READ(pns, ns.inum);
+	read_ns(t, &r->ns);
+	r->ns_host = host_ns(&r->ns);
 	if (READ_PTR((struct signal_struct *)READ_PTR(t, signal), tty))
 		p->flags |= PROC_TTY;
 	else
@@ -102,6 +83,7 @@ int BPF_PROG(on_fork, struct task_struct *child, unsigned long clone_flags)
 	p->gen = 0; /* its parent is another */
 	p->parent_exe_len = pp->exe_len;
 	__builtin_memcpy(p->parent_exe, pp->exe, PROC_STR);
+	texts_fork(s, si, pp->exec_id, p->exec_id);
 	if (exec_events) {
 		struct rec_proc *r = (void *)&s->bytes[OFF_REC];
 		struct op_stats *st = stats_of(OP_FORK);
@@ -134,33 +116,36 @@ static __always_inline void fill_exe(struct scratch *s, struct rec_proc *r, stru
 		       (len > MAX_STRING ? FILE_TRUNCATED : 0);
 }
 
-/* finish_proc appends args, cwd, cgroup and file system to a record whose path and script stand, and sends it. */
+/* take_args appends the arguments of the current process, which has just called exec, to a record. */
+static __always_inline void take_args(struct scratch *s, struct rec_proc *r, struct task_struct *t,
+				      __u32 *pos)
+{
+	unsigned long start = BPF_CORE_READ(t, mm, arg_start), end = BPF_CORE_READ(t, mm, arg_end);
+	__u64 len = end - start;
+
+	if (len > 4096) {
+		len = 4096;
+		r->flags |= PROC_ARGSCUT;
+	}
+	if (len && bpf_probe_read_user(at(s, *pos), len & 0x1fff, (void *)start)) {
+		len = 0;
+		r->flags |= PROC_ARGSCUT; /* paged out since: said, not guessed */
+	}
+	r->args_len = took(pos, len);
+}
+
+/* finish_proc appends cwd, cgroup and file system to a record whose path, script and arguments stand, and sends it. */
 static __always_inline void finish_proc(struct scratch *s, __u32 si, struct rec_proc *r,
-					struct task_struct *t, struct file *exe, __u32 pos,
-					bool args)
+					struct task_struct *t, struct file *exe, __u32 pos)
 {
 	struct op_stats *st = stats_of(OP_EXEC);
 	struct fs_struct *fs = BPF_CORE_READ(t, fs);
 	__u64 cgrp = cgroup_of(t);
 	bool wake = false;
 
-	if (args) {
-		unsigned long start = BPF_CORE_READ(t, mm, arg_start),
-			      end = BPF_CORE_READ(t, mm, arg_end);
-		__u64 len = end - start;
-
-		if (len > 4096) {
-			len = 4096;
-			r->flags |= PROC_ARGSCUT;
-		}
-		if (len && bpf_probe_read_user(at(s, pos), len & 0x1fff, (void *)start)) {
-			len = 0;
-			r->flags |= PROC_ARGSCUT; /* paged out since: said, not guessed */
-		}
-		r->args_len = took(&pos, len);
-		/* Perhaps the first program in a new container: rules that ask for its image wait for this record. */
+	/* Perhaps the first program in a new container: rules that ask for its image wait for this record. */
+	if (r->hdr.flags != REC_FOUND)
 		wake = cgroup_of((struct task_struct *)BPF_CORE_READ(t, real_parent)) != cgrp;
-	}
 	if (fs)
 		r->cwd_len = took(&pos, path_build(si, pos, (__u64)BPF_CORE_READ(fs, pwd.dentry),
 						   (__u64)BPF_CORE_READ(fs, pwd.mnt), 0));
@@ -236,6 +221,7 @@ int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *b
 	struct rec_proc *r;
 	struct file *exe;
 	__u32 len, pos;
+	__u64 old;
 	bool script;
 	int si;
 
@@ -266,6 +252,7 @@ int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *b
 		goto out;
 	}
 	r = (void *)&s->bytes[OFF_REC];
+	old = p->exec_id;
 	p->exec_id = new_exec_id();
 	p->found = 0;
 	p->gen = 0;
@@ -279,6 +266,7 @@ int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *b
 	fill_exe(s, r, exe, len);
 	r->path_len = took(&pos, len);
 	p->flags = (p->flags & PROC_TTY) | exe_flags(s, r->exe.links) |
+		   image_flags(r->exe.mode, r->exe.dev) |
 		   (BPF_CORE_READ_BITFIELD_PROBED(bprm, secureexec) ? PROC_SECURE : 0);
 	r->flags = p->flags;
 
@@ -289,8 +277,10 @@ int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *b
 		keep(s, p->script, pos);
 		r->script_len = took(&pos, len);
 	}
+	take_args(s, r, t, &pos);
+	texts_exec(si, old);
 	if (exec_events)
-		finish_proc(s, si, r, t, exe, pos, true);
+		finish_proc(s, si, r, t, exe, pos);
 out:
 	scratch_put(s);
 	return 0;
@@ -305,7 +295,10 @@ int BPF_PROG(on_exit, struct task_struct *t)
 	long err;
 
 	/* The last thread to go ends the process (do_exit has counted it down already). */
-	if (!exec_events || !p || BPF_CORE_READ(t, signal, live.counter) > 0)
+	if (!p || BPF_CORE_READ(t, signal, live.counter) > 0)
+		return 0;
+	texts_drop(p->exec_id);
+	if (!exec_events)
 		return 0;
 	r.hdr.kind = REC_EXIT;
 	r.hdr.op = OP_EXIT;
@@ -325,11 +318,51 @@ int BPF_PROG(on_exit, struct task_struct *t)
 	return 0;
 }
 
+/* host_up goes from s->task to its parent; 0 when that is the kernel's first task, whose namespaces are the machine's own. */
+__noinline int host_up(__u32 si)
+{
+	struct scratch *s = scratch_at(si);
+	struct task_struct *t, *parent;
+
+	if (!s)
+		return 0;
+	t = (void *)s->task;
+	parent = (void *)READ_PTR(t, real_parent);
+	s->task = (__u64)parent;
+	if (READ(parent, pid))
+		return 1;
+	read_ns(parent, &host.ns);
+	host.root_dev = BPF_CORE_READ(t, fs, root.mnt, mnt_sb, s_dev);
+	return 0;
+}
+
+/* find_host finds the machine's own namespaces and root, from any process: before all other programs. */
+SEC("syscall")
+int find_host(void *ctx)
+{
+	struct scratch *s;
+	int si, more = 1;
+
+	si = scratch_get();
+	if (si < 0)
+		return 1;
+	s = scratch_at(si);
+	if (!s)
+		return 1;
+	s->task = READ_PTR(bpf_get_current_task_btf(), group_leader);
+	for (int i = 0; i < 4 * LINE_TURNS; i++) {
+		more = host_up(si);
+		if (!more)
+			break;
+	}
+	scratch_put(s);
+	return more;
+}
+
 /*
  * found_task is run twice over all tasks: first each gets its identity, then, since parents have theirs by now, its parent, and
  * a record. A thread made meanwhile inherits at fork; one that was judged meanwhile identified itself.
  */
-__u32 iter_phase;
 
 SEC("iter/task")
 int found_task(struct bpf_iter__task *ctx)
@@ -369,6 +402,10 @@ int found_task(struct bpf_iter__task *ctx)
 			p->gen = 0;
 		}
 	}
+	if (t->pid == t->tgid && !texts_load(si, p->exec_id)) {
+		s->task = READ_PTR(t, group_leader);
+		texts_found(si, p->exec_id);
+	}
 	if (!p->found || t->pid != t->tgid)
 		goto out;
 	r = (void *)&s->bytes[OFF_REC];
@@ -384,7 +421,7 @@ int found_task(struct bpf_iter__task *ctx)
 		fill_exe(s, r, exe, len);
 		r->path_len = took(&pos, len);
 	}
-	finish_proc(s, si, r, t, exe, pos, false);
+	finish_proc(s, si, r, t, exe, pos);
 out:
 	scratch_put(s);
 	return 0;

@@ -40,6 +40,8 @@ typedef _Bool bool;
 #define SIGKILL		9
 #define SIGCONT		18
 #define S_IFMT		0170000
+#define S_ISUID		04000
+#define S_ISGID		02000
 #define S_IFSOCK	0140000
 #define S_IFLNK		0120000
 #define S_IFREG		0100000

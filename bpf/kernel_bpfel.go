@@ -58,6 +58,21 @@ type KernelHit struct {
 	Lost uint64
 }
 
+type KernelHost struct {
+	_  structs.HostLayout
+	Ns struct {
+		_      structs.HostLayout
+		Mnt    uint32
+		Pid    uint32
+		Net    uint32
+		User   uint32
+		Cgroup uint32
+		Uts    uint32
+		Ipc    uint32
+	}
+	RootDev uint32
+}
+
 type KernelInodeKey struct {
 	_   structs.HostLayout
 	Ino uint64
@@ -139,6 +154,8 @@ type KernelProc struct {
 	CgroupId     uint64
 	Euid         uint32
 	Egid         uint32
+	Uid          uint32
+	Gid          uint32
 	Login        uint32
 	Gen          uint32
 	Pid          uint32
@@ -147,11 +164,13 @@ type KernelProc struct {
 	ScriptLen    uint16
 	Flags        uint8
 	Found        uint8
+	Ns           uint8
+	_            [1]byte
 	Cls          [32]uint16
 	Exe          [256]uint8
 	ParentExe    [256]uint8
 	Script       [256]uint8
-	_            [4]byte
+	_            [2]byte
 }
 
 type KernelRecExit struct {
@@ -254,13 +273,16 @@ type KernelRecProc struct {
 	Euid      uint32
 	Egid      uint32
 	Login     uint32
-	NsMnt     uint32
-	NsPid     uint32
-	NsNet     uint32
-	NsUser    uint32
-	NsCgroup  uint32
-	NsUts     uint32
-	NsIpc     uint32
+	Ns        struct {
+		_      structs.HostLayout
+		Mnt    uint32
+		Pid    uint32
+		Net    uint32
+		User   uint32
+		Cgroup uint32
+		Uts    uint32
+		Ipc    uint32
+	}
 	PathLen   uint16
 	ScriptLen uint16
 	ArgsLen   uint16
@@ -268,7 +290,10 @@ type KernelRecProc struct {
 	CgroupLen uint16
 	FsLen     uint8
 	Flags     uint8
+	NsHost    uint8
+	Pad       [3]uint8
 	Comm      [16]int8
+	_         [4]byte
 }
 
 type KernelRow struct {
@@ -326,7 +351,12 @@ type KernelScratch struct {
 		Access       uint8
 		Pad          uint8
 	}
-	Comps [256]struct {
+	Task     uint64
+	LineLen  uint32
+	LineFrom uint32
+	LineLast uint32
+	Pad      uint32
+	Comps    [256]struct {
 		_    structs.HostLayout
 		Name uint64
 		Len  uint32
@@ -371,6 +401,30 @@ type KernelTestJudge struct {
 	Bytes      [8192]uint8
 }
 
+type KernelTextsLong struct {
+	_ structs.HostLayout
+	T struct {
+		_       structs.HostLayout
+		LineLen uint16
+		From    uint16
+		ArgsLen uint16
+		Pad     uint16
+	}
+	Bytes [4024]uint8
+}
+
+type KernelTextsShort struct {
+	_ structs.HostLayout
+	T struct {
+		_       structs.HostLayout
+		LineLen uint16
+		From    uint16
+		ArgsLen uint16
+		Pad     uint16
+	}
+	Bytes [440]uint8
+}
+
 type KernelVerdict struct {
 	_       structs.HostLayout
 	Action  [3]uint8
@@ -403,11 +457,13 @@ const (
 	KernelMapFolds             = "folds"
 	KernelMapHits              = "hits"
 	KernelMapInodes            = "inodes"
+	KernelMapLongTexts         = "long_texts"
 	KernelMapMounts            = "mounts"
 	KernelMapOpeneds           = "openeds"
 	KernelMapPools             = "pools"
 	KernelMapProcs             = "procs"
 	KernelMapScratches         = "scratches"
+	KernelMapShortTexts        = "short_texts"
 	KernelMapSides             = "sides"
 	KernelMapStats             = "stats"
 	KernelMapTelemetry         = "telemetry"
@@ -418,6 +474,7 @@ const (
 	KernelProgCgConnect6       = "cg_connect6"
 	KernelProgCgSendmsg4       = "cg_sendmsg4"
 	KernelProgCgSendmsg6       = "cg_sendmsg6"
+	KernelProgFindHost         = "find_host"
 	KernelProgFmodMmap         = "fmod_mmap"
 	KernelProgFoundTask        = "found_task"
 	KernelProgLsmAccept        = "lsm_accept"
@@ -482,6 +539,7 @@ const (
 	KernelProgRunJudge         = "run_judge"
 	KernelProgRunOpen          = "run_open"
 	KernelVarExecEvents        = "exec_events"
+	KernelVarHost              = "host"
 	KernelVarIterPhase         = "iter_phase"
 	KernelVarNumScratches      = "num_scratches"
 	KernelVarPerfTypeArg       = "perf_type_arg"
@@ -549,6 +607,7 @@ type KernelProgramSpecs struct {
 	CgConnect6       *ebpf.ProgramSpec `ebpf:"cg_connect6"`
 	CgSendmsg4       *ebpf.ProgramSpec `ebpf:"cg_sendmsg4"`
 	CgSendmsg6       *ebpf.ProgramSpec `ebpf:"cg_sendmsg6"`
+	FindHost         *ebpf.ProgramSpec `ebpf:"find_host"`
 	FmodMmap         *ebpf.ProgramSpec `ebpf:"fmod_mmap"`
 	FoundTask        *ebpf.ProgramSpec `ebpf:"found_task"`
 	LsmAccept        *ebpf.ProgramSpec `ebpf:"lsm_accept"`
@@ -624,11 +683,13 @@ type KernelMapSpecs struct {
 	Folds      *ebpf.MapSpec `ebpf:"folds"`
 	Hits       *ebpf.MapSpec `ebpf:"hits"`
 	Inodes     *ebpf.MapSpec `ebpf:"inodes"`
+	LongTexts  *ebpf.MapSpec `ebpf:"long_texts"`
 	Mounts     *ebpf.MapSpec `ebpf:"mounts"`
 	Openeds    *ebpf.MapSpec `ebpf:"openeds"`
 	Pools      *ebpf.MapSpec `ebpf:"pools"`
 	Procs      *ebpf.MapSpec `ebpf:"procs"`
 	Scratches  *ebpf.MapSpec `ebpf:"scratches"`
+	ShortTexts *ebpf.MapSpec `ebpf:"short_texts"`
 	Sides      *ebpf.MapSpec `ebpf:"sides"`
 	Stats      *ebpf.MapSpec `ebpf:"stats"`
 	Telemetry  *ebpf.MapSpec `ebpf:"telemetry"`
@@ -640,6 +701,7 @@ type KernelMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelVariableSpecs struct {
 	ExecEvents        *ebpf.VariableSpec `ebpf:"exec_events"`
+	Host              *ebpf.VariableSpec `ebpf:"host"`
 	IterPhase         *ebpf.VariableSpec `ebpf:"iter_phase"`
 	NumScratches      *ebpf.VariableSpec `ebpf:"num_scratches"`
 	PerfTypeArg       *ebpf.VariableSpec `ebpf:"perf_type_arg"`
@@ -685,11 +747,13 @@ type KernelMaps struct {
 	Folds      *ebpf.Map `ebpf:"folds"`
 	Hits       *ebpf.Map `ebpf:"hits"`
 	Inodes     *ebpf.Map `ebpf:"inodes"`
+	LongTexts  *ebpf.Map `ebpf:"long_texts"`
 	Mounts     *ebpf.Map `ebpf:"mounts"`
 	Openeds    *ebpf.Map `ebpf:"openeds"`
 	Pools      *ebpf.Map `ebpf:"pools"`
 	Procs      *ebpf.Map `ebpf:"procs"`
 	Scratches  *ebpf.Map `ebpf:"scratches"`
+	ShortTexts *ebpf.Map `ebpf:"short_texts"`
 	Sides      *ebpf.Map `ebpf:"sides"`
 	Stats      *ebpf.Map `ebpf:"stats"`
 	Telemetry  *ebpf.Map `ebpf:"telemetry"`
@@ -704,11 +768,13 @@ func (m *KernelMaps) Close() error {
 		m.Folds,
 		m.Hits,
 		m.Inodes,
+		m.LongTexts,
 		m.Mounts,
 		m.Openeds,
 		m.Pools,
 		m.Procs,
 		m.Scratches,
+		m.ShortTexts,
 		m.Sides,
 		m.Stats,
 		m.Telemetry,
@@ -721,6 +787,7 @@ func (m *KernelMaps) Close() error {
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelVariables struct {
 	ExecEvents        *ebpf.Variable `ebpf:"exec_events"`
+	Host              *ebpf.Variable `ebpf:"host"`
 	IterPhase         *ebpf.Variable `ebpf:"iter_phase"`
 	NumScratches      *ebpf.Variable `ebpf:"num_scratches"`
 	PerfTypeArg       *ebpf.Variable `ebpf:"perf_type_arg"`
@@ -750,6 +817,7 @@ type KernelPrograms struct {
 	CgConnect6       *ebpf.Program `ebpf:"cg_connect6"`
 	CgSendmsg4       *ebpf.Program `ebpf:"cg_sendmsg4"`
 	CgSendmsg6       *ebpf.Program `ebpf:"cg_sendmsg6"`
+	FindHost         *ebpf.Program `ebpf:"find_host"`
 	FmodMmap         *ebpf.Program `ebpf:"fmod_mmap"`
 	FoundTask        *ebpf.Program `ebpf:"found_task"`
 	LsmAccept        *ebpf.Program `ebpf:"lsm_accept"`
@@ -823,6 +891,7 @@ func (p *KernelPrograms) Close() error {
 		p.CgConnect6,
 		p.CgSendmsg4,
 		p.CgSendmsg6,
+		p.FindHost,
 		p.FmodMmap,
 		p.FoundTask,
 		p.LsmAccept,

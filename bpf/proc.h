@@ -17,7 +17,7 @@ struct proc {
 	__u64 start;
 	__u64 caps; /* the facts for which cls was computed */
 	__u64 cgroup_id;
-	__u32 euid, egid, login;
+	__u32 euid, egid, uid, gid, login;
 	__u32 gen;
 	__u32 pid;
 	__u16 exe_len; /* the real lengths; over PROC_STR - 1 the string here is cut */
@@ -25,6 +25,7 @@ struct proc {
 	__u16 script_len;
 	__u8 flags; /* PROC_* */
 	__u8 found;
+	__u8 ns; /* the namespaces that are the machine's own */
 	__u16 cls[NUM_AUTOMATA];
 	__u8 exe[PROC_STR];
 	__u8 parent_exe[PROC_STR];
@@ -38,6 +39,59 @@ struct {
 	__type(key, int);
 	__type(value, struct proc);
 } procs SEC(".maps");
+
+/*
+ * What is long of a process and the same for all its threads, by its exec_id: its line, which is the path of its executable and those of its
+ * ancestors, nearest first, and its arguments, all followed by NUL. At fork a child gets its parent's, and the parent's executable is its first
+ * ancestor; at exec the new executable takes the place of the old one. Most fit the short form; 32,768 processes, and 8,192 whose texts
+ * are long. Without an entry, and where something was too long, the facts are judged as too long: strictly.
+ */
+#define LINE_BYTES 1024
+#define ARGS_BYTES 3000
+
+#define TEXT_UNKNOWN \
+	0xfffe /* of a process found running: its arguments, until user space gives them */
+#define TEXT_LONG 0xffff
+
+struct texts {
+	__u16 line_len; /* 0 to LINE_BYTES - 1, or TEXT_LONG */
+	__u16 from; /* where the ancestors begin: behind the executable, once the process has called exec */
+	__u16 args_len; /* 0 to ARGS_BYTES, or TEXT_LONG, TEXT_UNKNOWN */
+	__u16 pad;
+};
+
+/* The values fill 512 bytes and 4 KiB of kernel memory together with what the kernel adds to them. */
+struct texts_short {
+	struct texts t;
+	__u8 bytes[440];
+};
+
+struct texts_long {
+	struct texts t;
+	__u8 bytes[LINE_BYTES + ARGS_BYTES];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 32768);
+	__type(key, __u64);
+	__type(value, struct texts_short);
+} short_texts SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 8192);
+	__type(key, __u64);
+	__type(value, struct texts_long);
+} long_texts SEC(".maps");
+
+/* The machine's own namespaces and the device of its root file system: find_host. */
+struct host {
+	struct ns ns;
+	__u32 root_dev;
+} host;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -68,7 +122,7 @@ struct {
 enum err {
 	ERR_SCRATCH,
 	ERR_PROC,
-	ERR_TOO_LONG,
+	ERR_TEXTS, /* no room for a process's texts */
 	NUM_ERRS = 8
 };
 
@@ -209,6 +263,275 @@ __noinline int cgroup_path(__u32 si, __u32 off, __u64 cgrp)
 	return s->path_pos - off;
 }
 
+static __always_inline void read_ns(struct task_struct *t, struct ns *n)
+{
+	struct nsproxy *ns = (void *)READ_PTR(t, nsproxy);
+	struct cred *c = (void *)READ_PTR(t, cred);
+	struct pid *pid = (void *)READ_PTR(t, thread_pid);
+	struct pid_namespace *pns = NULL;
+	__u32 level;
+
+	__builtin_memset(n, 0, sizeof(*n));
+	n->user = READ((struct user_namespace *)READ_PTR(c, user_ns), ns.inum);
+	if (ns) {
+		n->mnt = READ((struct mnt_namespace *)READ_PTR(ns, mnt_ns), ns.inum);
+		n->net = READ((struct net *)READ_PTR(ns, net_ns), ns.inum);
+		n->uts = READ((struct uts_namespace *)READ_PTR(ns, uts_ns), ns.inum);
+		n->ipc = READ((struct ipc_namespace *)READ_PTR(ns, ipc_ns), ns.inum);
+		if (bpf_core_field_exists(ns->cgroup_ns))
+			n->cgroup =
+				READ((struct cgroup_namespace *)READ_PTR(ns, cgroup_ns), ns.inum);
+	}
+	level = READ(pid, level);
+	bpf_probe_read_kernel(&pns, sizeof(pns),
+			      (void *)pid + bpf_core_field_offset(struct pid, numbers) +
+				      (level & 31) * bpf_core_type_size(struct upid) +
+				      bpf_core_field_offset(struct upid, ns));
+	if (pns)
+		n->pid = READ(pns, ns.inum);
+}
+
+static __always_inline __u8 host_ns(struct ns *n)
+{
+	return (n->mnt == host.ns.mnt) << 0 | (n->pid == host.ns.pid) << 1 |
+	       (n->net == host.ns.net) << 2 | (n->user == host.ns.user) << 3 |
+	       (n->cgroup == host.ns.cgroup) << 4 | (n->uts == host.ns.uts) << 5 |
+	       (n->ipc == host.ns.ipc) << 6;
+}
+
+/* current_ns is host_ns of the current thread. */
+__noinline int current_ns(void)
+{
+	struct ns n;
+
+	read_ns(bpf_get_current_task_btf(), &n);
+	return host_ns(&n);
+}
+
+/* texts_load copies the texts of a process to OFF_ALT; 0 when there are none. */
+__noinline int texts_load(__u32 si, __u64 exec_id)
+{
+	struct scratch *s = scratch_at(si);
+	void *t;
+
+	if (!s)
+		return 0;
+	t = bpf_map_lookup_elem(&short_texts, &exec_id);
+	if (t) {
+		bpf_probe_read_kernel(&s->bytes[OFF_ALT], sizeof(struct texts_short), t);
+		return 1;
+	}
+	t = bpf_map_lookup_elem(&long_texts, &exec_id);
+	if (!t)
+		return 0;
+	bpf_probe_read_kernel(&s->bytes[OFF_ALT], sizeof(struct texts_long), t);
+	return 1;
+}
+
+/* texts_keep makes the texts at bytes[off] those of a process. */
+__noinline int texts_keep(__u32 si, __u64 exec_id, __u32 off)
+{
+	struct scratch *s = scratch_at(si);
+	struct texts *t;
+	__u32 len = 0;
+	long err;
+
+	if (!s)
+		return 0;
+	t = (void *)at(s, off);
+	if (t->line_len < LINE_BYTES)
+		len += t->line_len;
+	if (t->args_len <= ARGS_BYTES)
+		len += t->args_len;
+	if (len <= sizeof(((struct texts_short *)0)->bytes))
+		err = bpf_map_update_elem(&short_texts, &exec_id, t, BPF_ANY);
+	else
+		err = bpf_map_update_elem(&long_texts, &exec_id, t, BPF_ANY);
+	if (err)
+		count_err(ERR_TEXTS);
+	return 0;
+}
+
+__noinline int texts_drop(__u64 exec_id)
+{
+	if (bpf_map_delete_elem(&short_texts, &exec_id))
+		bpf_map_delete_elem(&long_texts, &exec_id);
+	return 0;
+}
+
+/* Where the bytes of the texts at OFF_ALT begin. */
+#define OFF_LINE (OFF_ALT + sizeof(struct texts))
+
+/* equal compares two strings of bytes up to PROC_STR long; longer ones differ. */
+__noinline int equal(__u32 si, __u32 a, __u32 b, __u32 len)
+{
+	struct scratch *s = scratch_at(si);
+
+	if (!s || len > PROC_STR)
+		return 0;
+	for (int i = 0; i < PROC_STR / 8; i++) {
+		__u64 x;
+
+		if (!len)
+			break;
+		x = load64(at(s, a)) ^ load64(at(s, b));
+		if (len < 8) {
+			x &= (1ULL << ((len & 7) * 8)) - 1;
+			len = 8;
+		}
+		if (x)
+			return 0;
+		a += 8;
+		b += 8;
+		len -= 8;
+	}
+	return 1;
+}
+
+/* line_long says that the line of the texts at t is not known: neither are those of the process's descendants, then. */
+static __always_inline void line_long(struct texts *t)
+{
+	t->line_len = TEXT_LONG;
+	t->from = 0;
+}
+
+/*
+ * line_next appends the executable of s->task, which is the turn'th, to the line at OFF_ALT and goes to the task's parent. 1 when there is one, 0 when not, 2
+ * when the line becomes too long.
+ */
+__noinline int line_next(__u32 si, __u32 turn)
+{
+	struct scratch *s = scratch_at(si);
+	struct task_struct *t, *parent;
+	struct mm_struct *mm;
+	struct file *exe;
+	__u32 len = 0;
+
+	if (!s)
+		return 0;
+	t = (void *)s->task;
+	mm = (void *)READ_PTR(t, mm);
+	exe = mm ? (void *)READ_PTR(mm, exe_file) : NULL;
+	if (exe)
+		len = path_build(si, OFF_TMP, READ_PTR(exe, f_path.dentry),
+				 READ_PTR(exe, f_path.mnt), 0);
+	if (turn && s->line_len - s->line_last == len + 1 &&
+	    equal(si, OFF_LINE + s->line_last, OFF_TMP, len)) {
+		if (turn == 1)
+			s->line_from = 0;
+	} else {
+		if (s->line_len + len + 1 >= LINE_BYTES)
+			return 2;
+		bpf_probe_read_kernel(at(s, OFF_LINE + s->line_len), len & (LINE_BYTES - 1),
+				      at(s, OFF_TMP));
+		s->line_last = s->line_len;
+		s->line_len += len + 1;
+		*at(s, OFF_LINE + s->line_len - 1) = 0;
+		if (!turn)
+			s->line_from = s->line_len;
+	}
+	parent = (void *)READ_PTR(t, real_parent);
+	s->task = (__u64)parent;
+	return READ(parent, pid) != 0;
+}
+
+#define LINE_TURNS 64
+
+/* texts_found makes the texts of a process that already ran, s->task, from the ancestors that still run. */
+__noinline int texts_found(__u32 si, __u64 exec_id)
+{
+	struct scratch *s = scratch_at(si);
+	struct texts *t;
+	int more = 1;
+
+	if (!s)
+		return 0;
+	s->line_len = s->line_from = s->line_last = 0;
+	for (int i = 0; i < LINE_TURNS; i++) {
+		more = line_next(si, i);
+		if (more != 1)
+			break;
+	}
+	t = (void *)&s->bytes[OFF_ALT];
+	t->line_len = s->line_len;
+	t->from = s->line_from;
+	if (more)
+		line_long(t);
+	t->args_len = TEXT_UNKNOWN;
+	return texts_keep(si, exec_id, OFF_ALT);
+}
+
+/* What found_task does; 2: everything that ran already has been found. A process without texts has lost them then. */
+__u32 iter_phase;
+
+/* texts_current is texts_load of the current process, which may not have been found yet. */
+static __always_inline int texts_current(struct scratch *s, __u32 si, __u64 exec_id)
+{
+	if (texts_load(si, exec_id))
+		return 1;
+	if (iter_phase >= 2)
+		return 0;
+	s->task = READ_PTR(bpf_get_current_task_btf(), group_leader);
+	texts_found(si, exec_id);
+	return texts_load(si, exec_id);
+}
+
+/* texts_fork gives a child of the current process its texts. */
+static __always_inline void texts_fork(struct scratch *s, __u32 si, __u64 parent, __u64 child)
+{
+	struct texts *t = (void *)&s->bytes[OFF_ALT];
+
+	if (!texts_current(s, si, parent))
+		return;
+	t->from = 0;
+	texts_keep(si, child, OFF_ALT);
+}
+
+/* texts_exec gives the current process, whose exec_id was old, the texts of the image whose record stands at OFF_REC. */
+__noinline int texts_exec(__u32 si, __u64 old)
+{
+	struct scratch *s = scratch_at(si);
+	__u32 path = OFF_REC + sizeof(struct rec_proc), to = OFF_TMP + sizeof(struct texts);
+	__u32 len, up, up_len;
+	struct texts *was, *t;
+	struct rec_proc *r;
+
+	if (!s)
+		return 0;
+	r = (void *)&s->bytes[OFF_REC];
+	was = (void *)&s->bytes[OFF_ALT];
+	t = (void *)&s->bytes[OFF_TMP];
+	line_long(t);
+	len = r->path_len;
+	if (texts_current(s, si, old) && was->line_len < LINE_BYTES &&
+	    !(r->exe.flags & FILE_TRUNCATED)) {
+		up = OFF_LINE + was->from;
+		up_len = was->line_len - was->from;
+		t->from = len + 1;
+		/* A program that starts itself again and again makes the line no longer. */
+		if (up_len > len && !*at(s, up + len) && equal(si, path, up, len))
+			t->from = 0;
+		t->line_len = t->from + up_len;
+		if (t->from + up_len < LINE_BYTES) {
+			bpf_probe_read_kernel(at(s, to), len & (LINE_BYTES - 1), at(s, path));
+			*at(s, to + len) = 0;
+			bpf_probe_read_kernel(at(s, to + t->from), up_len & (LINE_BYTES - 1),
+					      at(s, up));
+			to += t->line_len;
+		} else {
+			line_long(t);
+		}
+	}
+	t->args_len = TEXT_LONG;
+	if (!(r->flags & PROC_ARGSCUT) && r->args_len <= ARGS_BYTES) {
+		t->args_len = r->args_len;
+		bpf_probe_read_kernel(at(s, to), t->args_len & 0xfff,
+				      at(s, path + len + r->script_len));
+	}
+	texts_keep(si, r->hdr.exec_id, OFF_TMP);
+	return texts_drop(old);
+}
+
 /* kernel_cap_t is 8 bytes, of two types: 6.3 made one word of two (f122a08b197d "capability: just use a 'u64' instead of a 'u32[2]' array"). */
 static __always_inline __u64 read_caps(const struct cred *c)
 {
@@ -234,6 +557,12 @@ static __always_inline bool renew_creds(struct task_struct *t, struct proc *p)
 	v = READ(c, egid.val);
 	diff |= v ^ p->egid;
 	p->egid = v;
+	v = READ(c, uid.val);
+	diff |= v ^ p->uid;
+	p->uid = v;
+	v = READ(c, gid.val);
+	diff |= v ^ p->gid;
+	p->gid = v;
 	v = read_login(t);
 	diff |= v ^ p->login;
 	p->login = v;
@@ -251,6 +580,13 @@ static __always_inline __u8 exe_flags(struct scratch *s, __u32 links)
 	if (s->path_flags & PATH_PSEUDO)
 		return PROC_MEMFD | (links ? 0 : PROC_DELETED);
 	return s->path_flags & PATH_DELETED || !links ? PROC_DELETED : 0;
+}
+
+/* image_flags is what a process keeps of the inode of its executable. */
+static __always_inline __u8 image_flags(__u16 mode, __u32 dev)
+{
+	return (mode & S_ISUID ? PROC_SETUID : 0) | (mode & S_ISGID ? PROC_SETGID : 0) |
+	       (dev && dev == host.root_dev ? PROC_ON_ROOT : 0);
 }
 
 /* found fills the identity of a task that already ran, from what the kernel still knows of its exec. Its strings go to OFF_ALT and are left there. */
@@ -271,7 +607,9 @@ static __always_inline __u32 found(struct scratch *s, __u32 si, struct task_stru
 		len = path_build(si, OFF_ALT, (__u64)BPF_CORE_READ(exe, f_path.dentry),
 				 (__u64)BPF_CORE_READ(exe, f_path.mnt), 0);
 		p->exe_len = len;
-		p->flags = exe_flags(s, BPF_CORE_READ(exe, f_inode, __i_nlink));
+		p->flags = exe_flags(s, BPF_CORE_READ(exe, f_inode, __i_nlink)) |
+			   image_flags(BPF_CORE_READ(exe, f_inode, i_mode),
+				       BPF_CORE_READ(exe, f_inode, i_sb, s_dev));
 		keep(s, p->exe, OFF_ALT);
 	}
 	return len;
@@ -330,6 +668,31 @@ __noinline int subject_classes(__u32 si, __u64 dims)
 	return 0;
 }
 
+/* subject_texts reads the texts of the current process. */
+__noinline int subject_texts(__u32 si)
+{
+	struct scratch *s = scratch_at(si);
+	struct proc *p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
+	__u32 args = OFF_LINE, args_len = MAX_STRING + 1, up = OFF_LINE, up_len = MAX_STRING + 1;
+
+	if (!s || !p)
+		return 0;
+	if (texts_load(si, p->exec_id)) {
+		struct texts *t = (void *)&s->bytes[OFF_ALT];
+
+		if (t->line_len < LINE_BYTES) {
+			up += t->from;
+			up_len = t->line_len - t->from;
+			args += t->line_len;
+		}
+		if (t->args_len <= ARGS_BYTES)
+			args_len = t->args_len;
+	}
+	set_dim(s, DIM_ARGS, args, args_len);
+	set_dim(s, DIM_ANCESTORS, up, up_len);
+	return 0;
+}
+
 /* renew lays out a thread's own facts of these dimensions, for subject_classes. */
 static __always_inline void renew(struct scratch *s, __u32 si, struct task_struct *t,
 				  struct proc *p, __u64 stale)
@@ -360,29 +723,41 @@ static __always_inline void renew(struct scratch *s, __u32 si, struct task_struc
 		set_u8(s, DIM_PROC_FLAGS, p->flags);
 	set_be32(s, DIM_UID, p->euid);
 	set_be32(s, DIM_GID, p->egid);
+	set_be32(s, DIM_REAL_UID, p->uid);
+	set_be32(s, DIM_REAL_GID, p->gid);
 	set_be32(s, DIM_LOGIN, p->login);
+	set_u8(s, DIM_NS, p->ns);
 	*(__u64 *)&s->bytes[OFF_SMALL + DIM_CAPS * 16] = __builtin_bswap64(p->caps);
 	set_dim(s, DIM_CAPS, OFF_SMALL + DIM_CAPS * 16, 8);
 }
 
-#define DIMS_CRED (DIM(DIM_UID) | DIM(DIM_GID) | DIM(DIM_LOGIN) | DIM(DIM_CAPS))
+#define DIMS_CRED                                                                           \
+	(DIM(DIM_UID) | DIM(DIM_GID) | DIM(DIM_LOGIN) | DIM(DIM_CAPS) | DIM(DIM_REAL_UID) | \
+	 DIM(DIM_REAL_GID))
+#define DIMS_TEXTS (DIM(DIM_ARGS) | DIM(DIM_ANCESTORS))
 
 /*
- * subject brings the classes of the current thread's facts up to date: all of them when the generation has moved on, those of
- * credentials and cgroup when these have changed. Reads only what some rule needs. Returns NULL without an identity.
+ * moved takes those of the current thread's facts in the dimensions need that can change while it runs, and returns stale with those that
+ * have changed.
  */
-static __always_inline struct proc *subject(struct scratch *s, __u32 si, struct tables *tb)
+__noinline int moved(__u32 si, __u32 need, __u32 stale)
 {
+	struct scratch *s = scratch_at(si);
 	struct task_struct *t = bpf_get_current_task_btf();
 	struct proc *p = bpf_task_storage_get(&procs, t, 0, 0);
-	__u64 need = tb->subject_need, cgrp, cgid, stale = 0;
+	__u64 cgrp, cgid;
+	__u8 ns;
 
-	if (!p)
-		return NULL;
-	if (p->gen != tb->gen)
-		stale = need;
+	if (!s || !p)
+		return 0;
 	if (need & DIMS_CRED && renew_creds(t, p))
 		stale |= need & DIMS_CRED;
+	if (NEED(need, DIM_NS)) {
+		ns = current_ns();
+		if (ns != p->ns)
+			stale |= DIM(DIM_NS);
+		p->ns = ns;
+	}
 	if (NEED(need, DIM_CGROUP)) {
 		cgrp = cgroup_of(t);
 		cgid = READ_PTR((struct kernfs_node *)READ_PTR((struct cgroup *)cgrp, kn), id);
@@ -392,9 +767,34 @@ static __always_inline struct proc *subject(struct scratch *s, __u32 si, struct 
 			set_dim(s, DIM_CGROUP, OFF_CGROUP, cgroup_path(si, OFF_CGROUP, cgrp));
 		}
 	}
+	return stale;
+}
+
+#define DIMS_MOVING (DIMS_CRED | DIM(DIM_NS) | DIM(DIM_CGROUP))
+
+/*
+ * subject brings the classes of the current thread's facts up to date: all of them when the generation has moved on, those of
+ * credentials, namespaces and cgroup when these have changed. Reads only what some rule needs. Returns NULL without an identity.
+ */
+static __always_inline struct proc *subject(struct scratch *s, __u32 si, struct tables *tb)
+{
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct proc *p = bpf_task_storage_get(&procs, t, 0, 0);
+	__u32 stale = 0;
+
+	if (!p)
+		return NULL;
+	if (p->gen != tb->gen)
+		stale = tb->subject_need;
+	if (tb->subject_need & DIMS_MOVING)
+		stale = moved(si, tb->subject_need, stale);
 	if (stale) {
+		if (stale & DIMS_TEXTS) { /* before DIM_EXE, which may stand at the same place */
+			subject_texts(si);
+			subject_classes(si, stale & DIMS_TEXTS);
+		}
 		renew(s, si, t, p, stale);
-		subject_classes(si, stale);
+		subject_classes(si, stale & ~DIMS_TEXTS);
 		p->gen = tb->gen;
 	}
 	return p;
@@ -450,6 +850,8 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 how)
 
 		if (i >= ot->n_early)
 			break;
+		asm volatile(""
+			     : "+r"(t)); /* or clang keeps the places of its tables on the stack */
 		if (i >= ot->n_subject)
 			s->class = slot_class(s, si, t, ai, 0, 0);
 		else if (p)

@@ -33,6 +33,7 @@ const (
 	procSecure  = 1 << 2
 	procTTY     = 1 << 3
 	procArgsCut = 1 << 4
+	procOnRoot  = 1 << 7
 )
 
 // slack is how much longer than its contents a record may be: the ring's own alignment.
@@ -164,8 +165,10 @@ func decodeProc(rec []byte, boot int64, e *pavise.Event) bool {
 	x.CgroupID, x.Caps = r.CgroupId, r.Caps
 	x.UID, x.GID, x.EUID, x.EGID, x.LoginID = r.Uid, r.Gid, r.Euid, r.Egid, r.Login
 	x.SecureExec, x.TTY, x.ArgsCut = r.Flags&procSecure != 0, r.Flags&procTTY != 0, r.Flags&procArgsCut != 0
+	x.OnRoot = r.Flags&procOnRoot != 0
 	x.Namespaces = pavise.Namespaces{
-		Mnt: r.NsMnt, PID: r.NsPid, Net: r.NsNet, User: r.NsUser, Cgroup: r.NsCgroup, UTS: r.NsUts, IPC: r.NsIpc,
+		Mnt: r.Ns.Mnt, PID: r.Ns.Pid, Net: r.Ns.Net, User: r.Ns.User, Cgroup: r.Ns.Cgroup, UTS: r.Ns.Uts, IPC: r.Ns.Ipc,
+		Host: pavise.NamespaceSet(r.NsHost),
 	}
 	s := rec[size:]
 	f.Path, s = text(s, int(r.PathLen))

@@ -60,10 +60,11 @@ func netRec(remote, local string) []byte {
 func procRec(op pavise.Op, flags uint8, path, script, args, cwd, cgroup, fs string) []byte {
 	r := bpf.KernelRecProc{
 		Hdr: header0(bpf.KernelRecKindREC_PROC, op), ParentExecId: 8, StartTime: 400, Caps: 3, CgroupId: 77,
-		ParentPid: 41, Uid: 1, Gid: 2, Euid: 3, Egid: 4, Login: 5, NsMnt: 1, NsPid: 2, NsNet: 3, NsUser: 4, NsCgroup: 5, NsUts: 6, NsIpc: 7,
+		ParentPid: 41, Uid: 1, Gid: 2, Euid: 3, Egid: 4, Login: 5, NsHost: 0x41,
 		PathLen: uint16(len(path)), ScriptLen: uint16(len(script)), ArgsLen: uint16(len(args)), CwdLen: uint16(len(cwd)), CgroupLen: uint16(len(cgroup)), FsLen: uint8(len(fs)),
-		Flags: procMemfd | procSecure | procTTY | procArgsCut,
+		Flags: procMemfd | procSecure | procTTY | procArgsCut | procOnRoot,
 	}
+	r.Ns.Mnt, r.Ns.Pid, r.Ns.Net, r.Ns.User, r.Ns.Cgroup, r.Ns.Uts, r.Ns.Ipc = 1, 2, 3, 4, 5, 6, 7
 	r.Hdr.Flags, r.Exe.Ino = flags, 99
 	for i, c := range "bash" {
 		r.Comm[i] = int8(c)
@@ -116,8 +117,8 @@ func TestDecode(t *testing.T) {
 	exec.Exec = pavise.ExecInfo{
 		Found: true, ParentExecID: 8, ParentPID: 41, StartTime: 400, Exe: pavise.FileInfo{Path: "/bin/bash", Inode: 99, FS: "overlay", Memfd: true},
 		Script: "/x.sh", Args: []byte("bash\x00-c\x00id\x00"), ArgsCut: true, CWD: "/root", Cgroup: "/system.slice/a.service", CgroupID: 77,
-		UID: 1, GID: 2, EUID: 3, EGID: 4, LoginID: 5, Caps: 3, SecureExec: true, TTY: true, Comm: "bash",
-		Namespaces: pavise.Namespaces{Mnt: 1, PID: 2, Net: 3, User: 4, Cgroup: 5, UTS: 6, IPC: 7},
+		UID: 1, GID: 2, EUID: 3, EGID: 4, LoginID: 5, Caps: 3, SecureExec: true, TTY: true, OnRoot: true, Comm: "bash",
+		Namespaces: pavise.Namespaces{Mnt: 1, PID: 2, Net: 3, User: 4, Cgroup: 5, UTS: 6, IPC: 7, Host: pavise.NSMnt | pavise.NSIPC},
 	}
 	fork := exec
 	fork.Op = pavise.OpFork

@@ -103,32 +103,38 @@ type killedError struct{}
 func (killedError) Error() string { return "killed" }
 
 type actor struct {
-	exe string
-	cmd *exec.Cmd
-	in  *json.Encoder
-	out *json.Decoder
-	end []io.Closer
+	exe  string
+	args []string
+	cmd  *exec.Cmd
+	in   *json.Encoder
+	out  *json.Decoder
+	end  []io.Closer
 }
 
 func (a *actor) start(t testing.TB) {
 	t.Helper()
-	a.cmd = exec.Command(a.exe)
+	must(t, a.begin())
+}
+
+func (a *actor) begin() error {
+	a.cmd = exec.Command(a.exe, a.args...)
 	a.cmd.Env = append(os.Environ(), actorEnv+"=1")
 	a.cmd.Stderr = os.Stderr
 	r, w, err := os.Pipe()
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	defer w.Close()
 	a.cmd.ExtraFiles = []*os.File{w}
 	in, err := a.cmd.StdinPipe()
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	if err := a.cmd.Start(); err != nil {
-		t.Fatal(err)
+		return err
 	}
 	a.in, a.out, a.end = json.NewEncoder(in), json.NewDecoder(r), []io.Closer{in, r}
+	return nil
 }
 
 func (a *actor) stop() {
@@ -492,6 +498,9 @@ func init() {
 			return spawn(fmt.Sprintf("/proc/self/fd/%d", fd), a, nil)
 		},
 	}
+	for name, d := range subjectDeeds {
+		deeds[name] = d
+	}
 	for name, d := range netDeeds {
 		deeds[name] = d
 	}
@@ -537,7 +546,7 @@ func cloneOpen(path *byte) (int, syscall.Errno) {
 	}
 }
 
-// spawn runs a program as a child and returns what it prints; its exit status is the error number.
+// spawn runs a program as a child and returns what it prints.
 func spawn(path string, argv, env []string) (string, error) {
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
@@ -546,13 +555,18 @@ func spawn(path string, argv, env []string) (string, error) {
 	defer unix.Close(p[0])
 	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Env: env, Files: []uintptr{0, uintptr(p[1]), 2}})
 	unix.Close(p[1])
+	return output(pid, p[0], err)
+}
+
+// output is what a child that was started, or not, prints into a pipe; its exit status is the error number.
+func output(pid, pipe int, err error) (string, error) {
 	if err != nil {
 		return "", err
 	}
 	var out strings.Builder
 	var b [256]byte
 	for {
-		n, err := unix.Read(p[0], b[:])
+		n, err := unix.Read(pipe, b[:])
 		if n <= 0 || err != nil {
 			break
 		}

@@ -30,8 +30,9 @@ type effect struct {
 	done chan error
 	end  context.CancelFunc
 
-	subject *actor // the rules of a test are about this one
-	other   *actor // and not about this one
+	subject *actor    // the rules of a test are about this one
+	other   *actor    // and not about this one
+	early   [2]*actor // the subject's program, from before the Enforcer
 
 	mu     sync.Mutex
 	events []pavise.Event
@@ -53,8 +54,8 @@ func theEffect(t *testing.T) *effect {
 	}
 	x := effects.x
 	t.Cleanup(func() {
-		if c, err := x.e.Counters(); t.Failed() || c.NoScratch+c.NoIdentity > 0 {
-			t.Errorf("no working memory %d, no identity %d, missed %d, %v %v", c.NoScratch, c.NoIdentity, c.Missed, c.Ops, err)
+		if c, err := x.e.Counters(); t.Failed() || c.NoScratch+c.NoIdentity+c.NoTexts > 0 {
+			t.Errorf("no working memory %d, no identity %d, no texts %d, missed %d, %v %v", c.NoScratch, c.NoIdentity, c.NoTexts, c.Missed, c.Ops, err)
 		}
 		x.apply(t)
 		x.subject.stop()
@@ -78,6 +79,12 @@ func newEffect() (*effect, error) {
 		return nil, err
 	}
 	x := &effect{dir: dir, done: make(chan error, 1), subject: &actor{exe: copied}, other: &actor{exe: self}}
+	for i := range x.early {
+		x.early[i] = &actor{exe: copied, args: []string{"--early", "x y"}}
+		if err := x.early[i].begin(); err != nil {
+			return nil, err
+		}
+	}
 	limit := 2 * time.Minute
 	if kerntest.VM() != "" {
 		limit = 10 * time.Minute
@@ -146,6 +153,9 @@ func (x *effect) stop() {
 	}
 	if err := x.e.Close(); err != nil {
 		fmt.Fprintln(os.Stderr, "closing the enforcer:", err)
+	}
+	for _, a := range x.early {
+		a.stop()
 	}
 	_ = os.RemoveAll(x.dir)
 }

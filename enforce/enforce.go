@@ -45,6 +45,8 @@ type Enforcer struct {
 	quiet  chan struct{} // closed when no program reads the other side any more
 	names  names
 	mounts mounts
+	missed uint64 // Missed at the last sweep
+	swept  time.Time
 }
 
 // Open loads the base, and finds for each operation the best rung by trying it. Nothing of the machine is judged yet. The error wraps ErrUnsupported
@@ -87,6 +89,9 @@ func (e *Enforcer) Start() error {
 	if err := e.putControl(); err != nil {
 		return err
 	}
+	if err := e.k.Call("find_host"); err != nil {
+		return fmt.Errorf("find the machine's own namespaces: %w", err)
+	}
 	for _, p := range lifecycle {
 		if err := e.k.Attach(p); err != nil {
 			return short(err)
@@ -100,7 +105,13 @@ func (e *Enforcer) Start() error {
 			return err
 		}
 	}
-	return e.identified()
+	if err := e.setPhase(2); err != nil {
+		return err
+	}
+	if err := e.identified(); err != nil {
+		return err
+	}
+	return e.giveArgs()
 }
 
 // identified tells whether identities are kept at all: without them every process would be judged strictly.
@@ -299,6 +310,9 @@ func (e *Enforcer) Refresh() error {
 	if err := e.mounts.refresh(e.k); err != nil {
 		return err
 	}
+	if err := e.sweep(); err != nil {
+		return err
+	}
 	return e.names.refresh(e.k)
 }
 
@@ -319,9 +333,10 @@ type Counters struct {
 	Ops      [pavise.NumOps]OpCounters
 	RuleHits []uint64 // by rule of the generation that judges, since it was activated
 	RuleLost []uint64 // and how many of their events were lost
-	// What should not happen: no working memory, no identity, a program skipped because it was running already.
-	NoScratch, NoIdentity, Missed uint64
-	MapBytes                      uint64 // kernel memory of all maps
+	// What should not happen: no working memory, no identity, no room for a process's arguments and ancestors, a program skipped because it was
+	// running already.
+	NoScratch, NoIdentity, NoTexts, Missed uint64
+	MapBytes                               uint64 // kernel memory of all maps
 }
 
 // Counters reads them.
@@ -342,7 +357,7 @@ func (e *Enforcer) Counters() (c Counters, err error) {
 			o.Lost += s.Lost
 		}
 	}
-	for i, n := range []*uint64{&c.NoScratch, &c.NoIdentity} {
+	for i, n := range []*uint64{&c.NoScratch, &c.NoIdentity, &c.NoTexts} {
 		var per []uint64
 		if err := e.k.Map("errors").Lookup(uint32(i), &per); err != nil {
 			return c, fmt.Errorf("read the error counters: %w", err)

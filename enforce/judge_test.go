@@ -129,6 +129,21 @@ func (g gen) atom(op pavise.Op) string {
 		func() string { return "process.exe.memfd" },
 		func() string { return `"CAP_SYS_ADMIN" in process.caps` },
 		func() string { return fmt.Sprintf("process.exe.name == %q", g.pick("a", "bin", "shadow")) },
+		func() string {
+			return fmt.Sprintf("process.args.exists(a, a%s && a != %q)", g.pick(` == "-i"`, `.startsWith("--x")`, `.contains("x")`, `.endsWith("x")`), g.pick("-i", "--x"))
+		},
+		func() string {
+			return fmt.Sprintf("process.args[%d] %s %q", g.IntN(3), g.pick("==", "!="), g.pick("-i", "--x", ""))
+		},
+		func() string { return fmt.Sprintf("process.args.size() %s %d", g.pick("==", "<", ">="), g.IntN(4)) },
+		func() string {
+			return fmt.Sprintf("process.cmdline%s", g.pick(` == "-i --x"`, `.contains("x -")`, `.startsWith("-i ")`, `.endsWith(" x")`))
+		},
+		func() string { return fmt.Sprintf("process.ancestors.exists(p, %s)", file("p.exe.path")) },
+		func() string { return fmt.Sprintf("process.ancestors.all(p, p.exe.name != %q)", g.pick("a", "bin")) },
+		func() string { return "process.ns." + g.pick("mnt", "pid", "net", "ipc") + ".host" },
+		func() string { return fmt.Sprintf("process.real_%s.id == %d", g.pick("user", "group"), g.IntN(3)) },
+		func() string { return "process.exe." + g.pick("setuid", "setgid", "on_root") },
 	}
 	object := []func() string{func() string { return file("file.path") }, func() string { return "file.access.write" }, func() string { return fmt.Sprintf("file.owner.id == %d", g.IntN(3)) }}
 	if op == pavise.OpConnect {
@@ -209,7 +224,18 @@ func (g gen) facts() *policy.Facts {
 	f.Values[policy.DimUID] = be(4, uint32(g.IntN(4)))
 	f.Values[policy.DimOwner] = be(4, uint32(g.IntN(3)))
 	f.Values[policy.DimCaps] = []byte{0, 0, 0, 0, 0, byte(g.IntN(2)) << 5, 0, 0}
-	f.Values[policy.DimProcFlags] = []byte{byte(g.IntN(16))}
+	f.Values[policy.DimProcFlags] = []byte{byte(g.IntN(256))}
+	f.Values[policy.DimNS] = []byte{byte(g.IntN(128))}
+	f.Values[policy.DimRealUID], f.Values[policy.DimRealGID] = be(4, uint32(g.IntN(3))), be(4, uint32(g.IntN(3)))
+	for range g.IntN(4) {
+		f.Values[policy.DimArgs] = append(f.Values[policy.DimArgs], g.pick("-i", "--x", "--xx", "", "x", "x -i")+"\x00"...)
+	}
+	for range g.IntN(4) {
+		f.Values[policy.DimAncestors] = append(f.Values[policy.DimAncestors], g.path()+"\x00"...)
+	}
+	if g.IntN(20) == 0 { // too long to judge
+		f.Values[policy.DimArgs] = bytes.Repeat([]byte("x"), policy.MaxString+1)
+	}
 	f.Values[policy.DimAccess] = []byte{byte(1 + g.IntN(63))}
 	if g.IntN(4) > 0 {
 		f.Values[policy.DimRemoteAddr] = append([]byte{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff}, 10, byte(g.IntN(3)), 2, byte(g.IntN(4)))

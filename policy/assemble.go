@@ -17,7 +17,8 @@ const maxSplit = 4
 var dimNames = [NumDims]string{
 	DimExe: "process.exe.path", DimParentExe: "process.parent.exe.path", DimScript: "process.script.path",
 	DimCgroup: "process.cgroup", DimUID: "process.user.id", DimGID: "process.group.id", DimLogin: "process.login.id",
-	DimCaps: "process.caps", DimProcFlags: "process flags",
+	DimCaps: "process.caps", DimProcFlags: "process flags", DimArgs: "process.args", DimAncestors: "process.ancestors",
+	DimNS: "process.ns", DimRealUID: "process.real_user.id", DimRealGID: "process.real_group.id", DimDigest: "process.exe.digest",
 	DimPath: "file.path", DimAccess: "file.access", DimOwner: "file.owner.id", DimMode: "file.mode", DimFS: "file.fs",
 	DimFileFlags: "file flags", DimRemoteAddr: "net.remote.address", DimLocalAddr: "net.local.address",
 	DimRemotePort: "net.remote.port", DimLocalPort: "net.local.port", DimSocket: "net.family",

@@ -159,6 +159,7 @@ type checker struct {
 	problems []problem
 	warn     []problem
 	calls    int
+	steps    int // of common
 }
 
 func (c *checker) fail(e ast.Expr, hint, format string, args ...any) {
@@ -302,6 +303,9 @@ func functionNames() []string {
 }
 
 func (c *checker) unknownField(e ast.Expr, name string) {
+	if len(c.problems) == maxProblems { // to look for the nearest name takes time
+		return
+	}
 	hint := ""
 	var below []string
 	for _, n := range fieldNames(c.policy) {
@@ -340,6 +344,9 @@ func (c *checker) walk(e ast.Expr, vars []string) {
 					return
 				}
 				f := c.field(call.Target())
+				if f == nil {
+					f = memberField(c.ast.NativeRep(), call.Target())
+				}
 				args := call.Args()
 				if fn != "has" && args[0].Kind() == ast.ListKind {
 					args = args[0].AsList().Elements()

@@ -106,7 +106,7 @@ func rewrite(tree *ast.AST, e ast.Expr) {
 	args := call.Args()
 	fieldOf := func(e ast.Expr) *Field {
 		if e.Kind() != ast.IdentKind {
-			return nil
+			return memberField(tree, e)
 		}
 		return fieldByName[strings.TrimPrefix(e.AsIdent(), ".")]
 	}

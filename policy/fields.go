@@ -57,6 +57,9 @@ const (
 	kindUnit
 	kindContainer
 	kindRuntime   // what a container's runtime says of it
+	kindArgs      // a list of strings
+	kindCmdline   // the same, joined by spaces
+	kindAncestors // a list of paths
 	kindDirection // fixed by the operation
 )
 
@@ -77,6 +80,9 @@ var works = map[fieldKind]string{
 	kindUnit:      "==, !=, in and startsWith with literal names",
 	kindContainer: "==, !=, in and startsWith with literal ids",
 	kindRuntime:   "==, !=, in, startsWith, endsWith, contains, glob and matches with literals",
+	kindArgs:      "exists, all, in and [0] to [31] with ==, !=, in, startsWith, endsWith, contains and glob of literal strings, == with a list of them, or size() with literal numbers up to 31",
+	kindCmdline:   "==, !=, in, startsWith, endsWith, contains and glob with literal strings",
+	kindAncestors: "exists and all with ==, !=, in, startsWith, endsWith, contains, under and glob of exe.path and exe.name with literal strings",
 	kindDirection: "== and != with \"in\" or \"out\"",
 }
 
@@ -228,7 +234,7 @@ var (
 )
 
 // processFields are the facts of a process, without "process." before their names.
-var processFields = []Field{
+var processFields = append([]Field{
 	{Name: "pid", Type: "int", Doc: "Process id in the initial pid namespace.", Tip: "process.exe.path or process.cgroup",
 		proc: func(p *pavise.Process) ref.Val { return intVal(p.PID) }},
 	{Name: "exe.path", Type: "string", Dim: DimExe, kind: kindPath, Doc: "Path of the executable file.",
@@ -241,15 +247,23 @@ var processFields = []Field{
 		proc: func(p *pavise.Process) ref.Val { return types.Bool(p.Exe.Deleted) }},
 	{Name: "exe.memfd", Type: "bool", Dim: DimProcFlags, kind: kindFlag, size: 1, bit: ProcFlagMemfd, Doc: "Whether the executable is an anonymous memory file.",
 		proc: func(p *pavise.Process) ref.Val { return types.Bool(p.Exe.Memfd) }},
+	{Name: "exe.setuid", Type: "bool", Dim: DimProcFlags, kind: kindFlag, size: 1, bit: ProcFlagSetuid, Doc: "Whether the executable has the set-user-ID bit; secure_exec says whether it had an effect.",
+		proc: func(p *pavise.Process) ref.Val { return types.Bool(p.Exe.Mode&0o4000 != 0) }},
+	{Name: "exe.setgid", Type: "bool", Dim: DimProcFlags, kind: kindFlag, size: 1, bit: ProcFlagSetgid, Doc: "Whether the executable has the set-group-ID bit.",
+		proc: func(p *pavise.Process) ref.Val { return types.Bool(p.Exe.Mode&0o2000 != 0) }},
+	{Name: "exe.on_root", Type: "bool", Dim: DimProcFlags, kind: kindFlag, size: 1, bit: ProcFlagOnRoot, Doc: "Whether the executable is on the machine's root file system: not on another mount, in a container's image or in memory.",
+		proc: func(p *pavise.Process) ref.Val { return types.Bool(p.OnRoot) }},
 	{Name: "script.path", Type: "string", Dim: DimScript, kind: kindPath, Doc: "Path of the script that the executable interprets, empty when there is none.",
 		proc: func(p *pavise.Process) ref.Val { return textVal(p.Script) }},
-	{Name: "args", Type: "list(string)", Doc: "Arguments, the program's name first.", Tip: "process.exe.path or process.script.path",
+	{Name: "args", Type: "list(string)", Dim: DimArgs, kind: kindArgs, Doc: "Arguments, the program's name first, as they were at exec.",
 		proc: func(p *pavise.Process) ref.Val {
 			if len(p.Args) == 0 {
 				return noStrings
 			}
 			return types.NewStringList(types.DefaultTypeAdapter, p.Args)
 		}},
+	{Name: "cmdline", Type: "string", Dim: DimArgs, kind: kindCmdline, Doc: "The arguments, joined by single spaces: a space in an argument is not told from one between two.",
+		proc: func(p *pavise.Process) ref.Val { return textVal(strings.Join(p.Args, " ")) }},
 	{Name: "cwd", Type: "string", Doc: "Working directory at exec.", Tip: "process.exe.path or file.path",
 		proc: func(p *pavise.Process) ref.Val { return textVal(p.CWD) }},
 	{Name: "user.id", Type: "int", Dim: DimUID, kind: kindInt, size: 4, Doc: "Effective user id.",
@@ -258,6 +272,10 @@ var processFields = []Field{
 		proc: func(p *pavise.Process) ref.Val { return textVal(p.User.Name) }},
 	{Name: "group.id", Type: "int", Dim: DimGID, kind: kindInt, size: 4, Doc: "Effective group id.",
 		proc: func(p *pavise.Process) ref.Val { return intVal(p.GroupID) }},
+	{Name: "real_user.id", Type: "int", Dim: DimRealUID, kind: kindInt, size: 4, Doc: "Real user id.",
+		proc: func(p *pavise.Process) ref.Val { return intVal(p.RealUID) }},
+	{Name: "real_group.id", Type: "int", Dim: DimRealGID, kind: kindInt, size: 4, Doc: "Real group id.",
+		proc: func(p *pavise.Process) ref.Val { return intVal(p.RealGID) }},
 	{Name: "login.id", Type: "int", Dim: DimLogin, kind: kindInt, size: 4, Doc: "User id of the login session, kept over su and sudo; 4294967295 when not set.",
 		proc: func(p *pavise.Process) ref.Val {
 			if p.LoginID == nil {
@@ -291,6 +309,25 @@ var processFields = []Field{
 		proc: func(p *pavise.Process) ref.Val { return labelsVal(podOf(p).Labels) }},
 	{Name: "service", Type: "string", Void: true, Doc: "The service identity (SPIFFE id).", Tip: "process.unit or process.cgroup",
 		proc: func(*pavise.Process) ref.Val { return textVal("") }},
+}, namespaceFields()...)
+
+// namespaceFields are two fields for each kind of namespace.
+func namespaceFields() []Field {
+	ids := [...]func(*pavise.Namespaces) uint32{
+		func(n *pavise.Namespaces) uint32 { return n.Mnt }, func(n *pavise.Namespaces) uint32 { return n.PID },
+		func(n *pavise.Namespaces) uint32 { return n.Net }, func(n *pavise.Namespaces) uint32 { return n.User },
+		func(n *pavise.Namespaces) uint32 { return n.Cgroup }, func(n *pavise.Namespaces) uint32 { return n.UTS },
+		func(n *pavise.Namespaces) uint32 { return n.IPC },
+	}
+	var fs []Field
+	for i, name := range pavise.NamespaceNames {
+		bit := pavise.NamespaceSet(1) << i
+		fs = append(fs, Field{Name: "ns." + name + ".host", Type: "bool", Dim: DimNS, kind: kindFlag, size: 1, bit: uint64(bit), Doc: "Whether the " + name + " namespace is the machine's own, the one that was there at boot.",
+			proc: func(p *pavise.Process) ref.Val { return types.Bool(p.Namespaces.Host&bit != 0) }},
+			Field{Name: "ns." + name + ".id", Type: "int", Doc: "Inode number of the " + name + " namespace.", Tip: "process.ns." + name + ".host",
+				proc: func(p *pavise.Process) ref.Val { return intVal(ids[i](&p.Namespaces)) }})
+	}
+	return fs
 }
 
 func accessField(name string, bit pavise.Access, doc string) Field {
@@ -478,9 +515,8 @@ var fieldList, fieldByName = func() ([]*Field, map[string]*Field) {
 		}
 		list = append(list, &f)
 	}
-	list = append(list, &Field{Name: "process.ancestors", Type: "list(process)",
-		Doc:  "The parent, its parent, and so on; each has the fields of process: process.ancestors.exists(a, a.exe.name == \"sshd\").",
-		Tip:  "process.parent.exe.path",
+	list = append(list, &Field{Name: "process.ancestors", Type: "list(process)", Dim: DimAncestors, kind: kindAncestors,
+		Doc:  "The process that forked this one, the one that forked that, and so on, whether they still run or not, each with the program that it ran then; each has the fields of process: process.ancestors.exists(a, a.exe.name == \"sshd\").",
 		proc: func(p *pavise.Process) ref.Val { return ancestorList(p) }})
 	for i := range objectFields {
 		f := objectFields[i]
@@ -519,7 +555,8 @@ func Functions() []Function {
 		{"endsWith", `file.name.endsWith(".so")`, "Whether the string ends so."},
 		{"contains", `file.path.contains("/.ssh/")`, "Whether the string has this in it."},
 		{"in", `process.user.id in [0, 33]`, "Whether the value is one of the list; also `\"CAP_NET_RAW\" in process.caps`."},
-		{"exists", `process.args.exists(a, a == "-i")`, "Whether it holds for one of the list; user space only. Also `all`, `filter` and `size`."},
+		{"exists", `process.args.exists(a, a == "-i")`, "Whether it holds for one of the list; `all`: for each of it. In user space also `exists_one`, `filter` and `map`."},
+		{"size", `process.args.size() > 2`, "How many are in the list."},
 		{"matches", `file.name.matches("^[0-9]+$")`, "Whether the regular expression (RE2) matches somewhere; user space only."},
 	}
 }

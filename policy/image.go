@@ -53,6 +53,13 @@ const (
 	DimCaps      Dim = 8 // 8 bytes, effective
 	DimProcFlags Dim = 9 // 1 byte, ProcFlag*
 
+	DimArgs      Dim = 10 // the arguments, each followed by NUL
+	DimAncestors Dim = 11 // the executables' paths of the parent, its parent and so on, each followed by NUL; equal neighbours are one
+	DimNS        Dim = 12 // 1 byte, pavise.NamespaceSet: those that are the machine's own
+	DimRealUID   Dim = 13 // 4 bytes
+	DimRealGID   Dim = 14 // 4 bytes
+	DimDigest    Dim = 15 // of the executable, by fs-verity: 32 bytes of SHA-256, 64 of SHA-512, none when there is none
+
 	DimPath       Dim = 24 // path of the file (process.exec: the new executable)
 	DimAccess     Dim = 25 // 1 byte, pavise.Access
 	DimOwner      Dim = 26 // 4 bytes, owner of the file
@@ -81,6 +88,9 @@ const (
 	ProcFlagMemfd      = 1 << 1
 	ProcFlagSecureExec = 1 << 2 // set-user-ID, set-group-ID or file capabilities raised it
 	ProcFlagTTY        = 1 << 3
+	ProcFlagSetuid     = 1 << 5 // the executable's mode bits when it was started
+	ProcFlagSetgid     = 1 << 6
+	ProcFlagOnRoot     = 1 << 7 // the executable is on the machine's root file system
 
 	FileFlagDeleted = 1 << 0
 	FileFlagMemfd   = 1 << 1

@@ -170,6 +170,11 @@ func (n *normaliser) cubes(t *cnode, neg bool) []cube {
 		return constant(false)
 	case cNot:
 		return n.cubes(t.subs[0], !neg)
+	case cIf:
+		if neg {
+			return n.cubes(t.subs[1], false)
+		}
+		return n.cubes(t.subs[0], false)
 	case cDirection:
 		d := direction(n.op)
 		for _, name := range t.names {
@@ -193,6 +198,9 @@ func (n *normaliser) cubes(t *cnode, neg bool) []cube {
 		}
 		return n.atom(t, a, neg != not)
 	case cAtom:
+		if neg && t.has != nil {
+			return n.product(t, n.atom(t, t.has, false), n.atom(t, t.atom, true))
+		}
 		return n.atom(t, t.atom, neg)
 	case cAnd, cOr:
 		if (t.kind == cAnd) != neg {

@@ -46,6 +46,10 @@ func TestHostile(t *testing.T) {
 		"stars":   rule(`file.path.glob("/` + strings.Repeat("*a", 1500) + `")`),
 		"select":  rule("file" + strings.Repeat(".a", 50000) + " == 1"),
 		"exists":  rule(strings.Repeat("process.args.exists(a, ", 60) + "true" + strings.Repeat(")", 60)),
+		"both":    rule("process.args.exists(a, " + strings.Repeat(`a.contains("abababab") && `, 60) + `a.contains("ba"))`),
+		"long":    rule(`process.args.exists(a, a == "` + strings.Repeat("a", 4000) + `" && a.startsWith("` + strings.Repeat("a", 3999) + `"))`),
+		"none of": rule(`process.args.exists(a, !(a in [` + list.String() + `"x"]))`),
+		"any of":  rule(`process.args.exists(a, a in [` + list.String() + `"x"])`),
 		"rules":   "apiVersion: pavise.dev/v1alpha1\nkind: Policy\nmetadata: {name: p}\nspec:\n  rules:\n" + strings.Repeat("  - {}\n", 100000),
 	} {
 		begin := time.Now()

@@ -30,6 +30,7 @@ const (
 	cDirection // true when the operation's direction is one of names
 	cUser      // true when the user is one of names
 	cContainer // true when test holds for the container
+	cIf        // subs[0], and subs[1] when negated
 )
 
 // cnode is a node of the tree of a condition.
@@ -37,6 +38,7 @@ type cnode struct {
 	kind  cnodeKind
 	subs  []*cnode
 	atom  *natom
+	has   *natom // cAtom: where this fails, the atom's negation fails too
 	names []string
 	test  *containerTest
 	field string // cUnknown: the field that the kernel does not know
@@ -56,7 +58,8 @@ type natom struct {
 // dimKeys are the short names of dimensions, in keys and in explanations.
 var dimKeys = [NumDims]string{
 	DimExe: "exe", DimParentExe: "parent-exe", DimScript: "script", DimCgroup: "cgroup", DimUID: "uid", DimGID: "gid", DimLogin: "login",
-	DimCaps: "caps", DimProcFlags: "process-flags", DimPath: "path", DimAccess: "access", DimOwner: "owner", DimMode: "mode", DimFS: "fs",
+	DimCaps: "caps", DimProcFlags: "process-flags", DimArgs: "args", DimAncestors: "ancestors", DimNS: "ns", DimRealUID: "real-uid",
+	DimRealGID: "real-gid", DimDigest: "digest", DimPath: "path", DimAccess: "access", DimOwner: "owner", DimMode: "mode", DimFS: "fs",
 	DimFileFlags: "file-flags", DimRemoteAddr: "remote-address", DimLocalAddr: "local-address", DimRemotePort: "remote-port",
 	DimLocalPort: "local-port", DimSocket: "socket", DimRemotePath: "remote-path", DimLocalPath: "local-path",
 	DimValue: "value", DimValue2: "value2", DimName: "name", DimNewPath: "new-path", DimTargetExe: "target-exe", DimTargetUID: "target-uid",
@@ -126,6 +129,9 @@ func (c *checker) build(e ast.Expr) *cnode {
 	if n := c.containerTest(e); n != nil {
 		return n
 	}
+	if e.Kind() == ast.ComprehensionKind {
+		return c.exists(e)
+	}
 	if e.Kind() != ast.CallKind {
 		return c.unknown(e)
 	}
@@ -149,7 +155,11 @@ func (c *checker) build(e ast.Expr) *cnode {
 			return c.unknown(e)
 		}
 		q, a, b := c.build(args[0]), c.build(args[1]), c.build(args[2])
-		return c.node(e, cOr, c.node(e, cAnd, q, a), c.node(e, cAnd, c.node(e, cNot, q), b))
+		not := func(n *cnode) *cnode { return c.node(e, cNot, n) }
+		either := func(a, b *cnode) *cnode {
+			return c.node(e, cOr, c.node(e, cAnd, q, a), c.node(e, cAnd, not(q), b))
+		}
+		return c.node(e, cIf, either(a, b), either(not(a), not(b)))
 	case operators.Equals, operators.NotEquals:
 		n := c.equal(e, args[0], args[1])
 		if fn == operators.NotEquals {
@@ -201,6 +211,11 @@ func (c *checker) equal(e, a, b ast.Expr) *cnode {
 	if c.field(a) == nil {
 		a, b = b, a
 	}
+	for _, x := range [][2]ast.Expr{{a, b}, {b, a}} {
+		if n := c.listEqual(e, x[0], x[1]); n != nil {
+			return n
+		}
+	}
 	if s, ok := stringLiteral(a); ok {
 		if t, ok := stringLiteral(b); ok {
 			return c.constant(e, s == t)
@@ -242,12 +257,23 @@ func (c *checker) in(e, a, b ast.Expr) *cnode {
 		}
 		return c.leaf(e, f.atomOf(s, bitPatterns(1<<n, f.size)))
 	}
+	if f := c.field(b); f != nil && f.kind == kindArgs {
+		x := &element{c: c, list: f}
+		ps, ok := x.test(nil, "==", []ast.Expr{a})
+		if !ok {
+			return c.unknown(e)
+		}
+		return c.anyElement(e, f, ps)
+	}
 	if b.Kind() != ast.ListKind {
 		return c.unknown(e)
 	}
 	els := b.AsList().Elements()
 	if len(els) == 0 {
 		return c.node(e, cFalse)
+	}
+	if n := c.indexed(e, a, "==", els); n != nil {
+		return n
 	}
 	f := c.field(a)
 	if f == nil {
@@ -278,10 +304,13 @@ func (c *checker) oneOf(e ast.Expr, f *Field, els []ast.Expr) *cnode {
 		}
 	}
 	switch f.kind {
-	case kindPath, kindText, kindSysctl:
+	case kindPath, kindText, kindSysctl, kindCmdline:
 		var ps []pattern
 		for _, s := range texts {
 			ps = append(ps, pattern{Items: literal(s)})
+		}
+		if f.kind == kindCmdline {
+			return c.commandLine(e, f, ps)
 		}
 		return c.leaf(e, f.textAtom(ps))
 	case kindName:
@@ -385,7 +414,10 @@ func canonicalText(f *Field, s string) (out, hint string, err error) {
 		if strings.Contains(s, "/") {
 			return "", "compare " + strings.TrimSuffix(f.Name, "name") + "path", fmt.Errorf("name %q has a \"/\", and a name has none", s)
 		}
-	case kindText, kindSysctl:
+	case kindText, kindSysctl, kindCmdline:
+		if f.kind == kindCmdline && strings.IndexByte(s, 0) >= 0 {
+			return "", "", fmt.Errorf("string %q has a NUL byte, and no argument does", s)
+		}
 		if f.kind == kindSysctl {
 			s = sysctlName(s)
 		}
@@ -643,13 +675,16 @@ func (c *checker) addresses(e ast.Expr, f *Field, texts []string) *cnode {
 // order is the test f < n and its like.
 func (c *checker) order(e ast.Expr, fn string, a, b ast.Expr) *cnode {
 	f := c.field(a)
-	if f == nil {
+	if f == nil && c.size(a) == nil {
 		a, b = b, a
 		f = c.field(a)
 		fn = map[string]string{operators.Less: operators.Greater, operators.LessEquals: operators.GreaterEquals,
 			operators.Greater: operators.Less, operators.GreaterEquals: operators.LessEquals}[fn]
 	}
 	i, ok := intLiteral(b)
+	if l := c.size(a); l != nil && ok {
+		return c.sizeOrder(e, fn, l, i)
+	}
 	if f == nil || !ok || c.limit(f) == 0 {
 		return c.unknown(e)
 	}
@@ -684,6 +719,9 @@ func (c *checker) order(e ast.Expr, fn string, a, b ast.Expr) *cnode {
 
 // part is startsWith, endsWith and contains.
 func (c *checker) part(e ast.Expr, fn string, target, arg ast.Expr) *cnode {
+	if n := c.indexed(e, target, fn, []ast.Expr{arg}); n != nil {
+		return n
+	}
 	f := c.field(target)
 	s, ok := stringLiteral(arg)
 	if f == nil || !ok {
@@ -696,15 +734,6 @@ func (c *checker) part(e ast.Expr, fn string, target, arg ast.Expr) *cnode {
 		c.fail(arg, "", "string of %d bytes is too long: the limit is %d", len(s), MaxString)
 		return c.unknown(e)
 	}
-	around := func(l byteSet) []item {
-		switch fn {
-		case "startsWith":
-			return seq(s, loop(l))
-		case "endsWith":
-			return seq(loop(l), s)
-		}
-		return seq(loop(l), s, loop(l))
-	}
 	switch f.kind {
 	case kindPath, kindText, kindSysctl:
 		if f.kind == kindSysctl {
@@ -714,12 +743,17 @@ func (c *checker) part(e ast.Expr, fn string, target, arg ast.Expr) *cnode {
 			c.fail(arg, "", "path prefix %q is relative and matches nothing: it must begin with \"/\"", s)
 			return c.unknown(e)
 		}
-		return c.leaf(e, f.textAtom([]pattern{{Items: around(anyByte)}}))
+		return c.leaf(e, f.textAtom([]pattern{{Items: around(fn, s, anyByte)}}))
 	case kindName:
 		if _, ok := c.canonical(f, arg, s); !ok {
 			return c.unknown(e)
 		}
-		return c.leaf(e, f.textAtom(namePatterns(around(nonSlash))))
+		return c.leaf(e, f.textAtom(namePatterns(around(fn, s, nonSlash))))
+	case kindCmdline:
+		if _, ok := c.canonical(f, arg, s); !ok {
+			return c.unknown(e)
+		}
+		return c.commandLine(e, f, []pattern{{Items: around(fn, s, anyByte)}})
 	case kindUnit:
 		if fn == "startsWith" && !strings.Contains(s, "/") {
 			return c.leaf(e, f.textAtom(unitPatterns([]string{s}, true)).named("unit="+keyText(s)+"*"))
@@ -739,18 +773,34 @@ func (c *checker) part(e ast.Expr, fn string, target, arg ast.Expr) *cnode {
 	return c.unknown(e)
 }
 
+// around is the items of startsWith, endsWith or contains s among bytes of l.
+func around(fn, s string, l byteSet) []item {
+	switch fn {
+	case "startsWith":
+		return seq(s, loop(l))
+	case "endsWith":
+		return seq(loop(l), s)
+	}
+	return seq(loop(l), s, loop(l))
+}
+
 // patternCall is under, glob, within and has.
 func (c *checker) patternCall(e ast.Expr, fn string, target, arg ast.Expr) *cnode {
-	f := c.field(target)
-	if f == nil || f.kind == kindUser || !applies(fn, f) {
-		return c.unknown(e)
-	}
 	els := []ast.Expr{arg}
 	if fn != "has" {
 		if arg.Kind() != ast.ListKind {
 			return c.unknown(e)
 		}
 		els = arg.AsList().Elements()
+	}
+	if fn == "glob" || fn == "under" {
+		if n := c.indexed(e, target, fn, els); n != nil {
+			return n
+		}
+	}
+	f := c.field(target)
+	if f == nil || f.kind == kindUser || !applies(fn, f) {
+		return c.unknown(e)
 	}
 	var texts []string
 	var ps []pattern
@@ -776,6 +826,8 @@ func (c *checker) patternCall(e ast.Expr, fn string, target, arg ast.Expr) *cnod
 		return c.leaf(e, f.atomOf("has="+strings.TrimLeft(texts[0], "0"), ps))
 	case f.kind == kindPath || f.kind == kindText || f.kind == kindSysctl:
 		return c.leaf(e, f.textAtom(ps))
+	case f.kind == kindCmdline:
+		return c.commandLine(e, f, ps)
 	case f.kind == kindName:
 		var all []pattern
 		for _, p := range ps {

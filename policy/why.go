@@ -206,7 +206,7 @@ func disagreement(e *pavise.Event, conds ...*Condition) string {
 	case e.Op == pavise.OpExec && e.File.Alias != "":
 		return "a script is judged under its own name and its interpreter's, each name alone"
 	}
-	return "the kernel judged by the facts of that moment: user, group and capabilities are shown as they were when the program was started, and of a file's other names only the one that decided is known"
+	return "the kernel judged by the facts of that moment: user, group, capabilities and namespaces are shown as they were when the program was started, and of a file's other names only the one that decided is known"
 }
 
 func (n *Node) holds() bool { return n == nil || n.Result == resultTrue }

@@ -381,7 +381,7 @@ func (t *Table) own(e *pavise.Event) *pavise.Process {
 	p := &pavise.Process{
 		ExecID: e.ExecID, PID: e.PID, StartTime: t.boot + int64(x.StartTime), Found: x.Found,
 		User: pavise.User{ID: x.EUID, Name: t.users(x.EUID)}, GroupID: x.EGID, RealUID: x.UID, RealGID: x.GID,
-		LoginID: t.login(x.LoginID), Caps: x.Caps, SecureExec: x.SecureExec, TTY: x.TTY, Namespaces: x.Namespaces,
+		LoginID: t.login(x.LoginID), Caps: x.Caps, SecureExec: x.SecureExec, OnRoot: x.OnRoot, TTY: x.TTY, Namespaces: x.Namespaces,
 		CgroupID: x.CgroupID, ParentExecID: x.ParentExecID,
 	}
 	if p.ParentExecID == p.ExecID {

@@ -223,6 +223,7 @@ func judge(img *policy.Image, act []string) (string, error) {
 			if last == e.Process {
 				f.Values[policy.DimParentExe] = []byte(v)
 			}
+			f.Values[policy.DimAncestors] = append(f.Values[policy.DimAncestors], v+"\x00"...)
 			last = last.Parent
 		case "tty":
 			e.Process.TTY = true

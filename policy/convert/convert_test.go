@@ -248,6 +248,13 @@ func facts(e *pavise.Event) *policy.Facts {
 	f.Values[policy.DimUID], f.Values[policy.DimGID], f.Values[policy.DimLogin] = u32(p.User.ID), u32(0), u32(0xffffffff)
 	f.Values[policy.DimCaps] = be.AppendUint64(nil, p.Caps)
 	f.Values[policy.DimProcFlags] = []byte{0}
+	for a := p.Parent; a != nil; a = a.Parent {
+		f.Values[policy.DimAncestors] = append(append(f.Values[policy.DimAncestors], a.Exe.Path...), 0)
+	}
+	f.Values[policy.DimNS] = []byte{0} // in a container; outside of one all are the machine's own
+	if p.Container == nil {
+		f.Values[policy.DimNS][0] = 1<<len(pavise.NamespaceNames) - 1
+	}
 	if e.Op.OnSocket() {
 		f.Values[policy.DimSocket] = []byte{byte(e.Net.Family), e.Net.Type, e.Net.Protocol}
 		if e.Net.Family == 2 || e.Net.Family == 10 {
