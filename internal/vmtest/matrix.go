@@ -249,6 +249,10 @@ func (m *Matrix) boot(ctx context.Context, name string, noLSM bool, suites []sui
 // about the kernel: they run on the machine itself. A kernel without BPF LSM differs in the rungs that are left: withoutLSM are the tests of these.
 var withoutLSM = regexp.MustCompile(`^TestKernel(Doctor|Features|Smoke|FileAccess|FileAliases|Exec|Connect)$`)
 
+// once are tests that load and attach every program there is, which takes minutes in an emulated machine: they run in the oldest and the newest kernel, and without BPF
+// LSM in the newest only. TestKernelLoad has every kernel's verifier see the programs.
+var once = regexp.MustCompile(`^TestKernelDoctor$`)
+
 // selected returns the suites with those of their tests that are to run in a kernel.
 func selected(suites []suite, kernel string, noLSM bool) []suite {
 	var chosen []suite
@@ -259,6 +263,8 @@ func selected(suites []suite, kernel string, noLSM bool) []suite {
 			case kernel == "5.10":
 				return !old
 			case noLSM && !withoutLSM.MatchString(test):
+				return true
+			case once.MatchString(test) && (kernel == "6.12" || noLSM && kernel != "newest"):
 				return true
 			}
 			return old || strings.HasPrefix(test, "TestKernelUnderLoad")
