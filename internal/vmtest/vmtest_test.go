@@ -66,8 +66,11 @@ func TestSelected(t *testing.T) {
 	if got := selected(suites, "6.1", false); len(got) != 1 || len(got[0].tests) != 2 {
 		t.Errorf("with LSM: %+v", got)
 	}
-	if got := selected(suites, "6.1", true); len(got) != 1 || len(got[0].tests) != 1 || got[0].tests[0] != "TestKernelDoctor" {
+	if got := selected(suites, "newest", true); len(got) != 1 || len(got[0].tests) != 1 || got[0].tests[0] != "TestKernelDoctor" {
 		t.Errorf("without LSM: %+v", got)
+	}
+	if got := selected(suites, "6.1", true); len(got) != 0 {
+		t.Errorf("an older kernel without LSM: %+v", got)
 	}
 }
 
