@@ -21,6 +21,7 @@ import (
 
 // fake is a Kernel of func fields; those that are nil do what a kernel without troubles does.
 type fake struct {
+	machine  func() [pavise.NumOps]policy.Support
 	start    func() error
 	apply    func(*policy.Image) (enforce.Applied, error)
 	read     func(context.Context, func([]byte) error) error
@@ -36,7 +37,13 @@ var _ Kernel = (*fake)(nil)
 
 func newFake() *fake { return &fake{recs: make(chan *pavise.Event, 64)} }
 
-func (f *fake) Machine() [pavise.NumOps]policy.Support { return AnyMachine().Ops }
+func (f *fake) Machine() [pavise.NumOps]policy.Support {
+	if f.machine != nil {
+		return f.machine()
+	}
+	return AnyMachine().Ops
+}
+
 func (f *fake) Doctor() []enforce.OpStatus {
 	return []enforce.OpStatus{{Op: pavise.OpOpen, Rung: pavise.RungLSM, Deny: true, Tried: []enforce.RungTry{{Rung: pavise.RungLSM, OK: true}}}}
 }

@@ -64,6 +64,7 @@ func (a *Agent) routes() *http.ServeMux {
 	mux.HandleFunc("GET /v1/policies", a.getPolicies)
 	mux.HandleFunc("GET /v1/policies/{name}", a.getPolicy)
 	mux.HandleFunc("PUT /v1/policies", a.putPolicies)
+	mux.HandleFunc("PUT /v1/policies/{name}/mode", a.putMode)
 	mux.HandleFunc("DELETE /v1/policies/{name}", a.deletePolicy)
 	mux.HandleFunc("GET /v1/doctor", a.getDoctor)
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, a.status()) })
@@ -295,6 +296,11 @@ func (a *Agent) putPolicies(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c, err := a.Apply(ps, r.URL.Query().Get("dry-run") == "1")
+	a.replyChange(w, c, err)
+}
+
+// replyChange answers with what a change did to policies.
+func (a *Agent) replyChange(w http.ResponseWriter, c *Change, err error) {
 	if err != nil {
 		fail(w, codeOf(err), err)
 		return
@@ -304,6 +310,18 @@ func (a *Agent) putPolicies(w http.ResponseWriter, r *http.Request) {
 		c.Policies[i].Source = ""
 	}
 	reply(w, http.StatusOK, c)
+}
+
+// putMode changes the mode of one policy.
+func (a *Agent) putMode(w http.ResponseWriter, r *http.Request) {
+	var body struct{ Mode policy.Mode }
+	err := json.NewDecoder(r.Body).Decode(&body)
+	if err != nil || body.Mode != policy.ModeMonitor && body.Mode != policy.ModeEnforce {
+		fail(w, http.StatusBadRequest, errors.New(`the body is not {"mode": "monitor"} or {"mode": "enforce"}`))
+		return
+	}
+	c, err := a.SetMode(r.PathValue("name"), body.Mode, r.URL.Query().Get("dry-run") == "1")
+	a.replyChange(w, c, err)
 }
 
 func (a *Agent) deletePolicy(w http.ResponseWriter, r *http.Request) {

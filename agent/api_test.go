@@ -20,6 +20,8 @@ import (
 	"unsafe"
 
 	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/enforce"
+	"github.com/pavise-project/pavise/policy"
 )
 
 // ask makes one request over the agent's socket.
@@ -68,7 +70,14 @@ func TestAPI(t *testing.T) {
 		{"GET", "/v1/policies/x", "", 404, "no such policy"},
 		{"PUT", "/v1/policies", shadow("x", "monitor") + "---\n" + shadow("y", "enforce"), 200, `"generation":2`},
 		{"GET", "/v1/policies/x", "", 200, `"source":"`},
-		{"DELETE", "/v1/policies/x", "", 200, `"generation":3`},
+		{"PUT", "/v1/policies/x/mode?dry-run=1", `{"mode": "enforce"}`, 200, `"mode":"enforce"`},
+		{"GET", "/v1/policies/x", "", 200, `"mode":"monitor"`},
+		{"PUT", "/v1/policies/x/mode", `{"mode": "enforce"}`, 200, `"generation":3`},
+		{"GET", "/v1/policies/x", "", 200, `mode: enforce\n`},
+		{"PUT", "/v1/policies/x/mode", `{"mode": "loud"}`, 400, "the body is not"},
+		{"PUT", "/v1/policies/x/mode", `enforce`, 400, "the body is not"},
+		{"PUT", "/v1/policies/none/mode", `{"mode": "enforce"}`, 404, "no such policy"},
+		{"DELETE", "/v1/policies/x", "", 200, `"generation":4`},
 		{"GET", "/v1/policies", "", 200, `"name":"y"`},
 	} {
 		code, got := ask(t, c, tt.method, tt.path, strings.NewReader(tt.body))
@@ -79,6 +88,87 @@ func TestAPI(t *testing.T) {
 			t.Errorf("%s %s: not JSON: %s", tt.method, tt.path, got)
 		}
 	}
+}
+
+// TestSetMode: one policy changes its mode in one switch, or nothing changes.
+func TestSetMode(t *testing.T) {
+	f := newFake()
+	f.machine = func() [pavise.NumOps]policy.Support {
+		ops := AnyMachine().Ops
+		ops[pavise.OpAccept] = policy.Support{Rung: pavise.RungKillOnReturn, Kill: true, Why: "lsm: not enabled at boot"}
+		return ops
+	}
+	var img *policy.Image // that is active
+	full := false
+	f.apply = func(i *policy.Image) (enforce.Applied, error) {
+		if full {
+			return enforce.Applied{}, errors.New("stage tables: no space left")
+		}
+		f.gen++
+		img = i
+		return enforce.Applied{Generation: f.gen}, nil
+	}
+	f.counters = func() (enforce.Counters, error) {
+		return enforce.Counters{RuleHits: make([]uint64, len(img.Rules))}, nil
+	}
+	_, c := running(t, f, nil)
+	accept := strings.Replace(shadow("accept", "monitor"), "on: [file.open]\n    when: file.path == \"/etc/shadow\"", "on: [net.accept]\n    when: net.local.port == 22", 1)
+	if _, err := c.Apply(t.Context(), "set.yaml", []byte(shadow("x", "monitor")+"---\n"+shadow("y", "monitor")+"---\n"+accept), false); err != nil {
+		t.Fatal(err)
+	}
+	// modes are what the agent shows, and what the tables do.
+	modes := func() string {
+		t.Helper()
+		ps, gen, err := c.Policies(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := fmt.Sprint(gen)
+		for _, p := range ps {
+			out += " " + p.Name + "=" + p.Mode
+		}
+		for _, w := range img.Ops[pavise.OpOpen].Words {
+			out += fmt.Sprintf(" monitor=%v", w.Monitor)
+		}
+		return out
+	}
+	check := func(want string) {
+		t.Helper()
+		if got := modes(); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+	check("2 accept=monitor x=monitor y=monitor monitor=true")
+	ch, err := c.SetMode(t.Context(), "x", "enforce", true)
+	if err != nil || !ch.DryRun || len(ch.Policies) != 1 || ch.Policies[0].Rules[0].State != "enforced" {
+		t.Errorf("%+v, %v", ch, err)
+	}
+	check("2 accept=monitor x=monitor y=monitor monitor=true")
+	ch, err = c.SetMode(t.Context(), "x", "enforce", false)
+	if err != nil || ch.Generation != 3 || len(ch.Policies) != 1 || ch.Policies[0].Name != "x" || ch.Policies[0].Mode != "enforce" || ch.Policies[0].Source != "" {
+		t.Errorf("%+v, %v", ch, err)
+	}
+	check("3 accept=monitor x=enforce y=monitor monitor=false monitor=true")
+
+	var ae *APIError
+	_, err = c.SetMode(t.Context(), "accept", "enforce", false)
+	if !errors.As(err, &ae) || !ae.BadPolicy() || len(ae.Details) != 1 || ae.Details[0].File != "set.yaml" || ae.Details[0].Line != 29 || !strings.Contains(ae.Details[0].Msg, "net.accept") {
+		t.Errorf("%+v", ae)
+	}
+	full = true
+	_, err = c.SetMode(t.Context(), "y", "enforce", false)
+	if !errors.As(err, &ae) || ae.Status != http.StatusInternalServerError || !strings.Contains(ae.Message, "no space left") {
+		t.Error(err)
+	}
+	full = false
+	if _, err = c.SetMode(t.Context(), "none", "enforce", false); !errors.Is(err, ErrNoPolicy) {
+		t.Error(err)
+	}
+	check("3 accept=monitor x=enforce y=monitor monitor=false monitor=true")
+	if _, err = c.SetMode(t.Context(), "x", "monitor", false); err != nil {
+		t.Error(err)
+	}
+	check("4 accept=monitor x=monitor y=monitor monitor=true")
 }
 
 func TestFollow(t *testing.T) {

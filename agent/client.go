@@ -150,6 +150,20 @@ func (c *Client) Apply(ctx context.Context, file string, data []byte, dryRun boo
 	return &ch, c.call(ctx, "PUT", "/v1/policies", q, bytes.NewReader(data), &ch)
 }
 
+// SetMode puts a policy into a mode: monitor or enforce.
+func (c *Client) SetMode(ctx context.Context, name, mode string, dryRun bool) (*Change, error) {
+	q := url.Values{}
+	if dryRun {
+		q.Set("dry-run", "1")
+	}
+	body, err := json.Marshal(map[string]string{"mode": mode})
+	if err != nil {
+		return nil, err
+	}
+	var ch Change
+	return &ch, c.call(ctx, "PUT", "/v1/policies/"+name+"/mode", q, bytes.NewReader(body), &ch)
+}
+
 // Delete takes a policy away.
 func (c *Client) Delete(ctx context.Context, name string) (*Change, error) {
 	var ch Change

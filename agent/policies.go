@@ -320,6 +320,24 @@ func (a *Agent) Delete(name string) (*Change, error) {
 	})
 }
 
+// SetMode puts the policy into a mode, without its file, which keeps the other: the change lives as long as an applied policy does. With dryRun it only says
+// what would be.
+func (a *Agent) SetMode(name string, m policy.Mode, dryRun bool) (*Change, error) {
+	return a.change([]string{name}, dryRun, func(have []*policy.Policy) ([]*policy.Policy, error) {
+		i := slices.IndexFunc(have, func(p *policy.Policy) bool { return p.Name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("set the mode of %q: %w", name, ErrNoPolicy)
+		}
+		p, err := have[i].WithMode(m)
+		if err != nil {
+			return nil, err
+		}
+		next := slices.Clone(have)
+		next[i] = p
+		return next, nil
+	})
+}
+
 // change makes one new set out of the active one: compile, stage, flip, commit. Names are those that the answer tells about.
 func (a *Agent) change(names []string, dryRun bool, edit func([]*policy.Policy) ([]*policy.Policy, error)) (*Change, error) {
 	a.mu.Lock()

@@ -212,6 +212,18 @@ static __always_inline int judge_exec(struct scratch *s, __u32 si, struct linux_
 	return judge_file(s, si, OP_EXEC);
 }
 
+/* judge_exec_once is what judge_exec does of a program that is no script, short of reporting: its cost is the verdict's (make bench). */
+__noinline int judge_exec_once(__u32 si, __u64 file)
+{
+	struct scratch *s = scratch_at(si);
+
+	if (!s)
+		return 0;
+	s->extra_len = 0;
+	set_open(s, (void *)file, ACCESS_READ | ACCESS_EXEC);
+	return verdict_file(s, si, OP_EXEC, true);
+}
+
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *bprm)
 {

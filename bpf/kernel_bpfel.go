@@ -127,17 +127,18 @@ type KernelOpTable struct {
 }
 
 type KernelOpened struct {
-	_      structs.HostLayout
-	Op     uint32
-	Fd     uint32
-	Count  uint32
-	Action uint32
-	Ns     uint64
-	Ino    uint64
-	Dev    uint32
-	Links  uint32
-	Gen    uint32
-	_      [4]byte
+	_       structs.HostLayout
+	Op      uint32
+	Fd      uint32
+	Count   uint32
+	Action  uint32
+	Ns      uint64
+	Ino     uint64
+	Dev     uint32
+	Links   uint32
+	Gen     uint32
+	AddrLen uint32
+	Addr    [24]uint8
 }
 
 type KernelPool struct {
@@ -536,6 +537,8 @@ const (
 	KernelProgProbeCgroup      = "probe_cgroup"
 	KernelProgProbeReturn      = "probe_return"
 	KernelProgResolve          = "resolve"
+	KernelProgRunConnect       = "run_connect"
+	KernelProgRunExec          = "run_exec"
 	KernelProgRunJudge         = "run_judge"
 	KernelProgRunOpen          = "run_open"
 	KernelVarExecEvents        = "exec_events"
@@ -669,6 +672,8 @@ type KernelProgramSpecs struct {
 	ProbeCgroup      *ebpf.ProgramSpec `ebpf:"probe_cgroup"`
 	ProbeReturn      *ebpf.ProgramSpec `ebpf:"probe_return"`
 	Resolve          *ebpf.ProgramSpec `ebpf:"resolve"`
+	RunConnect       *ebpf.ProgramSpec `ebpf:"run_connect"`
+	RunExec          *ebpf.ProgramSpec `ebpf:"run_exec"`
 	RunJudge         *ebpf.ProgramSpec `ebpf:"run_judge"`
 	RunOpen          *ebpf.ProgramSpec `ebpf:"run_open"`
 }
@@ -879,6 +884,8 @@ type KernelPrograms struct {
 	ProbeCgroup      *ebpf.Program `ebpf:"probe_cgroup"`
 	ProbeReturn      *ebpf.Program `ebpf:"probe_return"`
 	Resolve          *ebpf.Program `ebpf:"resolve"`
+	RunConnect       *ebpf.Program `ebpf:"run_connect"`
+	RunExec          *ebpf.Program `ebpf:"run_exec"`
 	RunJudge         *ebpf.Program `ebpf:"run_judge"`
 	RunOpen          *ebpf.Program `ebpf:"run_open"`
 }
@@ -953,6 +960,8 @@ func (p *KernelPrograms) Close() error {
 		p.ProbeCgroup,
 		p.ProbeReturn,
 		p.Resolve,
+		p.RunConnect,
+		p.RunExec,
 		p.RunJudge,
 		p.RunOpen,
 	)

@@ -39,8 +39,11 @@ static __always_inline void loopback_if_any(__u8 *a)
 		put_v4(a, __builtin_bswap32(0x7f000001));
 }
 
-/* judge_net judges op by the record at OFF_REC (its paths follow it), reports, and returns the action to take. */
-static __always_inline int judge_net(struct scratch *s, __u32 si, __u32 op)
+/*
+ * verdict_net judges op by the record at OFF_REC (its paths follow it): s->v. known is as verdict_file's. Returns whether there is anything to act on or to
+ * report, and leaves the record's end in s->rec_end.
+ */
+static __always_inline int verdict_net(struct scratch *s, __u32 si, __u32 op, bool known)
 {
 	struct rec_net *r = (void *)&s->bytes[OFF_REC];
 	struct op_table *ot;
@@ -82,10 +85,19 @@ static __always_inline int judge_net(struct scratch *s, __u32 si, __u32 op)
 	pos += clip(r->remote_path_len);
 	set_dim(s, DIM_LPATH, pos, r->local_path_len);
 	pos += clip(r->local_path_len);
-	if (!judge_early(si, op))
+	s->rec_end = pos;
+	if (!(known ? judge_early_with(si, op, RENEW_OR_STRICT) : judge_early(si, op)))
 		return 0;
 	judge(si, 0, 0, 0);
-	if (decided(&s->v) >= NUM_DECIDED)
+	return decided(&s->v) < NUM_DECIDED;
+}
+
+/* judge_net is verdict_net, reports, and returns the action to take. */
+static __always_inline int judge_net(struct scratch *s, __u32 si, __u32 op)
+{
+	struct rec_net *r = (void *)&s->bytes[OFF_REC];
+
+	if (!verdict_net(s, si, op, false))
 		return 0;
 	r->remote_path_len = clip(r->remote_path_len);
 	r->local_path_len = clip(r->local_path_len);
@@ -93,7 +105,7 @@ static __always_inline int judge_net(struct scratch *s, __u32 si, __u32 op)
 		      *(__u64 *)&r->remote[8] ^ *(__u64 *)r->remote * 31 ^
 			      (__u64)r->remote_port << 48 ^ (__u64)r->local_port << 32 ^ r->family ^
 			      r->protocol << 8 ^ r->remote_path_len << 16 ^ r->local_path_len << 17,
-		      pos - OFF_REC);
+		      s->rec_end - OFF_REC);
 }
 
 /* judge_socket is judge_net as a function of its own, for hooks whose own cost does not matter. */

@@ -288,6 +288,8 @@ struct opened {
 	__u32 dev;
 	__u32 links;
 	__u32 gen;
+	__u32 addr_len; /* of an address to connect to */
+	__u8 addr[24];
 };
 
 struct {

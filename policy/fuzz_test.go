@@ -59,6 +59,18 @@ func FuzzParse(f *testing.F) {
 			if err != nil || len(again) != 1 || again[0].Name != p.Name {
 				t.Fatalf("source of %s does not parse: %v\n%q", p.Name, err, p.Source)
 			}
+			mode := ModeEnforce
+			if p.Mode == mode {
+				mode = ModeMonitor
+			}
+			other, err := p.WithMode(mode)
+			if err != nil {
+				continue
+			}
+			again, err = Parse("f", other.Source)
+			if err != nil || len(again) != 1 || again[0].Name != p.Name || again[0].Mode != mode || len(again[0].Rules) != len(p.Rules) {
+				t.Fatalf("source of %s in %s mode: %v\n%q\n%q", p.Name, mode, err, p.Source, other.Source)
+			}
 		}
 	})
 }

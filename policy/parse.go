@@ -59,15 +59,20 @@ type Policy struct {
 	Subject     *Condition  // nil: every process
 	Default     []pavise.Op // operations that are denied unless a rule allows them, in order of their numbers
 	Rules       []RuleSpec
-	Source      []byte // the document as written
+	Source      []byte // the document as written, but for what WithMode changed
 	File        string
 	Line        int // of the document's first line
 	Warnings    []*Error
 
 	defaultLines map[pavise.Op][2]int
-	mu           sync.Mutex
-	cache        *normalPolicy // the last normal form, by machine
-	review       *review       // the last one, by machine
+	*memo
+}
+
+// memo is what was found out about a policy, so that it is not found out again at the next change of another.
+type memo struct {
+	mu     sync.Mutex
+	cache  *normalPolicy // the last normal form, by machine
+	review *review       // the last one, by machine
 }
 
 // RuleSpec is one rule of a policy, as written.
@@ -557,7 +562,7 @@ func (p *parser) condition(v *yaml.Node, field string, ops []pavise.Op, subject 
 
 // policy reads one policy.
 func (p *parser) policy(root *yaml.Node) *Policy {
-	pol := &Policy{Mode: ModeMonitor, Fallback: FallbackRefuse, defaultLines: map[pavise.Op][2]int{}}
+	pol := &Policy{Mode: ModeMonitor, Fallback: FallbackRefuse, defaultLines: map[pavise.Op][2]int{}, memo: new(memo)}
 	var apiVersion, kind string
 	var spec, rules, named *yaml.Node
 	p.nameLine, p.nameCol = p.base+root.Line, root.Column

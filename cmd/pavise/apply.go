@@ -40,19 +40,7 @@ between the old rules and the new. A bad policy changes nothing. They live until
 			if err != nil {
 				return err
 			}
-			if a.output == "json" {
-				return a.json(ch)
-			}
-			if err := a.policyTable(ch.Policies); err != nil {
-				return err
-			}
-			a.warnings(ch.Policies)
-			if dry {
-				fmt.Fprintln(a.stdout, "dry run: nothing was changed")
-				return nil
-			}
-			fmt.Fprintf(a.stdout, "active as generation %d after %s\n", ch.Generation, ch.Total.Round(10*time.Microsecond))
-			return nil
+			return a.changed(ch)
 		},
 	}
 	c.Flags().StringVarP(&file, "file", "f", "", "policy file, or - for the standard input")
@@ -61,4 +49,21 @@ between the old rules and the new. A bad policy changes nothing. They live until
 		panic(err)
 	}
 	return c
+}
+
+// changed shows what a change did, or would do.
+func (a *app) changed(ch *agent.Change) error {
+	if a.output == "json" {
+		return a.json(ch)
+	}
+	if err := a.policyTable(ch.Policies); err != nil {
+		return err
+	}
+	a.warnings(ch.Policies)
+	if ch.DryRun {
+		fmt.Fprintln(a.stdout, "dry run: nothing was changed")
+		return nil
+	}
+	fmt.Fprintf(a.stdout, "active as generation %d after %s\n", ch.Generation, ch.Total.Round(10*time.Microsecond))
+	return nil
 }
