@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -94,7 +93,11 @@ func (a *Agent) guard(next http.Handler, group int64) http.Handler {
 			return
 		}
 		// A stream lives longer than ReadTimeout, and has no body: the limit is on each write.
-		r.Body = http.MaxBytesReader(w, r.Body, MaxPolicyBytes)
+		limit := int64(MaxPolicyBytes)
+		if withSets(r) {
+			limit = MaxApplyBytes
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, limit)
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
 		next.ServeHTTP(w, r)
 	})
@@ -270,14 +273,17 @@ func (a *Agent) getPolicy(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusOK, ps[0])
 }
 
-// putPolicies applies the policies in the body. The query's file names them in errors.
+// putPolicies applies the policies in the body, which may bring their sets. The query's file names them in errors.
 func (a *Agent) putPolicies(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(r.Body)
+	body, sets, err := readApply(r)
 	if err != nil {
 		code := http.StatusBadRequest
 		var big *http.MaxBytesError
 		if errors.As(err, &big) {
-			code, err = http.StatusRequestEntityTooLarge, errors.New("over 1 MiB, the limit of a policy")
+			code, err = http.StatusRequestEntityTooLarge, fmt.Errorf("over %d MiB, the limit of a policy", big.Limit>>20)
+			if big.Limit > MaxPolicyBytes {
+				err = fmt.Errorf("over %d MiB, the limit of policies with their sets", big.Limit>>20)
+			}
 		}
 		fail(w, code, err)
 		return
@@ -286,7 +292,7 @@ func (a *Agent) putPolicies(w http.ResponseWriter, r *http.Request) {
 	if name == "." || name == "/" {
 		name = "policy.yaml"
 	}
-	ps, err := policy.Parse(name, body)
+	ps, err := policy.ParseWith(name, body, sentSets(sets))
 	if err != nil {
 		fail(w, http.StatusUnprocessableEntity, err)
 		return

@@ -75,6 +75,9 @@ func (c *Client) do(ctx context.Context, method, path string, q url.Values, body
 	if err != nil {
 		return nil, err
 	}
+	if t, ok := body.(*typedBody); ok {
+		req.Header.Set("Content-Type", t.kind)
+	}
 	res, err := c.http.Do(req)
 	switch {
 	case err == nil:
@@ -140,14 +143,18 @@ func (c *Client) Policy(ctx context.Context, name string) (*PolicyStatus, error)
 	return &p, c.call(ctx, "GET", "/v1/policies/"+name, nil, nil, &p)
 }
 
-// Apply sends policies. File names them in errors.
-func (c *Client) Apply(ctx context.Context, file string, data []byte, dryRun bool) (*Change, error) {
+// Apply sends policies, and the sets that they name. File names them in errors.
+func (c *Client) Apply(ctx context.Context, file string, data []byte, sets map[string][]byte, dryRun bool) (*Change, error) {
+	body, err := applyBody(data, sets)
+	if err != nil {
+		return nil, err
+	}
 	q := url.Values{"file": {filepath.Base(file)}}
 	if dryRun {
 		q.Set("dry-run", "1")
 	}
 	var ch Change
-	return &ch, c.call(ctx, "PUT", "/v1/policies", q, bytes.NewReader(data), &ch)
+	return &ch, c.call(ctx, "PUT", "/v1/policies", q, body, &ch)
 }
 
 // SetMode puts a policy into a mode: monitor or enforce.

@@ -117,7 +117,7 @@ func loadFile(name string) ([]*policy.Policy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load policy %s: %w", name, err)
 	}
-	return policy.Parse(name, data)
+	return policy.ParseWith(name, data, SetsIn(filepath.Dir(name)))
 }
 
 // Duplicates is the error for names that stand twice in ps.

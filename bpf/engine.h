@@ -24,6 +24,8 @@
 #define NUM_ALLSTATES 131072
 #define NUM_ALLLEAVES 32768
 #define NUM_TAILS     (1 << 20)
+#define NUM_RATES     256
+#define RATED	      8 /* words with a rate that one function judges */
 #define MAX_STRING    4095
 #define LEAF_BIT      0x8000
 
@@ -42,6 +44,7 @@
 #define DIM_REAL_UID   13
 #define DIM_REAL_GID   14
 #define DIM_DIGEST     15
+#define DIM_EXE_SETS   20 /* the sets that hold DIM_EXE; their like: DIM_PATH_SETS and on */
 #define DIM_PATH       24 /* the first dimension of the object */
 #define DIM_ACCESS     25
 #define DIM_OWNER      26
@@ -61,11 +64,16 @@
 #define DIM_NEW_PATH   40
 #define DIM_TARGET_EXE 41
 #define DIM_TARGET_UID 42
+#define DIM_PATH_SETS  48
+#define DIM_TIME       56
 #define NUM_DIMS       64
 
 /* DIM is the bit of a dimension in a set of them. */
 #define DIM(d)	   (1ULL << (d))
 #define NEED(m, d) ((m) & DIM(d))
+
+#define AUTOMATON_NAMED	  (1 << 0) /* it is about the name that is judged */
+#define AUTOMATON_ADDRESS (1 << 1) /* source is looked up in sets of addresses */
 
 struct automaton {
 	__u32 cell_off;
@@ -76,7 +84,8 @@ struct automaton {
 	__u16 overlong;
 	__u8 shift;
 	__u8 dim;
-	__u8 pad[2];
+	__u8 source; /* dim is derived: DIM_TIME of itself, one of sets of the fact that is looked up; 0 for none */
+	__u8 flags; /* AUTOMATON_* */
 	__u8 column[256];
 };
 
@@ -114,7 +123,7 @@ struct word {
 	__u8 monitor;
 	__u8 pad;
 	__u16 group;
-	__u16 pad2;
+	__u16 rate; /* 1 + number in rates of the one that must be passed; 0 for none */
 };
 
 struct op_table {
@@ -125,6 +134,9 @@ struct op_table {
 	__u64 need; /* bit per dimension that some slot reads */
 	__u32 enforces; /* some word is enforced: without a verdict the operation is refused */
 	__u32 rule_off; /* of its clauses' rules in rules */
+	__u32 n_rated; /* words with a rate, the last of all */
+	__u32 pad;
+	__u64 rated[4]; /* a bit for each */
 	__u64 all[4]; /* a bit for each word */
 	struct slot slots[NUM_SLOTS];
 	struct word words[NUM_OPWORDS];
@@ -134,6 +146,30 @@ struct row {
 	__u64 sum[4];
 	__u32 off[4]; /* where the words of sum[i] begin in words */
 };
+
+struct rate {
+	__u64 id;
+	__u64 window; /* microseconds */
+	__u32 n;
+	__u32 by; /* BY_* */
+};
+
+/* The hash of a string. */
+struct set_string {
+	__u64 lo, hi;
+};
+
+/* A prefix, or the mask of a length of prefixes. */
+struct set_prefix {
+	__u64 hi, lo; /* of the address, in host byte order */
+	__u64 bits; /* 1 + its length; an IPv4 prefix has 96 and more. 0 for none */
+};
+
+#define SET_MASKS   256
+#define MAX_LENGTHS 129 /* of one family of addresses */
+#define HAS_WHOLE   (1 << 0) /* there are sets of whole strings */
+#define HAS_NAMES   (1 << 1)
+#define SETS_BYTES  8
 
 /*
  * One generation. An array of two: the hook reads control.active once and uses that side throughout; user space writes the other
@@ -152,6 +188,13 @@ struct tables {
 	__u16 rules[NUM_CLAUSES]; /* by operation and clause */
 	struct leaf leaves[NUM_ALLLEAVES];
 	__u8 tails[NUM_TAILS + 8] __attribute__((aligned(8)));
+	struct rate rates[NUM_RATES];
+	__u32 set_slot; /* of set_strings and set_prefixes */
+	__u32 set_kinds; /* HAS_* */
+	__u32 set_masks6; /* where those of IPv6 begin; IPv4's begin at 0 */
+	__u32 pad;
+	/* Of all lengths of prefixes in sets; one with no bits is behind the last of each family. */
+	struct set_prefix set_masks[SET_MASKS];
 };
 
 struct pool {
@@ -182,6 +225,7 @@ struct control {
 	__u32 selftest_hits;
 	__u32 rung; /* RUNG_LSM or RUNG_FMOD_RET: what the lsm programs are attached as */
 	__u32 agent; /* its thread group: kernel.bpf does not judge it, or it could not be told to stop */
+	__u64 clock; /* minutes of the week are counted from this many nanoseconds before boot */
 	__u64 hooks; /* bit per operation that sched_process_exec and sys_exit judge: those on the kill-on-return rung */
 };
 
@@ -286,6 +330,17 @@ struct scratch {
 	__u16 dim_off[NUM_DIMS];
 	__u16 dim_len[NUM_DIMS]; /* over MAX_STRING: too long to judge exactly */
 	struct verdict v;
+	__u64 now; /* ns since boot, for rates and the time of day; 0 until it is asked for */
+	__u64 counted[4]; /* words with a rate that were counted */
+	__u64 over[4]; /* those of them that passed it; it says nothing of others */
+	__u64 rated[4]; /* and those that are still to be judged */
+	__u64 derived; /* dimensions that stand there already for the name that is judged */
+	/* Lookups in sets. */
+	__u64 sip[4];
+	__u32 sip_pos;
+	__u32 sip_left;
+	struct set_string string;
+	struct set_prefix prefix;
 	/* The walk of path_build. */
 	__u64 dentry;
 	__u64 mnt;
@@ -487,6 +542,8 @@ __noinline int leaf_class(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 	return lf->match;
 }
 
+__noinline int derive(__u32 si, __u32 ai, __u32 off, __u32 len); /* derive.h */
+
 /* classify runs an automaton over bytes[off, off+len) of a scratch and returns the class. */
 __noinline int classify(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 {
@@ -499,6 +556,11 @@ __noinline int classify(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 	if (!s || !t || !p)
 		return 0;
 	a = &t->automata[ai & (NUM_AUTOMATA - 1)];
+	if (a->source) {
+		derive(si, ai, off, len);
+		off = s->dim_off[a->dim & (NUM_DIMS - 1)];
+		len = s->dim_len[a->dim & (NUM_DIMS - 1)];
+	}
 	if (len > MAX_STRING)
 		return a->overlong;
 	s->state = a->start;
@@ -546,7 +608,10 @@ static __always_inline int meet(struct scratch *s, struct tables *t, struct op_t
 	return left != 0;
 }
 
-/* tally_word judges word q*64 + n of the operation, where low has the n lowest bits set: judgement.word of policy/judge.go. */
+/*
+ * tally_word judges word q*64 + n of the operation, where low has the n lowest bits set: judgement.word of policy/judge.go. Returns the word's rate
+ * when it must be known first whether that is passed.
+ */
 __noinline int tally_word(__u32 si, __u32 q, __u64 low)
 {
 	struct scratch *s = scratch_at(si);
@@ -589,6 +654,13 @@ __noinline int tally_word(__u32 si, __u32 q, __u64 low)
 	}
 	if (!w)
 		return 0;
+	/* It is counted for the first name under which it holds; rated() asks, and comes again. */
+	if (wd->rate && !(s->counted[q] & s->over[q] & (low + 1))) {
+		if (s->counted[q] & (low + 1))
+			return 0;
+		s->counted[q] |= low + 1;
+		return wd->rate;
+	}
 	if (wd->kind == WORD_ALLOW) {
 		s->met = wd->group;
 		return 0;
@@ -639,18 +711,20 @@ __noinline int tally(__u32 si, __u32 q)
 	return 0;
 }
 
-/* slot_class is the class of the operation's slot i; DIM_PATH is read at [off, off+len). */
+/* slot_class is the class of the operation's slot i; what is about the name is read at [off, off+len). */
 static __always_inline int slot_class(struct scratch *s, __u32 si, struct tables *t, __u32 ai,
 				      __u32 off, __u32 len)
 {
 	__u32 dim = t->automata[ai].dim & (NUM_DIMS - 1);
 
-	if (dim != DIM_PATH) {
+	if (!(t->automata[ai].flags & AUTOMATON_NAMED)) {
 		off = s->dim_off[dim];
 		len = s->dim_len[dim];
 	}
 	return classify(si, s->side, ai, off, len);
 }
+
+__noinline int rated(__u32 si, __u32 q); /* rate.h */
 
 /* judge completes a judgement that judge_early began, for the name at [off, off+len); alias is 0 for the first name. */
 __noinline int judge(__u32 si, __u32 off, __u32 len, __u32 alias)
@@ -668,6 +742,7 @@ __noinline int judge(__u32 si, __u32 off, __u32 len, __u32 alias)
 		return 0;
 	ot = &t->ops[s->op & (NUM_JUDGED - 1)];
 	s->alias = alias;
+	s->derived = 0;
 	s->left[0] = s->early[0];
 	s->left[1] = s->early[1];
 	s->left[2] = s->early[2];
@@ -683,6 +758,13 @@ __noinline int judge(__u32 si, __u32 off, __u32 len, __u32 alias)
 		if (!meet(s, t, ot, i))
 			return 0;
 	}
+	if (ot->n_rated) {
+		/* They are the last, and asked when all others have been. */
+		for (int q = 0; q < 4; q++) {
+			s->rated[q] = s->left[q] & ot->rated[q];
+			s->left[q] &= ~ot->rated[q];
+		}
+	}
 	for (int q = 0; q < 4; q++) {
 		/* Mostly there is one word, and no call needed to find it. */
 		for (int k = 0; k < 4; k++) {
@@ -696,7 +778,19 @@ __noinline int judge(__u32 si, __u32 off, __u32 len, __u32 alias)
 		if (s->left[q])
 			tally(si, q);
 	}
+	for (int q = 0; q < 4 && ot->n_rated; q++)
+		for (int i = 0; i < 64 / RATED; i++)
+			if (!rated(si, q))
+				break;
 	return 0;
+}
+
+/* now is the time of this judgement. */
+static __always_inline __u64 now_of(struct scratch *s)
+{
+	if (!s->now)
+		s->now = bpf_ktime_get_boot_ns();
+	return s->now;
 }
 
 /* decided is the class that decides, NUM_DECIDED when none does. */

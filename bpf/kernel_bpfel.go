@@ -23,7 +23,8 @@ type KernelAutomaton struct {
 	Overlong  uint16
 	Shift     uint8
 	Dim       uint8
-	Pad       [2]uint8
+	Source    uint8
+	Flags     uint8
 	Column    [256]uint8
 }
 
@@ -35,6 +36,7 @@ type KernelControl struct {
 	SelftestHits uint32
 	Rung         uint32
 	Agent        uint32
+	Clock        uint64
 	Hooks        uint64
 }
 
@@ -121,6 +123,9 @@ type KernelOpTable struct {
 	Need      uint64
 	Enforces  uint32
 	RuleOff   uint32
+	N_rated   uint32
+	Pad       uint32
+	Rated     [4]uint64
 	All       [4]uint64
 	Slots     [16]KernelSlot
 	Words     [256]KernelWord
@@ -172,6 +177,14 @@ type KernelProc struct {
 	ParentExe    [256]uint8
 	Script       [256]uint8
 	_            [2]byte
+}
+
+type KernelRate struct {
+	_      structs.HostLayout
+	Id     uint64
+	Window uint64
+	N      uint32
+	By     uint32
 }
 
 type KernelRecExit struct {
@@ -322,6 +335,16 @@ type KernelScratch struct {
 	DimOff    [64]uint16
 	DimLen    [64]uint16
 	V         KernelVerdict
+	Now       uint64
+	Counted   [4]uint64
+	Over      [4]uint64
+	Rated     [4]uint64
+	Derived   uint64
+	Sip       [4]uint64
+	SipPos    uint32
+	SipLeft   uint32
+	String    KernelSetString
+	Prefix    KernelSetPrefix
 	Dentry    uint64
 	Mnt       uint64
 	Root      uint64
@@ -366,6 +389,19 @@ type KernelScratch struct {
 	Bytes [36880]uint8
 }
 
+type KernelSetPrefix struct {
+	_    structs.HostLayout
+	Hi   uint64
+	Lo   uint64
+	Bits uint64
+}
+
+type KernelSetString struct {
+	_  structs.HostLayout
+	Lo uint64
+	Hi uint64
+}
+
 type KernelSlot struct {
 	_         structs.HostLayout
 	Automaton uint32
@@ -386,6 +422,12 @@ type KernelTables struct {
 	Rules       [131072]uint16
 	Leaves      [32768]KernelLeaf
 	Tails       [1048584]uint8
+	Rates       [256]KernelRate
+	SetSlot     uint32
+	SetKinds    uint32
+	SetMasks6   uint32
+	Pad         uint32
+	SetMasks    [256]KernelSetPrefix
 }
 
 type KernelTestJudge struct {
@@ -398,8 +440,10 @@ type KernelTestJudge struct {
 	Len        [64]uint16
 	AliasOff   [4]uint16
 	AliasLen   [4]uint16
+	Now        uint64
 	Out        KernelVerdict
 	Bytes      [8192]uint8
+	_          [4]byte
 }
 
 type KernelTextsLong struct {
@@ -445,7 +489,7 @@ type KernelWord struct {
 	Monitor uint8
 	Pad     uint8
 	Group   uint16
-	Pad2    uint16
+	Rate    uint16
 }
 
 // Names of all BPF objects in the ELF.
@@ -463,7 +507,10 @@ const (
 	KernelMapOpeneds           = "openeds"
 	KernelMapPools             = "pools"
 	KernelMapProcs             = "procs"
+	KernelMapRateCounts        = "rate_counts"
 	KernelMapScratches         = "scratches"
+	KernelMapSetPrefixes       = "set_prefixes"
+	KernelMapSetStrings        = "set_strings"
 	KernelMapShortTexts        = "short_texts"
 	KernelMapSides             = "sides"
 	KernelMapStats             = "stats"
@@ -553,13 +600,17 @@ const (
 	KernelVarRegsArg2Off       = "regs_arg2_off"
 	KernelVarRegsArg2OffCompat = "regs_arg2_off_compat"
 	KernelVarRegsNrOff         = "regs_nr_off"
+	KernelVarSipKey            = "sip_key"
 	KernelVarSysOp             = "sys_op"
+	KernelVarUnusedRateKey     = "unused_rate_key"
 	KernelVarUnusedRecExit     = "unused_rec_exit"
 	KernelVarUnusedRecFile     = "unused_rec_file"
 	KernelVarUnusedRecHdr      = "unused_rec_hdr"
 	KernelVarUnusedRecKind     = "unused_rec_kind"
 	KernelVarUnusedRecNet      = "unused_rec_net"
 	KernelVarUnusedRecProc     = "unused_rec_proc"
+	KernelVarUnusedSetPrefix   = "unused_set_prefix"
+	KernelVarUnusedSetString   = "unused_set_string"
 )
 
 // LoadKernel returns the embedded CollectionSpec for Kernel.
@@ -682,23 +733,26 @@ type KernelProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelMapSpecs struct {
-	Controls   *ebpf.MapSpec `ebpf:"controls"`
-	Critical   *ebpf.MapSpec `ebpf:"critical"`
-	Errors     *ebpf.MapSpec `ebpf:"errors"`
-	Folds      *ebpf.MapSpec `ebpf:"folds"`
-	Hits       *ebpf.MapSpec `ebpf:"hits"`
-	Inodes     *ebpf.MapSpec `ebpf:"inodes"`
-	LongTexts  *ebpf.MapSpec `ebpf:"long_texts"`
-	Mounts     *ebpf.MapSpec `ebpf:"mounts"`
-	Openeds    *ebpf.MapSpec `ebpf:"openeds"`
-	Pools      *ebpf.MapSpec `ebpf:"pools"`
-	Procs      *ebpf.MapSpec `ebpf:"procs"`
-	Scratches  *ebpf.MapSpec `ebpf:"scratches"`
-	ShortTexts *ebpf.MapSpec `ebpf:"short_texts"`
-	Sides      *ebpf.MapSpec `ebpf:"sides"`
-	Stats      *ebpf.MapSpec `ebpf:"stats"`
-	Telemetry  *ebpf.MapSpec `ebpf:"telemetry"`
-	TestJudges *ebpf.MapSpec `ebpf:"test_judges"`
+	Controls    *ebpf.MapSpec `ebpf:"controls"`
+	Critical    *ebpf.MapSpec `ebpf:"critical"`
+	Errors      *ebpf.MapSpec `ebpf:"errors"`
+	Folds       *ebpf.MapSpec `ebpf:"folds"`
+	Hits        *ebpf.MapSpec `ebpf:"hits"`
+	Inodes      *ebpf.MapSpec `ebpf:"inodes"`
+	LongTexts   *ebpf.MapSpec `ebpf:"long_texts"`
+	Mounts      *ebpf.MapSpec `ebpf:"mounts"`
+	Openeds     *ebpf.MapSpec `ebpf:"openeds"`
+	Pools       *ebpf.MapSpec `ebpf:"pools"`
+	Procs       *ebpf.MapSpec `ebpf:"procs"`
+	RateCounts  *ebpf.MapSpec `ebpf:"rate_counts"`
+	Scratches   *ebpf.MapSpec `ebpf:"scratches"`
+	SetPrefixes *ebpf.MapSpec `ebpf:"set_prefixes"`
+	SetStrings  *ebpf.MapSpec `ebpf:"set_strings"`
+	ShortTexts  *ebpf.MapSpec `ebpf:"short_texts"`
+	Sides       *ebpf.MapSpec `ebpf:"sides"`
+	Stats       *ebpf.MapSpec `ebpf:"stats"`
+	Telemetry   *ebpf.MapSpec `ebpf:"telemetry"`
+	TestJudges  *ebpf.MapSpec `ebpf:"test_judges"`
 }
 
 // KernelVariableSpecs contains global variables before they are loaded into the kernel.
@@ -717,13 +771,17 @@ type KernelVariableSpecs struct {
 	RegsArg2Off       *ebpf.VariableSpec `ebpf:"regs_arg2_off"`
 	RegsArg2OffCompat *ebpf.VariableSpec `ebpf:"regs_arg2_off_compat"`
 	RegsNrOff         *ebpf.VariableSpec `ebpf:"regs_nr_off"`
+	SipKey            *ebpf.VariableSpec `ebpf:"sip_key"`
 	SysOp             *ebpf.VariableSpec `ebpf:"sys_op"`
+	UnusedRateKey     *ebpf.VariableSpec `ebpf:"unused_rate_key"`
 	UnusedRecExit     *ebpf.VariableSpec `ebpf:"unused_rec_exit"`
 	UnusedRecFile     *ebpf.VariableSpec `ebpf:"unused_rec_file"`
 	UnusedRecHdr      *ebpf.VariableSpec `ebpf:"unused_rec_hdr"`
 	UnusedRecKind     *ebpf.VariableSpec `ebpf:"unused_rec_kind"`
 	UnusedRecNet      *ebpf.VariableSpec `ebpf:"unused_rec_net"`
 	UnusedRecProc     *ebpf.VariableSpec `ebpf:"unused_rec_proc"`
+	UnusedSetPrefix   *ebpf.VariableSpec `ebpf:"unused_set_prefix"`
+	UnusedSetString   *ebpf.VariableSpec `ebpf:"unused_set_string"`
 }
 
 // KernelObjects contains all objects after they have been loaded into the kernel.
@@ -746,23 +804,26 @@ func (o *KernelObjects) Close() error {
 //
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelMaps struct {
-	Controls   *ebpf.Map `ebpf:"controls"`
-	Critical   *ebpf.Map `ebpf:"critical"`
-	Errors     *ebpf.Map `ebpf:"errors"`
-	Folds      *ebpf.Map `ebpf:"folds"`
-	Hits       *ebpf.Map `ebpf:"hits"`
-	Inodes     *ebpf.Map `ebpf:"inodes"`
-	LongTexts  *ebpf.Map `ebpf:"long_texts"`
-	Mounts     *ebpf.Map `ebpf:"mounts"`
-	Openeds    *ebpf.Map `ebpf:"openeds"`
-	Pools      *ebpf.Map `ebpf:"pools"`
-	Procs      *ebpf.Map `ebpf:"procs"`
-	Scratches  *ebpf.Map `ebpf:"scratches"`
-	ShortTexts *ebpf.Map `ebpf:"short_texts"`
-	Sides      *ebpf.Map `ebpf:"sides"`
-	Stats      *ebpf.Map `ebpf:"stats"`
-	Telemetry  *ebpf.Map `ebpf:"telemetry"`
-	TestJudges *ebpf.Map `ebpf:"test_judges"`
+	Controls    *ebpf.Map `ebpf:"controls"`
+	Critical    *ebpf.Map `ebpf:"critical"`
+	Errors      *ebpf.Map `ebpf:"errors"`
+	Folds       *ebpf.Map `ebpf:"folds"`
+	Hits        *ebpf.Map `ebpf:"hits"`
+	Inodes      *ebpf.Map `ebpf:"inodes"`
+	LongTexts   *ebpf.Map `ebpf:"long_texts"`
+	Mounts      *ebpf.Map `ebpf:"mounts"`
+	Openeds     *ebpf.Map `ebpf:"openeds"`
+	Pools       *ebpf.Map `ebpf:"pools"`
+	Procs       *ebpf.Map `ebpf:"procs"`
+	RateCounts  *ebpf.Map `ebpf:"rate_counts"`
+	Scratches   *ebpf.Map `ebpf:"scratches"`
+	SetPrefixes *ebpf.Map `ebpf:"set_prefixes"`
+	SetStrings  *ebpf.Map `ebpf:"set_strings"`
+	ShortTexts  *ebpf.Map `ebpf:"short_texts"`
+	Sides       *ebpf.Map `ebpf:"sides"`
+	Stats       *ebpf.Map `ebpf:"stats"`
+	Telemetry   *ebpf.Map `ebpf:"telemetry"`
+	TestJudges  *ebpf.Map `ebpf:"test_judges"`
 }
 
 func (m *KernelMaps) Close() error {
@@ -778,7 +839,10 @@ func (m *KernelMaps) Close() error {
 		m.Openeds,
 		m.Pools,
 		m.Procs,
+		m.RateCounts,
 		m.Scratches,
+		m.SetPrefixes,
+		m.SetStrings,
 		m.ShortTexts,
 		m.Sides,
 		m.Stats,
@@ -803,13 +867,17 @@ type KernelVariables struct {
 	RegsArg2Off       *ebpf.Variable `ebpf:"regs_arg2_off"`
 	RegsArg2OffCompat *ebpf.Variable `ebpf:"regs_arg2_off_compat"`
 	RegsNrOff         *ebpf.Variable `ebpf:"regs_nr_off"`
+	SipKey            *ebpf.Variable `ebpf:"sip_key"`
 	SysOp             *ebpf.Variable `ebpf:"sys_op"`
+	UnusedRateKey     *ebpf.Variable `ebpf:"unused_rate_key"`
 	UnusedRecExit     *ebpf.Variable `ebpf:"unused_rec_exit"`
 	UnusedRecFile     *ebpf.Variable `ebpf:"unused_rec_file"`
 	UnusedRecHdr      *ebpf.Variable `ebpf:"unused_rec_hdr"`
 	UnusedRecKind     *ebpf.Variable `ebpf:"unused_rec_kind"`
 	UnusedRecNet      *ebpf.Variable `ebpf:"unused_rec_net"`
 	UnusedRecProc     *ebpf.Variable `ebpf:"unused_rec_proc"`
+	UnusedSetPrefix   *ebpf.Variable `ebpf:"unused_set_prefix"`
+	UnusedSetString   *ebpf.Variable `ebpf:"unused_set_string"`
 }
 
 // KernelPrograms contains all programs after they have been loaded into the kernel.

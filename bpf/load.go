@@ -1,6 +1,8 @@
 package bpf
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -17,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -type rec_hdr -type rec_file -type rec_net -type rec_proc -type rec_exit -type rec_kind -type proc -type texts_short -type texts_long -type tables -type pool -type control -type hit -type verdict -type scratch -type automaton -type op_table -type word -type slot -type row -type leaf -type mount_info -type inode_key -type inode_name -type op_stats -type fold_key -type fold -type test_judge -type opened Kernel pavise.bpf.c -- -I. -O2 -g -Wall -Werror -mcpu=v3
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -type rec_hdr -type rec_file -type rec_net -type rec_proc -type rec_exit -type rec_kind -type proc -type texts_short -type texts_long -type tables -type pool -type control -type hit -type verdict -type scratch -type automaton -type op_table -type word -type slot -type row -type leaf -type mount_info -type inode_key -type inode_name -type op_stats -type fold_key -type fold -type test_judge -type opened -type set_string -type set_prefix -type rate Kernel pavise.bpf.c -- -I. -O2 -g -Wall -Werror -mcpu=v3
 
 // ErrPrivileges says that the process may not load programs.
 var ErrPrivileges = errors.New("no privileges: run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_SYS_ADMIN and CAP_SYS_PTRACE")
@@ -30,10 +32,12 @@ const scratchPerCPU = 4 // SCRATCH_PER_CPU
 // Kernel is the one object of Pavise with its maps made: programs are loaded when they are first asked for, and attached and detached by name.
 type Kernel struct {
 	spec *ebpf.CollectionSpec
+	sip  [2]uint64
 	maps map[string]*ebpf.Map
 	vars map[string]*ebpf.Variable
 
 	mu       sync.Mutex
+	inner    map[innerSlot]*ebpf.Map // in the arrays of maps
 	programs map[string]*ebpf.Program
 	links    map[string]link.Link
 	cgroup   int    // the root of cgroup v2, -1 until it is needed
@@ -51,10 +55,13 @@ func Load() (*Kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the kernel object: %w", err)
 	}
-	if err := setMachine(spec); err != nil {
+	var key [16]byte
+	_, _ = rand.Read(key[:]) // never fails
+	sip := [2]uint64{binary.LittleEndian.Uint64(key[:]), binary.LittleEndian.Uint64(key[8:])}
+	if err := setMachine(spec, sip); err != nil {
 		return nil, err
 	}
-	k := &Kernel{spec: spec, maps: map[string]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, links: map[string]link.Link{}, cgroup: -1}
+	k := &Kernel{spec: spec, sip: sip, maps: map[string]*ebpf.Map{}, inner: map[innerSlot]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, links: map[string]link.Link{}, cgroup: -1}
 	coll, err := ebpf.NewCollection(&ebpf.CollectionSpec{Maps: spec.Maps, Types: spec.Types, ByteOrder: spec.ByteOrder, Variables: spec.Variables})
 	if err != nil {
 		return nil, fmt.Errorf("make the maps: %w", cause(err))
@@ -109,6 +116,9 @@ func (k *Kernel) Side(side int) (*KernelTables, *KernelPool, error) {
 		(*KernelPool)(unsafe.Pointer(&k.pools[side*int(unsafe.Sizeof(KernelPool{}))])), nil
 }
 
+// SipKey is the secret key of the hashes by which the programs know strings: another one at each Load.
+func (k *Kernel) SipKey() [2]uint64 { return k.sip }
+
 // Map returns a map of the object by its name in C, nil if there is none.
 func (k *Kernel) Map(name string) *ebpf.Map { return k.maps[name] }
 
@@ -118,13 +128,26 @@ func (k *Kernel) Variable(name string) *ebpf.Variable { return k.vars[name] }
 // Memory returns the bytes of kernel memory that the maps take, as the kernel reports them.
 func (k *Kernel) Memory() (uint64, error) {
 	var sum uint64
-	for name, m := range k.maps {
+	add := func(name string, m *ebpf.Map) error {
 		info, err := m.Info()
 		if err != nil {
-			return 0, fmt.Errorf("ask for the size of map %s: %w", name, err)
+			return fmt.Errorf("ask for the size of map %s: %w", name, err)
 		}
 		if n, ok := info.Memlock(); ok {
 			sum += n
+		}
+		return nil
+	}
+	for name, m := range k.maps {
+		if err := add(name, m); err != nil {
+			return 0, err
+		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for at, m := range k.inner {
+		if err := add(at.outer, m); err != nil {
+			return 0, err
 		}
 	}
 	return sum, nil
@@ -373,13 +396,16 @@ func (k *Kernel) Close() error {
 			errs = append(errs, unix.Munmap(b))
 		}
 	}
+	for _, m := range k.inner {
+		errs = append(errs, m.Close())
+	}
 	for _, m := range k.maps {
 		errs = append(errs, m.Close())
 	}
 	if k.cgroup >= 0 {
 		errs = append(errs, unix.Close(k.cgroup))
 	}
-	k.links, k.programs, k.maps, k.sides, k.pools, k.cgroup = nil, nil, nil, nil, nil, -1
+	k.inner, k.links, k.programs, k.maps, k.sides, k.pools, k.cgroup = nil, nil, nil, nil, nil, nil, -1
 	return errors.Join(errs...)
 }
 

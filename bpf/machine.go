@@ -67,8 +67,8 @@ var arches = map[string]arch{
 	},
 }
 
-// setMachine writes the object's constants: those of the architecture and the number of CPUs.
-func setMachine(spec *ebpf.CollectionSpec) error {
+// setMachine writes the object's constants: those of the architecture, the number of CPUs, and the key by which strings are hashed.
+func setMachine(spec *ebpf.CollectionSpec, sip [2]uint64) error {
 	a, ok := arches[runtime.GOARCH]
 	if !ok {
 		return fmt.Errorf("%w: architecture %s; amd64 and arm64 are", ErrUnsupported, runtime.GOARCH)
@@ -90,7 +90,7 @@ func setMachine(spec *ebpf.CollectionSpec) error {
 	n := uint32(max(cpus, 3) * scratchPerCPU) // scratch_get tries three CPUs' worth
 	spec.Maps["scratches"].MaxEntries = n
 	for name, v := range map[string]any{
-		"num_scratches": n, "sys_op": sys, "perf_type_arg": perf,
+		"num_scratches": n, "sys_op": sys, "perf_type_arg": perf, "sip_key": sip,
 		"regs_nr_off": a.nr, "regs_arg0_off": a.args[0], "regs_arg0_off_compat": a.compats[0],
 		"regs_arg1_off": a.args[1], "regs_arg1_off_compat": a.compats[1],
 		"regs_arg2_off": a.args[2], "regs_arg2_off_compat": a.compats[2],

@@ -12,6 +12,8 @@
 #include "engine.h"
 #include "path.h"
 #include "proc.h"
+#include "derive.h"
+#include "rate.h"
 
 #include "file.bpf.c"
 #include "exec.bpf.c"
@@ -30,5 +32,8 @@ struct rec_net *unused_rec_net __attribute__((unused));
 struct rec_proc *unused_rec_proc __attribute__((unused));
 struct rec_exit *unused_rec_exit __attribute__((unused));
 enum rec_kind *unused_rec_kind __attribute__((unused));
+struct set_string *unused_set_string __attribute__((unused));
+struct set_prefix *unused_set_prefix __attribute__((unused));
+struct rate_key *unused_rate_key __attribute__((unused));
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

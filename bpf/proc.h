@@ -123,6 +123,7 @@ enum err {
 	ERR_SCRATCH,
 	ERR_PROC,
 	ERR_TEXTS, /* no room for a process's texts */
+	ERR_RATE, /* no memory for a count */
 	NUM_ERRS = 8
 };
 
@@ -657,6 +658,7 @@ __noinline int subject_classes(__u32 si, __u64 dims)
 	t = bpf_map_lookup_elem(&sides, &side);
 	if (!t)
 		return 0;
+	s->derived = 0;
 	for (int i = 0; i < NUM_AUTOMATA; i++) {
 		__u32 dim = t->automata[i].dim & (NUM_DIMS - 1);
 
@@ -827,6 +829,9 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 how)
 	s->met = 0;
 	s->alias = 0;
 	__builtin_memset(&s->v, 0, sizeof(s->v));
+	__builtin_memset(&s->counted, 0, sizeof(s->counted));
+	s->derived = 0;
+	s->now *= how >> 1; /* 0 but for tests; without a branch, for the verifier's sake */
 	ot = &t->ops[op & (NUM_JUDGED - 1)];
 	if (!ot->n_words)
 		return 0;

@@ -16,6 +16,7 @@ struct test_judge {
 	__u16 len[NUM_DIMS];
 	__u16 alias_off[4];
 	__u16 alias_len[4];
+	__u64 now;
 	struct verdict out;
 	__u8 bytes[TEST_BYTES];
 };
@@ -51,6 +52,7 @@ int run_judge(void *ctx)
 	if (!s || !t || !p)
 		return 2;
 	s->side = side;
+	s->now = in->now;
 	for (int d = 0; d < NUM_DIMS; d++)
 		set_dim(s, d, OFF_REC + in->off[d], in->len[d]);
 	bpf_probe_read_kernel(&s->bytes[OFF_REC], TEST_BYTES, in->bytes);

@@ -36,17 +36,20 @@ type Enforcer struct {
 	status [pavise.NumOps]OpStatus
 	rung   [pavise.NumOps]rung
 
-	mu     sync.Mutex
-	ctl    bpf.KernelControl
-	gen    uint32
-	side   int // that judges
-	rules  int // of the generation that judges
-	proved [pavise.NumOps]bool
-	quiet  chan struct{} // closed when no program reads the other side any more
-	names  names
-	mounts mounts
-	missed uint64 // Missed at the last sweep
-	swept  time.Time
+	mu       sync.Mutex
+	ctl      bpf.KernelControl
+	gen      uint32
+	side     int // that judges
+	rules    int // of the generation that judges
+	proved   [pavise.NumOps]bool
+	quiet    chan struct{} // closed when no program reads the other side any more
+	names    names
+	mounts   mounts
+	missed   uint64 // Missed at the last sweep
+	swept    time.Time
+	sets     sets
+	clock    clock
+	counting bool // rates have their map
 }
 
 // Open loads the base, and finds for each operation the best rung by trying it. Nothing of the machine is judged yet. The error wraps ErrUnsupported
@@ -86,7 +89,7 @@ func (e *Enforcer) Start() error {
 	if err := e.mounts.refresh(e.k); err != nil {
 		return err
 	}
-	if err := e.putControl(); err != nil {
+	if err := e.tick(); err != nil {
 		return err
 	}
 	if err := e.k.Call("find_host"); err != nil {
@@ -198,7 +201,13 @@ func (e *Enforcer) Apply(img *policy.Image) (Applied, error) {
 	if err := stage(t, p, img, gen); err != nil {
 		return undo(err)
 	}
-	stale, aliases, err := e.names.add(e.k, img.Protected)
+	if err := e.sets.stage(e.k, t, side, img); err != nil {
+		return undo(err)
+	}
+	if err := e.countRates(img); err != nil {
+		return undo(err)
+	}
+	stale, aliases, err := e.names.add(e.k, img.Protected, img.ProtectedSets)
 	if err != nil {
 		return undo(err)
 	}
@@ -218,6 +227,9 @@ func (e *Enforcer) Apply(img *policy.Image) (Applied, error) {
 	e.side, e.gen, e.rules = side, gen, len(img.Rules)
 	e.retire()
 	e.names.remove(e.k, stale)
+	if err := e.sets.trim(e.k); err != nil {
+		e.log.Warn("free the sets that nothing needs", "err", err)
+	}
 	for _, p := range e.k.Links() {
 		if _, ok := need[p]; !ok && !slices.Contains(lifecycle, p) {
 			if err := e.k.Detach(p); err != nil {
@@ -302,11 +314,14 @@ func (e *Enforcer) Read(ctx context.Context, fn func(rec []byte) error) error {
 	return e.rings.Read(ctx, fn)
 }
 
-// Refresh follows what changes outside: mounts, and the inodes behind protected names. The agent calls it about once a second; it is cheap when nothing has
+// Refresh follows what changes outside: the clock and its zone, mounts, and the inodes behind protected names. The agent calls it about once a second; it is cheap when nothing has
 // changed.
 func (e *Enforcer) Refresh() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if err := e.tick(); err != nil {
+		return err
+	}
 	if err := e.mounts.refresh(e.k); err != nil {
 		return err
 	}
@@ -336,6 +351,7 @@ type Counters struct {
 	// What should not happen: no working memory, no identity, no room for a process's arguments and ancestors, a program skipped because it was
 	// running already.
 	NoScratch, NoIdentity, NoTexts, Missed uint64
+	NoCount                                uint64 // no memory for the count of a rate
 	MapBytes                               uint64 // kernel memory of all maps
 }
 
@@ -357,7 +373,7 @@ func (e *Enforcer) Counters() (c Counters, err error) {
 			o.Lost += s.Lost
 		}
 	}
-	for i, n := range []*uint64{&c.NoScratch, &c.NoIdentity, &c.NoTexts} {
+	for i, n := range []*uint64{&c.NoScratch, &c.NoIdentity, &c.NoTexts, &c.NoCount} {
 		var per []uint64
 		if err := e.k.Map("errors").Lookup(uint32(i), &per); err != nil {
 			return c, fmt.Errorf("read the error counters: %w", err)

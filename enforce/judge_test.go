@@ -2,12 +2,14 @@ package enforce
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/bpf"
@@ -29,7 +31,7 @@ func able() *policy.Machine {
 
 func compile(t testing.TB, m *policy.Machine, src string) *policy.Image {
 	t.Helper()
-	ps, err := policy.Parse("test.yaml", []byte(src))
+	ps, err := policy.ParseWith("test.yaml", []byte(src), testSets)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, src)
 	}
@@ -58,7 +60,7 @@ func load(t testing.TB) *bpf.Kernel {
 // judged asks the kernel's engine.
 func judge(t testing.TB, k *bpf.Kernel, op pavise.Op, f *policy.Facts) policy.Verdict {
 	t.Helper()
-	in := bpf.KernelTestJudge{Op: uint32(op), N_alias: uint32(len(f.Aliases))}
+	in := bpf.KernelTestJudge{Op: uint32(op), N_alias: uint32(len(f.Aliases)), Now: f.Now}
 	at := uint16(0)
 	put := func(b []byte) uint16 {
 		off := at
@@ -107,7 +109,9 @@ func (g gen) path() string {
 
 func (g gen) atom(op pavise.Op) string {
 	file := func(f string) string {
-		switch g.IntN(7) {
+		switch g.IntN(8) {
+		case 7:
+			return fmt.Sprintf("%s.inSet(%q)", f, g.pick("paths0", "paths1", "paths2"))
 		case 0:
 			return fmt.Sprintf("%s == %q", f, g.path())
 		case 1:
@@ -144,12 +148,20 @@ func (g gen) atom(op pavise.Op) string {
 		func() string { return "process.ns." + g.pick("mnt", "pid", "net", "ipc") + ".host" },
 		func() string { return fmt.Sprintf("process.real_%s.id == %d", g.pick("user", "group"), g.IntN(3)) },
 		func() string { return "process.exe." + g.pick("setuid", "setgid", "on_root") },
+		func() string { return fmt.Sprintf("process.exe.name.inSet(%q)", g.pick("names0", "names1")) },
+		func() string { return fmt.Sprintf("time.hour %s %d", g.pick("==", "<", ">="), g.IntN(24)) },
+		func() string { return fmt.Sprintf("time.day %s %q", g.pick("==", "!="), g.pick("mon", "thu", "sun")) },
 	}
-	object := []func() string{func() string { return file("file.path") }, func() string { return "file.access.write" }, func() string { return fmt.Sprintf("file.owner.id == %d", g.IntN(3)) }}
+	object := []func() string{func() string { return file("file.path") }, func() string { return "file.access.write" }, func() string { return fmt.Sprintf("file.owner.id == %d", g.IntN(3)) },
+		func() string { return fmt.Sprintf("file.name.inSet(%q)", g.pick("names0", "names1")) },
+	}
 	if op == pavise.OpConnect {
 		object = []func() string{
 			func() string {
 				return fmt.Sprintf("net.remote.address.within(%q)", g.pick("10.0.0.0/8", "10.0.0.0/15", "fd00::/9", "0.0.0.0/0", "::/0", "10.1.2.3/32"))
+			},
+			func() string {
+				return fmt.Sprintf("net.remote.address.inSet(%q)", g.pick("prefixes0", "prefixes1"))
 			},
 			func() string {
 				return fmt.Sprintf("net.remote.port %s %d", g.pick("==", "<", ">=", "!="), g.IntN(5)*255)
@@ -194,7 +206,11 @@ func (g gen) policies(op pavise.Op) string {
 			if allow {
 				actions = append(actions, "allow", "allow")
 			}
-			fmt.Fprintf(&b, "  - {name: r%d, on: [%s], action: %s, when: %s}\n", r, op, g.pick(actions...), strconv.Quote(g.cond(op, 2)))
+			action, cond := g.pick(actions...), g.cond(op, 2)
+			if action != "allow" && g.IntN(4) == 0 {
+				cond += fmt.Sprintf(" && rate.%s(%q) > %d", g.pick("process", "user", "container"), g.pick("100ms", "10s", "24h"), g.IntN(4))
+			}
+			fmt.Fprintf(&b, "  - {name: r%d, on: [%s], action: %s, when: %s}\n", r, op, action, strconv.Quote(cond))
 		}
 	}
 	return b.String()
@@ -219,6 +235,8 @@ func (g gen) facts() *policy.Facts {
 		}
 		return []byte(g.path())
 	}
+	f.Now = uint64(g.IntN(3))*3*24*uint64(time.Hour) + uint64(g.IntN(20))*uint64(5*time.Second) + uint64(1+g.IntN(1000))
+	f.Values[policy.DimTime] = be(2, uint32(f.Now/uint64(time.Minute)%10080))
 	f.Values[policy.DimExe] = name()
 	f.Values[policy.DimPath] = name()
 	f.Values[policy.DimUID] = be(4, uint32(g.IntN(4)))
@@ -278,20 +296,26 @@ func TestKernelJudge(t *testing.T) {
 	if os.Getenv("PAVISE_VM") != "" {
 		images, cases = 60, 40
 	}
+	var sets sets
+	var rates policy.Rates
+	counts, err := k.NewInner("rate_counts", rateCounts)
+	must(t, err)
+	must(t, k.SetInner("rate_counts", 0, counts))
 	verdicts := map[string]int{}
 	for i := range images {
 		op := []pavise.Op{pavise.OpOpen, pavise.OpExec, pavise.OpConnect}[i%3]
 		src := g.policies(op)
 		img := compile(t, able(), src)
-		if err := stage(tables, pool, img, uint32(i+1)); err != nil {
+		if err := errors.Join(stage(tables, pool, img, uint32(i+1)), sets.stage(k, tables, 0, img)); err != nil {
 			t.Fatal(err)
 		}
 		for range cases {
 			f := g.facts()
+			f.Rates = &rates
 			got, want := judge(t, k, op, f), img.Judge(op, f)
 			verdicts[fmt.Sprint(want.Action, want.Monitor)]++
 			if got != want {
-				t.Fatalf("seed %d: the kernel says %+v, Judge %+v\nfacts %q\n%s", seed, got, want, f, src)
+				t.Fatalf("seed %d: the kernel says %+v, Judge %+v\nfacts %q, aliases %q, at %d\n%s", seed, got, want, f.Values, f.Aliases, f.Now, src)
 			}
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/pavise-project/pavise/bpf"
+	"github.com/pavise-project/pavise/policy"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,7 +27,8 @@ const maxName = 255
 // through a symbolic link in the rule's own path, is then judged under the rule's name too.
 type names struct {
 	byPath map[string]*named
-	queue  []string // of paths still to be looked at in this round of refresh
+	sets   []*policy.Set // whose entries are protected too: of those only what exists is in byPath
+	queue  []string      // of paths still to be looked at in this round of refresh
 }
 
 // perRefresh is how many paths a refresh looks at: about 2 ms of work. Ten thousand are all seen within some seconds.
@@ -41,7 +43,7 @@ type named struct {
 
 // add registers the paths of a new Image. It returns those of the old one that are not in the new, to be removed once the new one judges; and 1
 // when files with one link must be looked up too.
-func (n *names) add(k *bpf.Kernel, paths []string) (stale []string, aliases uint32, err error) {
+func (n *names) add(k *bpf.Kernel, paths []string, sets []*policy.Set) (stale []string, aliases uint32, err error) {
 	runtime.LockOSThread() // identify looks at the files of the calling thread
 	defer runtime.UnlockOSThread()
 	want := make(map[string]bool, len(paths))
@@ -54,14 +56,44 @@ func (n *names) add(k *bpf.Kernel, paths []string) (stale []string, aliases uint
 			}
 		}
 	}
+	before := n.sets
+	n.sets = sets
+	for _, s := range sets {
+		if slices.ContainsFunc(before, func(o *policy.Set) bool { return o.Digest == s.Digest }) {
+			continue
+		}
+		for _, p := range s.Strings {
+			if err := n.lookNew(k, p); err != nil {
+				n.sets = before
+				return nil, 0, err
+			}
+		}
+	}
 	for p, x := range n.byPath {
-		if !want[p] {
+		if !want[p] && !n.inSets(p) {
 			stale = append(stale, p)
 		} else if x.alias {
 			aliases = 1
 		}
 	}
 	return stale, aliases, nil
+}
+
+func (n *names) inSets(p string) bool {
+	return slices.ContainsFunc(n.sets, func(s *policy.Set) bool { return s.Has(p) })
+}
+
+// lookNew is look for an entry of a set, which is kept only when a file stands there.
+func (n *names) lookNew(k *bpf.Kernel, p string) error {
+	if n.byPath[p] != nil || len(p) > maxName {
+		return nil
+	}
+	x := &named{}
+	if err := n.look(k, p, x); err != nil || !x.in {
+		return err
+	}
+	n.byPath[p] = x
+	return nil
 }
 
 func (n *names) remove(k *bpf.Kernel, stale []string) {
@@ -80,12 +112,19 @@ func (n *names) refresh(k *bpf.Kernel) error {
 	defer runtime.UnlockOSThread()
 	if len(n.queue) == 0 {
 		n.queue = slices.Collect(maps.Keys(n.byPath))
+		for _, s := range n.sets {
+			n.queue = append(n.queue, s.Strings...)
+		}
 	}
 	for range min(perRefresh, len(n.queue)) {
 		p := n.queue[0]
 		n.queue = n.queue[1:]
 		if x := n.byPath[p]; x != nil {
 			if err := n.look(k, p, x); err != nil {
+				return err
+			}
+		} else if n.inSets(p) {
+			if err := n.lookNew(k, p); err != nil {
 				return err
 			}
 		}
@@ -117,14 +156,17 @@ func (n *names) look(k *bpf.Kernel, p string, x *named) error {
 
 // put takes the first free place among an inode's names.
 func (n *names) put(k *bpf.Kernel, p string, key bpf.KernelInodeKey, x *named) error {
+	m := k.Map("inodes")
 	v := bpf.KernelInodeName{Len: uint32(len(p))}
 	copy(v.Name[:], p)
 	for key.N = 0; key.N < inodeNames; key.N++ {
-		err := k.Map("inodes").Update(key, &v, ebpf.UpdateNoExist)
+		err := m.Update(key, &v, ebpf.UpdateNoExist)
 		switch {
 		case err == nil:
 			x.key, x.in = key, true
 			return nil
+		case errors.Is(err, unix.E2BIG):
+			return fmt.Errorf("register the inode of %s: the files that exist of all exact paths and sets of paths in rules are over %d", p, m.MaxEntries())
 		case !errors.Is(err, ebpf.ErrKeyExist):
 			return fmt.Errorf("register the inode of %s: %w", p, err)
 		}

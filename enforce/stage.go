@@ -49,6 +49,7 @@ func fits(img *policy.Image) error {
 		{"classes", classes, len(t.ClassRows)},
 		{"words of clauses", words, len(t.Rules) / 64},
 		{"rules", len(img.Rules), policy.MaxRules},
+		{"rates", len(img.Rates), len(t.Rates)},
 	} {
 		if l.n > l.limit {
 			return fmt.Errorf("stage tables: %d %s; the limit is %d", l.n, l.what, l.limit)
@@ -81,6 +82,9 @@ func stage(t *bpf.KernelTables, p *bpf.KernelPool, img *policy.Image, gen uint32
 		t.Rows[i] = row(&img.Rows[i])
 	}
 	copy(t.Words[:], img.Words)
+	for i := range img.Rates {
+		t.Rates[i] = rate(&img.Rates[i])
+	}
 	return verify(t, p, img)
 }
 
@@ -96,6 +100,14 @@ func (w *writer) automaton(k *bpf.KernelAutomaton, a *policy.Automaton) {
 		CellOff: uint32(w.cell), AcceptOff: uint32(w.accept), LeafOff: uint32(w.leaf), TailOff: uint32(w.tail),
 		Start: a.Start, Overlong: uint16(a.Classes - 1), Shift: a.Shift, Dim: uint8(a.Dim), Column: a.Column,
 	}
+	src, address := source(a.Dim)
+	k.Source = uint8(src)
+	if address {
+		k.Flags |= automatonAddress
+	}
+	if a.Dim == policy.DimPath || src == policy.DimPath {
+		k.Flags |= automatonNamed
+	}
 	w.cell += copy(w.p.Cells[w.cell:], a.Next)
 	w.accept += copy(w.t.Accept[w.accept:], a.Accept)
 	for _, l := range a.Leaves {
@@ -105,7 +117,24 @@ func (w *writer) automaton(k *bpf.KernelAutomaton, a *policy.Automaton) {
 	w.tail += copy(w.t.Tails[w.tail:], a.Tails)
 	if a.Dim < policy.DimPath {
 		w.t.SubjectNeed |= 1 << a.Dim
+		if src != policy.DimNone {
+			w.t.SubjectNeed |= 1 << src
+		}
 	}
+}
+
+// Flags of an automaton, as in bpf/engine.h.
+const (
+	automatonNamed   = 1 << 0
+	automatonAddress = 1 << 1
+)
+
+// source is the fact that a dimension is derived of in the kernel, itself for the time; DimNone for the others.
+func source(d policy.Dim) (src policy.Dim, address bool) {
+	if d == policy.DimTime {
+		return d, false
+	}
+	return d.Source()
 }
 
 func leaf(l policy.Leaf) bpf.KernelLeaf {
@@ -127,12 +156,16 @@ func (w *writer) op(k *bpf.KernelOpTable, img *policy.Image, op int) {
 	k.N_words = 0 // until the rest is there
 	k.N_slots, k.N_subject, k.N_early = uint32(len(o.Slots)), 0, 0
 	k.Need, k.Enforces, k.All = 0, 0, [4]uint64{}
+	k.N_rated, k.Rated = 0, [4]uint64{}
 	for i, s := range o.Slots {
 		dim := img.Automata[s.Automaton].Dim
 		k.Slots[i].Automaton = uint32(s.Automaton)
 		k.Slots[i].ClassRow = uint32(w.classIndex)
 		w.classIndex += copy(w.t.ClassRows[w.classIndex:], s.ClassRow)
 		k.Need |= 1 << dim
+		if src, _ := source(dim); src != policy.DimNone {
+			k.Need |= 1 << src
+		}
 		if dim < policy.DimPath {
 			k.N_subject = uint32(i + 1)
 		}
@@ -143,6 +176,10 @@ func (w *writer) op(k *bpf.KernelOpTable, img *policy.Image, op int) {
 	for i, x := range o.Words {
 		k.Words[i] = word(x)
 		k.All[i/64] |= 1 << (i % 64)
+		if x.Rate != 0 {
+			k.N_rated++
+			k.Rated[i/64] |= 1 << (i % 64)
+		}
 		if x.Kind != policy.WordAllow && !x.Monitor && x.Action >= pavise.ActionDeny {
 			k.Enforces = 1
 		}
@@ -155,8 +192,12 @@ func (w *writer) op(k *bpf.KernelOpTable, img *policy.Image, op int) {
 	k.N_words = uint32(len(o.Words))
 }
 
+func rate(r *policy.Rate) bpf.KernelRate {
+	return bpf.KernelRate{Id: r.ID, Window: uint64(r.Window.Microseconds()), N: r.N, By: uint32(r.By)}
+}
+
 func word(x policy.Word) bpf.KernelWord {
-	k := bpf.KernelWord{Kind: uint8(x.Kind), Action: uint8(x.Action), Group: x.Group}
+	k := bpf.KernelWord{Kind: uint8(x.Kind), Action: uint8(x.Action), Group: x.Group, Rate: x.Rate}
 	if x.Clauses > 0 {
 		k.Clauses = ^uint64(0) >> (64 - x.Clauses)
 	}
@@ -213,6 +254,11 @@ func verify(t *bpf.KernelTables, p *bpf.KernelPool, img *policy.Image) error {
 	}
 	if !slices.Equal(t.Words[:len(img.Words)], img.Words) {
 		return bad("words")
+	}
+	for i := range img.Rates {
+		if t.Rates[i] != rate(&img.Rates[i]) {
+			return bad("rates")
+		}
 	}
 	return nil
 }

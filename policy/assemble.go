@@ -25,6 +25,10 @@ var dimNames = [NumDims]string{
 	DimRemotePath: "net.remote.path", DimLocalPath: "net.local.path",
 	DimValue: "the operation's number", DimValue2: "the operation's second number", DimName: "the operation's name",
 	DimNewPath: "file.new_path", DimTargetExe: "target.exe.path", DimTargetUID: "target.user.id",
+	DimExeSets: "sets of process.exe", DimParentExeSets: "sets of process.parent.exe", DimScriptSets: "sets of process.script", DimPathSets: "sets of file.path",
+	DimNewPathSets: "sets of file.new_path", DimTargetExeSets: "sets of target.exe", DimRemotePathSets: "sets of net.remote.path",
+	DimLocalPathSets: "sets of net.local.path", DimRemoteAddrSets: "sets of net.remote.address", DimLocalAddrSets: "sets of net.local.address",
+	DimTime: "time",
 }
 
 func (d Dim) String() string {
@@ -78,6 +82,7 @@ func assembleWithin(p *program, few, most int) (*Image, error) {
 	a.img.Protected = slices.Clone(p.Protected)
 	slices.Sort(a.img.Protected)
 	a.img.Protected = slices.Compact(a.img.Protected)
+	a.img.Rates, a.img.Sets, a.img.ProtectedSets = p.Rates, p.Sets, p.ProtectedSets
 
 	if err := a.selectClauses(); err != nil {
 		return nil, err
@@ -117,7 +122,7 @@ func (a *assembler) selectClauses() error {
 	for i := range a.p.Clauses {
 		c := &a.p.Clauses[i]
 		if c.Op >= pavise.NumOps || int(c.Rule) >= len(a.p.Rules) || c.Kind < WordExplicit || c.Kind > WordDefault ||
-			c.Action >= pavise.NumActions || (c.Kind == WordExplicit) != (c.Group == 0) {
+			c.Action >= pavise.NumActions || (c.Kind == WordExplicit) != (c.Group == 0) || int(c.Rate) > len(a.p.Rates) || c.Rate != 0 && c.Kind != WordExplicit {
 			return fmt.Errorf("assemble clause %d of rule %d: inconsistent: %+v", i, c.Rule, *c)
 		}
 		for d, p := range c.Preds {
@@ -553,11 +558,14 @@ type sortKey struct {
 }
 
 func (k sortKey) compare(o sortKey) int {
+	rated := func(k sortKey) int { return min(int(k.word.Rate), 1) }
 	return cmp.Or(
+		cmp.Compare(rated(k), rated(o)),
 		cmp.Compare(k.phase, o.phase),
 		cmp.Compare(k.group, o.group),
 		cmp.Compare(k.word.Kind, o.word.Kind),
 		cmp.Compare(o.word.Action, k.word.Action),
+		cmp.Compare(k.word.Rate, o.word.Rate),
 		cmp.Compare(k.narrowed, o.narrowed),
 		cmp.Compare(k.index, o.index),
 	)
@@ -579,7 +587,7 @@ func (a *assembler) orderClauses() error {
 	var ops [pavise.NumOps][]keyed
 	groupPhase := map[[2]uint16]int{}
 	for i, c := range a.clauses {
-		k := sortKey{phase: phaseEnforced, group: c.Group, word: Word{Kind: c.Kind, Group: c.Group}, index: i}
+		k := sortKey{phase: phaseEnforced, group: c.Group, word: Word{Kind: c.Kind, Group: c.Group, Rate: c.Rate}, index: i}
 		if c.Kind != WordAllow {
 			k.word.Action = c.Action
 			switch {
@@ -659,7 +667,8 @@ func (a *assembler) automatonOfPred(p *pred) int {
 
 // Late tells whether the dimension costs most to read, so that it is read after all others.
 func (d Dim) Late() bool {
-	return d == DimPath || d == DimNewPath || d == DimRemotePath || d == DimLocalPath
+	src, _ := d.Source()
+	return d == DimPath || d == DimNewPath || d == DimRemotePath || d == DimLocalPath || d > DimPath && src != DimNone
 }
 
 // slotOrder says in which order an operation asks its dimensions: those kept with the process, the cheap, the strings.

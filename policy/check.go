@@ -35,6 +35,9 @@ type Condition struct {
 	at   place
 	// tests are those of containers, which depend on what is known of them.
 	tests []*containerTest
+	sets  *setFiles
+	rate  *Rate // nil: none
+	term  int64 // the id of its expression
 
 	starts map[int64][2]int // where a dotted name begins, by the id of its expression
 }
@@ -110,6 +113,11 @@ func startOf(info *ast.SourceInfo, starts map[int64][2]int, e ast.Expr) (line, c
 
 // checkCondition parses and checks src. A policy's condition may not use the fields of the event.
 func checkCondition(src string, policy bool) (*Condition, []problem) {
+	return checkWith(src, policy, nil)
+}
+
+// checkWith is checkCondition for conditions that may name sets.
+func checkWith(src string, policy bool, sets *setFiles) (*Condition, []problem) {
 	if strings.TrimSpace(src) == "" {
 		return nil, []problem{{1, 1, "condition is empty", "leave it out, or write true"}}
 	}
@@ -118,7 +126,7 @@ func checkCondition(src string, policy bool) (*Condition, []problem) {
 	if iss.Err() != nil {
 		return nil, issues(iss)
 	}
-	c := &checker{policy: policy, info: parsed.NativeRep().SourceInfo(), starts: map[int64][2]int{}}
+	c := &checker{policy: policy, sets: sets, info: parsed.NativeRep().SourceInfo(), starts: map[int64][2]int{}}
 	c.names(parsed.NativeRep().Expr(), nil)
 	if c.calls > maxCalls {
 		return nil, []problem{{1, 1, fmt.Sprintf("condition has %d operators and functions: the limit is %d", c.calls, maxCalls), "use in [...], or several arguments"}}
@@ -136,8 +144,12 @@ func checkCondition(src string, policy bool) (*Condition, []problem) {
 		return nil, []problem{{line, col, fmt.Sprintf("condition is a %s, not a boolean", t), "compare it with something"}}
 	}
 	c.ast = checked
-	cond := &Condition{Source: src, ast: checked, starts: c.starts}
+	cond := &Condition{Source: src, ast: checked, sets: sets, starts: c.starts}
 	c.cond = cond
+	c.rates(root)
+	if cond.rate = c.rate; c.rate != nil {
+		cond.term = c.rateTerm.ID()
+	}
 	c.walk(root, nil)
 	cond.tree = c.build(root)
 	if len(c.problems) > 0 {
@@ -150,6 +162,7 @@ func checkCondition(src string, policy bool) (*Condition, []problem) {
 // checker finds the faults of one condition and builds its tree.
 type checker struct {
 	policy   bool
+	sets     *setFiles // nil: there are none
 	info     *ast.SourceInfo
 	starts   map[int64][2]int
 	ast      *cel.Ast
@@ -160,6 +173,8 @@ type checker struct {
 	warn     []problem
 	calls    int
 	steps    int // of common
+	rate     *Rate
+	rateTerm ast.Expr
 }
 
 func (c *checker) fail(e ast.Expr, hint, format string, args ...any) {
@@ -240,6 +255,8 @@ func (c *checker) names(e ast.Expr, vars []string) {
 		}
 		f := lookup(name)
 		switch {
+		case name == rateName || strings.HasPrefix(name, rateName+"."):
+			c.fail(e, rateHint, "%s is no condition", name)
 		case f == nil:
 			c.unknownField(e, name)
 		case f.Only && c.policy:
@@ -250,16 +267,14 @@ func (c *checker) names(e ast.Expr, vars []string) {
 	case ast.CallKind:
 		c.calls++
 		call := e.AsCall()
-		if call.IsMemberFunction() {
+		if _, ok := rateBy(e); !ok && call.IsMemberFunction() {
 			c.names(call.Target(), vars)
 		}
 		for _, a := range call.Args() {
 			c.names(a, vars)
 		}
 		fn := call.FunctionName()
-		if fn == "inSet" {
-			c.fail(e, "use in [...] for now", "inSet is not supported yet: sets from files come in a later version")
-		} else if !celEnv().HasFunction(fn) {
+		if !celEnv().HasFunction(fn) {
 			hint := ""
 			if n := nearest(fn, functionNames()); n != "" {
 				hint = fmt.Sprintf("did you mean %q?", n)
@@ -365,6 +380,8 @@ func (c *checker) walk(e ast.Expr, vars []string) {
 						}
 					}
 				}
+			case "inSet":
+				c.checkInSet(e)
 			case "matches":
 				for _, a := range call.Args() {
 					if s, ok := stringLiteral(a); ok {
@@ -636,6 +653,7 @@ var celEnv = sync.OnceValue(func() *cel.Env {
 		cel.Function(labelFunction, cel.Overload(labelOverload, []*cel.Type{cel.MapType(cel.StringType, cel.StringType), cel.StringType}, cel.StringType, cel.BinaryBinding(callLabel))),
 		cel.Function("has", cel.MemberOverload("int_has", []*cel.Type{cel.IntType, cel.StringType}, cel.BoolType, cel.BinaryBinding(callHas))),
 	}
+	opts = append(append(opts, inSetOption), rateOptions()...)
 	for _, f := range fieldList {
 		opts = append(opts, cel.VariableWithDoc(f.Name, celType(f.Type), f.Doc))
 	}

@@ -122,6 +122,7 @@ type normalPolicy struct {
 type normalRule struct {
 	rule  Rule
 	parts []normalPart
+	rate  *Rate
 }
 
 // normalPart is a rule for one operation.
@@ -316,6 +317,10 @@ func (w *policyNormaliser) rule(index int, r *RuleSpec, groups map[pavise.Op]*ou
 	enforced := w.enforced(r.Action)
 	monitors := 0
 	var user []string
+	if r.When != nil && r.When.rate != nil {
+		rate := r.When.rate.identify(w.p, r)
+		nr.rate = &rate
+	}
 	for _, op := range r.On {
 		rep := RuleReport{Rule: r.Name, Line: r.line, Op: op, Action: r.Action, Effective: r.Action, Rung: w.m.Ops[op].Rung}
 		part := normalPart{op: op, kind: WordExplicit, action: r.Action}
@@ -339,6 +344,9 @@ func (w *policyNormaliser) rule(index int, r *RuleSpec, groups map[pavise.Op]*ou
 		}
 		if len(n.unknown) > 0 && (enforced || r.Action == pavise.ActionAllow) {
 			w.undecided(op, r.Action, n)
+			continue
+		}
+		if nr.rate != nil && !w.countable(op, at, n) {
 			continue
 		}
 		if !enforced {
@@ -367,7 +375,7 @@ func (w *policyNormaliser) rule(index int, r *RuleSpec, groups map[pavise.Op]*ou
 			rep.Rung = pavise.RungNone
 		}
 		for _, c := range n.cubes {
-			rep.Clauses = append(rep.Clauses, c.String())
+			rep.Clauses = append(rep.Clauses, withRate(c.String(), nr.rate))
 		}
 		if len(n.unknown) > 0 {
 			rep.User = unknownFields(n.unknown)
@@ -503,8 +511,10 @@ func unknownFields(ts []*cnode) []string {
 // residual is the whole condition of a rule, for user space.
 func residual(conds ...*Condition) (*Expr, error) {
 	var parts []string
+	var sets *setFiles // the same for both: they stand in one file
 	for _, c := range conds {
 		if c != nil {
+			sets = c.sets
 			parts = append(parts, strings.TrimSpace(c.Source))
 		}
 	}
@@ -518,7 +528,7 @@ func residual(conds ...*Condition) (*Expr, error) {
 		}
 		src = strings.Join(parts, " && ")
 	}
-	return compileExpr(src, true)
+	return compileExprWith(src, true, sets)
 }
 
 // Compile makes one Image of a set of policies for a machine. The error is an Errors with every fault. It changes nothing of
@@ -565,12 +575,19 @@ func compile(set []*Policy, m *Machine) (*program, *Report, error) {
 			nr := &n.rules[r]
 			number := uint32(len(prog.Rules)) //nolint:gosec // bounded by assemble
 			prog.Rules = append(prog.Rules, nr.rule)
+			rate := uint16(0)
+			if nr.rate != nil {
+				var err error
+				if rate, err = prog.numberRate(*nr.rate); err != nil {
+					return nil, report, err
+				}
+			}
 			for _, part := range nr.parts {
 				if part.skip {
 					continue
 				}
 				for _, c := range part.cubes {
-					cl := clause{Op: part.op, Rule: number, Preds: in.preds(c), Kind: part.kind, Monitor: part.monitor}
+					cl := clause{Op: part.op, Rule: number, Preds: in.preds(c), Kind: part.kind, Monitor: part.monitor, Rate: rate}
 					if part.kind != WordAllow {
 						cl.Action = part.action
 					}
@@ -579,6 +596,9 @@ func compile(set []*Policy, m *Machine) (*program, *Report, error) {
 					} else if onOldFile(part.op) {
 						if q := c[DimPath]; q != nil {
 							q.exactPaths(false, func(s string) { protected[s] = true })
+						}
+						if q := c[DimPathSets]; q != nil {
+							q.pathSets(false, prog.protectSet)
 						}
 					}
 					prog.Clauses = append(prog.Clauses, cl)
@@ -593,6 +613,9 @@ func compile(set []*Policy, m *Machine) (*program, *Report, error) {
 		return nil, report, Errors{{Msg: fmt.Sprintf("too many rules: %d, the limit is %d", len(prog.Rules), MaxRules), Hint: "join rules with in [...] or under(...)"}}
 	}
 	prog.Atoms = in.atoms
+	if err := prog.numberSets(); err != nil {
+		return nil, report, err
+	}
 	for s := range protected {
 		prog.Protected = append(prog.Protected, s)
 	}

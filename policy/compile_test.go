@@ -102,8 +102,8 @@ func TestFields(t *testing.T) {
 		if f.Name == "under" {
 			src += " == true"
 		}
-		if _, err := CompileWhere(src); err != nil {
-			t.Errorf("%s: %v", f.Name, err)
+		if _, problems := checkWith(src, true, &setFiles{read: func(string) ([]byte, error) { return []byte("/a\n"), nil }}); len(problems) > 0 {
+			t.Errorf("%s: %v", f.Name, problems)
 		}
 	}
 }

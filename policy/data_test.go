@@ -112,17 +112,30 @@ func TestData(t *testing.T) {
 	}
 }
 
+// testSets reads the sets of the cases.
+func testSets(file string) ([]byte, error) {
+	b, err := os.ReadFile("testdata/sets/" + file)
+	if err != nil {
+		return nil, errors.Unwrap(err)
+	}
+	return b, nil
+}
+
 func conditionResult(t *testing.T, src string) string {
 	first, cond, _ := strings.Cut(src, "\n")
 	op, ok := judgedOp(first)
 	if !ok {
 		t.Fatalf("no operation %q", first)
 	}
-	c, problems := checkCondition(cond, true)
+	sets := &setFiles{read: testSets, dir: "."}
+	c, problems := checkWith(cond, true, sets)
 	if c != nil {
 		problems = c.checkOps([]pavise.Op{op}, false)
 	}
 	var b strings.Builder
+	for _, e := range sets.faults {
+		fmt.Fprintln(&b, e)
+	}
 	for _, p := range problems {
 		fmt.Fprintln(&b, (&place{}).error(p))
 	}
@@ -139,6 +152,9 @@ func conditionResult(t *testing.T, src string) string {
 	for _, c := range n.cubes {
 		b.WriteString(c.String() + "\n")
 	}
+	if c.rate != nil {
+		fmt.Fprintf(&b, "%s\n", c.rate)
+	}
 	for _, f := range unknownFields(n.unknown) {
 		b.WriteString("user: " + f + "\n")
 	}
@@ -153,7 +169,7 @@ func conditionResult(t *testing.T, src string) string {
 
 func policyResult(t *testing.T, src string) string {
 	src = strings.ReplaceAll(src, "%256x%", strings.Repeat("x", 256))
-	set, err := Parse("p.yaml", []byte(src))
+	set, err := ParseWith("p.yaml", []byte(src), testSets)
 	if err != nil {
 		return err.Error() + "\n"
 	}

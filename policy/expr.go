@@ -32,8 +32,10 @@ type Expr struct {
 // lines and columns in src.
 func CompileWhere(src string) (*Expr, error) { return compileExpr(src, false) }
 
-func compileExpr(src string, policy bool) (*Expr, error) {
-	c, problems := checkCondition(src, policy)
+func compileExpr(src string, policy bool) (*Expr, error) { return compileExprWith(src, policy, nil) }
+
+func compileExprWith(src string, policy bool, sets *setFiles) (*Expr, error) {
+	c, problems := checkWith(src, policy, sets)
 	if len(problems) > 0 {
 		var errs Errors
 		for _, p := range problems {
@@ -48,6 +50,7 @@ func compileExpr(src string, policy bool) (*Expr, error) {
 			loops = true
 		}
 		rewrite(tree, e)
+		rewriteInSet(sets, tree, e)
 	}))
 	opts := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}
 	if loops {

@@ -60,6 +60,9 @@ const (
 	kindArgs      // a list of strings
 	kindCmdline   // the same, joined by spaces
 	kindAncestors // a list of paths
+	kindHour      // of the minute of the week
+	kindMinute
+	kindDay
 	kindDirection // fixed by the operation
 )
 
@@ -83,6 +86,9 @@ var works = map[fieldKind]string{
 	kindArgs:      "exists, all, in and [0] to [31] with ==, !=, in, startsWith, endsWith, contains and glob of literal strings, == with a list of them, or size() with literal numbers up to 31",
 	kindCmdline:   "==, !=, in, startsWith, endsWith, contains and glob with literal strings",
 	kindAncestors: "exists and all with ==, !=, in, startsWith, endsWith, contains, under and glob of exe.path and exe.name with literal strings",
+	kindHour:      "==, !=, <, <=, >, >= and in with literal numbers",
+	kindMinute:    "==, !=, <, <=, >, >= and in with literal numbers",
+	kindDay:       "==, != and in with literal names",
 	kindDirection: "== and != with \"in\" or \"out\"",
 }
 
@@ -525,6 +531,9 @@ var fieldList, fieldByName = func() ([]*Field, map[string]*Field) {
 		}
 		list = append(list, &f)
 	}
+	for i := range timeFields {
+		list = append(list, &timeFields[i])
+	}
 	byName := map[string]*Field{}
 	for _, f := range list {
 		byName[f.Name] = f
@@ -550,6 +559,8 @@ func Functions() []Function {
 		{"under", `file.path.under("/etc", "/usr/lib")`, "The directory itself and everything below it; true for any of the directories."},
 		{"glob", `file.path.glob("/{,usr/}bin/*sh", "/opt/**/bin/*")`, "`*` within a component, `**` across components (`**/` also matches nothing), `?` one byte, `[a-z]` and `[!a-z]` classes, `{a,b}` alternatives, `\\` before a character that means itself; true for any of the globs."},
 		{"within", `net.remote.address.within("10.0.0.0/8", "2001:db8::/32")`, "Whether the address is in any of the prefixes. An IPv6 prefix, even ::/0, holds no IPv4 address: \"0.0.0.0/0\" is every IPv4 address."},
+		{"inSet", `file.path.inSet("bad.txt")`, "Whether the value is an entry of a file next to the policy, one a line, up to 100,000: paths, names, addresses and prefixes, or numbers."},
+		{"rate.process", `rate.process("10s") > 100`, "Beside `&&` in a rule's `when`: whether the rest of it has held more often than this within the time, by one process. Also `rate.user` and `rate.container`."},
 		{"has", `file.mode.has("06000")`, "Whether all of these permission bits, given in octal, are set."},
 		{"startsWith", `file.path.startsWith("/tmp/x-")`, "Whether the string begins so."},
 		{"endsWith", `file.name.endsWith(".so")`, "Whether the string ends so."},

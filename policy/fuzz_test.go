@@ -85,8 +85,15 @@ func FuzzCondition(f *testing.F) {
 		if len(src) > 1<<12 {
 			return
 		}
-		x, errWhere := CompileWhere(src)
-		c, problems := checkCondition(src, true)
+		sets := &setFiles{read: testSets}
+		x, errWhere := compileExprWith(src, false, sets)
+		c, problems := checkWith(src, true, sets)
+		if len(problems) == 0 && c.rate != nil { // the kernel alone counts
+			if errWhere == nil {
+				t.Fatalf("%q counts in user space", src)
+			}
+			return
+		}
 		if len(problems) == 0 && errWhere != nil {
 			t.Fatalf("%q is for policies and not for events: %v", src, errWhere)
 		}

@@ -14,6 +14,12 @@ type Image struct {
 	// Protected lists exact paths in explicit (not default) rules on operations whose object is an existing file, sorted. Enforce
 	// gives the kernel their inodes, so that a hard link to such a file is judged under this name too.
 	Protected []string
+
+	Rates []Rate // at most MaxRates
+
+	Sets [NumSetKinds][]*Set // by their bits in the dimensions of sets
+	// ProtectedSets are those of paths that explicit rules on files ask for: their entries are protected as Protected is.
+	ProtectedSets []*Set
 }
 
 // The limits of an Image. They are sizes of tables in the kernel (bpf/engine.h).
@@ -53,12 +59,15 @@ const (
 	DimCaps      Dim = 8 // 8 bytes, effective
 	DimProcFlags Dim = 9 // 1 byte, ProcFlag*
 
-	DimArgs      Dim = 10 // the arguments, each followed by NUL
-	DimAncestors Dim = 11 // the executables' paths of the parent, its parent and so on, each followed by NUL; equal neighbours are one
-	DimNS        Dim = 12 // 1 byte, pavise.NamespaceSet: those that are the machine's own
-	DimRealUID   Dim = 13 // 4 bytes
-	DimRealGID   Dim = 14 // 4 bytes
-	DimDigest    Dim = 15 // of the executable, by fs-verity: 32 bytes of SHA-256, 64 of SHA-512, none when there is none
+	DimArgs          Dim = 10 // the arguments, each followed by NUL
+	DimAncestors     Dim = 11 // the executables' paths of the parent, its parent and so on, each followed by NUL; equal neighbours are one
+	DimNS            Dim = 12 // 1 byte, pavise.NamespaceSet: those that are the machine's own
+	DimRealUID       Dim = 13 // 4 bytes
+	DimRealGID       Dim = 14 // 4 bytes
+	DimDigest        Dim = 15 // of the executable, by fs-verity: 32 bytes of SHA-256, 64 of SHA-512, none when there is none
+	DimExeSets       Dim = 20 // 8 bytes: the sets that hold DimExe, a bit each (Image.Sets)
+	DimParentExeSets Dim = 21
+	DimScriptSets    Dim = 22
 
 	DimPath       Dim = 24 // path of the file (process.exec: the new executable)
 	DimAccess     Dim = 25 // 1 byte, pavise.Access
@@ -79,7 +88,16 @@ const (
 	DimNewPath    Dim = 40 // pavise.ActInfo.NewPath
 	DimTargetExe  Dim = 41 // path of the target process's executable
 	DimTargetUID  Dim = 42 // 4 bytes
-	NumDims           = 64
+
+	DimPathSets       Dim = 48 // 8 bytes: the sets that hold DimPath, a bit each; the others likewise
+	DimNewPathSets    Dim = 49
+	DimTargetExeSets  Dim = 50
+	DimRemotePathSets Dim = 51
+	DimLocalPathSets  Dim = 52
+	DimRemoteAddrSets Dim = 53
+	DimLocalAddrSets  Dim = 54
+	DimTime           Dim = 56 // 2 bytes: the minute of the week in the host's time zone, Monday at 0:00 is 0
+	NumDims               = 64
 )
 
 // Bits of DimProcFlags and DimFileFlags.
@@ -163,11 +181,12 @@ type Row struct {
 
 // Word says what the 64 clauses of a word ask for. Words of an operation are ordered: enforced kill,
 // enforced deny, then per policy with a default its allows followed by its default, then the
-// same of monitored policies (kill, deny, groups), then audits.
+// same of monitored policies (kill, deny, groups), then audits; and then those with a rate, each rate in words of its own.
 type Word struct {
 	Kind    WordKind
 	Action  pavise.Action // of WordExplicit and WordDefault
 	Monitor bool
+	Rate    uint16 // WordExplicit: 1 + the number in Image.Rates of the rate that must be passed; 0 for none
 	Group   uint16 // WordAllow and WordDefault: number of the policy's group within the operation, from 1
 	Clauses uint8  // how many of its bits are clauses, from the lowest; the AND of no rows has exactly these
 }

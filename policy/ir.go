@@ -27,6 +27,7 @@ type atom struct {
 	Dim      Dim
 	Key      string
 	Patterns []pattern
+	Set      *Set // what Dim's source is looked up in: Patterns are then those of its bit in program.Sets
 }
 
 // predKind is the kind of a pred.
@@ -57,6 +58,7 @@ type clause struct {
 	Action  pavise.Action // WordExplicit, WordDefault
 	Monitor bool
 	Group   uint16 // WordAllow, WordDefault
+	Rate    uint16 // WordExplicit: 1 + number in program.Rates; 0 for none
 }
 
 // program is a set of policies in normal form.
@@ -65,4 +67,8 @@ type program struct {
 	Clauses   []clause
 	Rules     []Rule
 	Protected []string
+
+	Rates         []Rate
+	Sets          [NumSetKinds][]*Set
+	ProtectedSets []*Set
 }

@@ -10,6 +10,10 @@ import (
 type Facts struct {
 	Values  [NumDims][]byte
 	Aliases [][]byte // other names of the file whose name is Values[DimPath]
+
+	Rates *Rates            // what was counted so far; nil: no rate is passed
+	Who   [NumRateBy]uint64 // who is counted
+	Now   uint64            // nanoseconds since boot
 }
 
 // NoRule is the number of no rule.
@@ -26,13 +30,14 @@ type Verdict struct {
 
 // Judge evaluates the tables of an operation, step for step as bpf/engine.h does:
 //
-// The names are Values[DimPath] and, when a slot of the operation is on DimPath, each alias. For each name, the class of each slot gives a
+// The names are Values[DimPath] and, when a slot of the operation is on DimPath or DimPathSets, each alias. What a dimension of sets holds is looked up. For each name, the class of each slot gives a
 // row. Summaries are ANDed, starting from a bit for each word of the operation; then, for each word left, lowest first:
 //
 //   - For an alias, only explicit words count.
 //   - An enforced explicit or default word whose action is deny or kill, and not stricter than what an enforced word decided
 //     before (under any name), is skipped.
 //   - The words of the rows are ANDed, starting from the word's clauses. Nothing left: next word.
+//   - A word with a rate is counted, once for all names; nothing is left of it unless the rate is passed. (So what was skipped before is not counted.)
 //   - An allow word meets its group's default. It is not reported.
 //   - A default word of the group that was met last is skipped. (A group's allows stand right before its defaults.)
 //   - The rule of the lowest bit left is the word's. It decides for its class (enforced deny and kill; monitored
@@ -47,27 +52,42 @@ func (img *Image) Judge(op pavise.Op, facts *Facts) Verdict {
 	if !t.Used() {
 		return v
 	}
-	j := judgement{rules: v.Rules}
+	j := judgement{rules: v.Rules, facts: facts}
 	named := false
+	var buf [setBytes]byte
 	for i := range t.Slots {
 		s := &t.Slots[i]
 		a := &img.Automata[s.Automaton]
-		j.rows[i] = s.ClassRow[a.class(facts.Values[a.Dim])]
-		named = named || a.Dim == DimPath
+		j.rows[i] = s.ClassRow[a.class(img.fact(facts, a.Dim, facts.Values[DimPath], &buf))]
+		named = named || a.Dim == DimPath || a.Dim == DimPathSets
 	}
 	j.name(img, t, false)
 	if named {
 		for _, alias := range facts.Aliases {
 			for i := range t.Slots {
 				s := &t.Slots[i]
-				if a := &img.Automata[s.Automaton]; a.Dim == DimPath {
-					j.rows[i] = s.ClassRow[a.class(alias)]
+				if a := &img.Automata[s.Automaton]; a.Dim == DimPath || a.Dim == DimPathSets {
+					j.rows[i] = s.ClassRow[a.class(img.fact(facts, a.Dim, alias, &buf))]
 				}
 			}
 			j.name(img, t, true)
 		}
 	}
 	return j.verdict(v)
+}
+
+// fact is the byte string of a dimension, for a file of this name.
+func (img *Image) fact(facts *Facts, d Dim, name []byte, buf *[setBytes]byte) []byte {
+	value := func(d Dim) []byte {
+		if d == DimPath {
+			return name
+		}
+		return facts.Values[d]
+	}
+	if src, address := d.Source(); src != DimNone {
+		return img.setsOf(value(src), address, buf)
+	}
+	return value(d)
 }
 
 // class reads a string.
@@ -116,6 +136,9 @@ type judgement struct {
 	named   int    // of rules
 	met     uint16 // group
 	matched int
+	facts   *Facts
+	counted [MaxOpWords / 64]uint64 // words with a rate that were counted
+	over    [MaxOpWords / 64]uint64 // and those that passed it
 }
 
 // name judges one name.
@@ -156,7 +179,7 @@ func (j *judgement) word(img *Image, t *OpTable, rows []uint32, n int, alias boo
 		}
 	}
 	switch {
-	case left == 0:
+	case left == 0 || w.Rate != 0 && !j.passed(&img.Rates[w.Rate-1], n):
 		return
 	case w.Kind == WordAllow:
 		j.met = w.Group
@@ -179,6 +202,18 @@ func (j *judgement) word(img *Image, t *OpTable, rows []uint32, n int, alias boo
 		j.rules[j.named] = rule
 		j.named++
 	}
+}
+
+// passed counts what word n matched, at the first name under which it did, and reports whether that was too often.
+func (j *judgement) passed(r *Rate, n int) bool {
+	bit := uint64(1) << (n % 64)
+	if j.counted[n/64]&bit == 0 && j.facts.Rates != nil {
+		j.counted[n/64] |= bit
+		if j.facts.Rates.over(r, j.facts.Who[r.By], j.facts.Now) {
+			j.over[n/64] |= bit
+		}
+	}
+	return j.over[n/64]&bit != 0
 }
 
 // word returns word n of a row whose summary has it.

@@ -416,7 +416,7 @@ func (in *interner) pred(p *npred) *pred {
 		if !ok {
 			i = len(in.atoms)
 			in.byKey[p.key] = i
-			in.atoms = append(in.atoms, atom{Dim: p.atom.dim, Key: p.key, Patterns: p.atom.patterns})
+			in.atoms = append(in.atoms, atom{Dim: p.atom.dim, Key: p.key, Patterns: p.atom.patterns, Set: p.atom.set})
 		}
 		out.Atom = i
 		return out
@@ -479,6 +479,9 @@ func (p *program) String() string {
 			}
 			b.WriteByte(' ')
 			p.predText(&b, c.Preds[d])
+		}
+		if c.Rate != 0 {
+			b.WriteString(" && " + p.Rates[c.Rate-1].String())
 		}
 		b.WriteByte('\n')
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	slash "path"
 	"slices"
 	"sort"
 	"strings"
@@ -151,8 +152,12 @@ func judgedOp(name string) (pavise.Op, bool) {
 
 // Parse reads the policies of a file, one a YAML document, and checks them. The error is an Errors with every fault;
 // the policies that have none are returned with it. Name is the file's, for messages.
-func Parse(name string, data []byte) ([]*Policy, error) {
-	p := &parser{file: name, lines: splitLines(data)}
+func Parse(name string, data []byte) ([]*Policy, error) { return ParseWith(name, data, nil) }
+
+// ParseWith is Parse for policies with sets: read returns the contents of a file by its name relative to the policy's own directory, always without
+// ".." and not absolute.
+func ParseWith(name string, data []byte, read func(file string) ([]byte, error)) ([]*Policy, error) {
+	p := &parser{file: name, lines: splitLines(data), sets: &setFiles{read: read, dir: slash.Dir(name)}}
 	switch {
 	case len(data) > maxFile:
 		p.fail(0, 0, "", "split it", "file of %d bytes is too long: the limit is %d", len(data), maxFile)
@@ -199,6 +204,12 @@ func Parse(name string, data []byte) ([]*Policy, error) {
 	if len(p.errs) > 0 {
 		sort.SliceStable(p.errs, func(i, j int) bool {
 			a, b := p.errs[i], p.errs[j]
+			if a.File != b.File { // the policy's own first, then those of sets
+				return a.File == name || b.File != name && a.File < b.File
+			}
+			if a.Line == 0 || b.Line == 0 { // what is about the whole file last
+				return a.Line > b.Line
+			}
 			return a.Line < b.Line || a.Line == b.Line && a.Column < b.Column
 		})
 		if more := p.count - len(p.errs); more > 0 {
@@ -271,6 +282,7 @@ func splitLines(data []byte) []string {
 type parser struct {
 	file              string
 	lines             []string
+	sets              *setFiles
 	errs              Errors
 	count             int // of all errors
 	base              int // lines before the current document
@@ -546,9 +558,16 @@ func (p *parser) condition(v *yaml.Node, field string, ops []pavise.Op, subject 
 		return nil
 	}
 	at := place{file: p.file, field: field, line: p.base + v.Line, col: v.Column, locate: p.locator(v)}
-	c, problems := checkCondition(src, true)
+	c, problems := checkWith(src, true, p.sets)
+	for _, e := range p.sets.faults {
+		p.report(e)
+	}
+	p.sets.faults = nil
 	if c != nil {
 		problems = c.checkOps(ops, subject)
+	}
+	if c != nil && c.rate != nil && subject {
+		problems = append(problems, problem{1, 1, "a rate counts what a rule matches, not what a process is", "move it into a rule's when"})
 	}
 	for _, pr := range problems {
 		p.report(at.error(pr))
@@ -730,6 +749,9 @@ func (p *parser) rules(pol *Policy, v *yaml.Node) {
 		}
 		if when != nil {
 			r.When = p.condition(when, field+".when", r.On, false)
+			if r.When != nil && r.When.rate != nil && r.Action == pavise.ActionAllow {
+				p.at(when, field+".when", "deny or kill what comes too often", "an allow rule has no rate")
+			}
 		}
 		pol.Rules = append(pol.Rules, r)
 	}

@@ -67,8 +67,9 @@ says); in *user* space it may stand in rules that are monitored or audited; *non
 	section("The file", "What the operation acts on.", group("file."))
 	section("The connection", "For the operations that begin with `net.`.", group("net."))
 	section("The act", "What else an operation is about.", func(f Field) bool {
-		return !f.Only && !group("process.")(f) && !group("file.")(f) && !group("net.")(f)
+		return !f.Only && !group("process.")(f) && !group("file.")(f) && !group("net.")(f) && !group("time.")(f)
 	})
+	section("The time", "For every operation, in subjects and in rules. In the kernel it changes with the minute; [policy-language.md](policy-language.md#time) says how exactly.", group("time."))
 	section("The event", "Only in `pavise events --where`.", func(f Field) bool { return f.Only })
 
 	b.WriteString("\n## Functions\n\nBeside CEL's operators `==`, `!=`, `<`, `<=`, `>`, `>=`, `in`, `!`, `&&`, `||` and `? :`.\n\n| function | example | what it does |\n| --- | --- | --- |\n")
@@ -87,6 +88,13 @@ says); in *user* space it may stand in rules that are monitored or audited; *non
 			fmt.Fprintf(&b, "| %s | %s |\n", strings.Join(names, " "), cell.Replace(works[k]))
 		}
 	}
+	var names []string
+	for _, f := range Fields() {
+		if f.inKernelSets() && !f.Only {
+			names = append(names, "`"+f.Name+"`")
+		}
+	}
+	fmt.Fprintf(&b, "| %s | inSet |\n", strings.Join(names, " "))
 	b.WriteString("\n## Names\n\nThe names of numbers with many.\n\n| field | names |\n| --- | --- |\n")
 	for _, f := range Fields() {
 		if f.kind == kindNamed && len(f.names) > 8 && f.size == 8 {

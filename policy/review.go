@@ -112,6 +112,9 @@ func reviewPolicy(p *Policy, n *normalPolicy) *review {
 				continue
 			}
 			rest := user[ruleOp{nr.rule.Name, part.op}]
+			if nr.rate != nil {
+				rest += " " + nr.rate.String()
+			}
 			keys := make([]string, len(part.cubes))
 			for j, c := range part.cubes {
 				keys[j] = c.String()
@@ -409,6 +412,9 @@ func relate(d Dim, preds []*npred) *relations {
 		return nil
 	}
 	prog.Atoms = in.atoms
+	if prog.numberSets() != nil {
+		return nil
+	}
 	img, err := assemble(prog)
 	if err != nil {
 		return nil

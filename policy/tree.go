@@ -53,6 +53,7 @@ type natom struct {
 	key      string
 	patterns []pattern
 	moves    bool // its patterns are those of the moment: of the containers that are known
+	set      *Set // instead of patterns: those depend on the other sets of the Image
 }
 
 // dimKeys are the short names of dimensions, in keys and in explanations.
@@ -63,6 +64,9 @@ var dimKeys = [NumDims]string{
 	DimFileFlags: "file-flags", DimRemoteAddr: "remote-address", DimLocalAddr: "local-address", DimRemotePort: "remote-port",
 	DimLocalPort: "local-port", DimSocket: "socket", DimRemotePath: "remote-path", DimLocalPath: "local-path",
 	DimValue: "value", DimValue2: "value2", DimName: "name", DimNewPath: "new-path", DimTargetExe: "target-exe", DimTargetUID: "target-uid",
+	DimExeSets: "exe", DimParentExeSets: "parent-exe", DimScriptSets: "script", DimPathSets: "path", DimNewPathSets: "new-path", DimTargetExeSets: "target-exe",
+	DimRemotePathSets: "remote-path", DimLocalPathSets: "local-path", DimRemoteAddrSets: "remote-address", DimLocalAddrSets: "local-address",
+	DimTime: "time",
 }
 
 func (d Dim) key() string {
@@ -109,6 +113,9 @@ func (c *checker) isBool(e ast.Expr) bool {
 
 // build makes the tree of a boolean expression.
 func (c *checker) build(e ast.Expr) *cnode {
+	if c.cond.isRate(e) {
+		return c.node(e, cTrue)
+	}
 	if b, ok := boolLiteral(e); ok {
 		if b {
 			return c.node(e, cTrue)
@@ -178,6 +185,8 @@ func (c *checker) build(e ast.Expr) *cnode {
 		if call.IsMemberFunction() {
 			return c.patternCall(e, fn, call.Target(), args[0])
 		}
+	case "inSet":
+		return c.inSet(e)
 	}
 	return c.unknown(e)
 }
@@ -293,7 +302,7 @@ func (c *checker) oneOf(e ast.Expr, f *Field, els []ast.Expr) *cnode {
 			}
 			texts = append(texts, s)
 		} else if i, ok := intLiteral(el); ok {
-			limit := c.limit(f)
+			limit := f.limit()
 			if limit > 0 && (i < 0 || uint64(i) > limit) {
 				c.fail(el, "", "%d is out of range: %s is 0 to %d", i, f.Name, limit)
 				continue
@@ -338,6 +347,10 @@ func (c *checker) oneOf(e ast.Expr, f *Field, els []ast.Expr) *cnode {
 		n := c.node(e, cDirection)
 		n.names = texts
 		return n
+	case kindHour, kindMinute:
+		return c.timeTest(e, f, mergeSpans(spans))
+	case kindDay:
+		return c.days(e, f, els, texts)
 	case kindUnit:
 		var ps []pattern
 		for _, s := range texts {
@@ -376,8 +389,8 @@ func keyText(names ...string) string {
 	return patternsKey(ps)
 }
 
-// limit is the highest value of a number field.
-func (c *checker) limit(f *Field) uint64 {
+// limit is the highest value of a number field, 0 for other fields.
+func (f *Field) limit() uint64 {
 	switch f.kind {
 	case kindInt:
 		if f.max != 0 {
@@ -386,6 +399,10 @@ func (c *checker) limit(f *Field) uint64 {
 		return 1<<(8*f.size) - 1
 	case kindMode:
 		return 0o7777
+	case kindHour:
+		return 23
+	case kindMinute:
+		return 59
 	}
 	return 0
 }
@@ -634,17 +651,22 @@ func (f *Field) namedPatterns(numbers []uint64) []pattern {
 // spans is the test that a number is in spans.
 func (c *checker) spans(e ast.Expr, f *Field, spans []span) *cnode {
 	spans = mergeSpans(spans)
+	return c.spansNamed(e, f, spans, spanText(spans))
+}
+
+// spansNamed is spans by another name, which must stand for the same spans always.
+func (c *checker) spansNamed(e ast.Expr, f *Field, spans []span, key string) *cnode {
 	if len(spans) == 0 {
 		return c.node(e, cFalse)
 	}
 	if f.kind == kindMode {
-		return c.leaf(e, f.atomOf("bits="+spanText(spans), modePatterns(spans, f.size)))
+		return c.leaf(e, f.atomOf("bits="+key, modePatterns(spans, f.size)))
 	}
 	ps := numberPatterns(spans, f.size)
 	if f.size == 2 && spans[0].lo == 0 { // the port of a socket without one
 		ps = append(ps, pattern{})
 	}
-	return c.leaf(e, f.atomOf(spanText(spans), ps))
+	return c.leaf(e, f.atomOf(key, ps))
 }
 
 // addresses is the test that an address is in one of texts: addresses, prefixes, or "" for none.
@@ -685,10 +707,10 @@ func (c *checker) order(e ast.Expr, fn string, a, b ast.Expr) *cnode {
 	if l := c.size(a); l != nil && ok {
 		return c.sizeOrder(e, fn, l, i)
 	}
-	if f == nil || !ok || c.limit(f) == 0 {
+	if f == nil || !ok || f.limit() == 0 {
 		return c.unknown(e)
 	}
-	limit := int64(c.limit(f)) //nolint:gosec // at most 32 bits
+	limit := int64(f.limit()) //nolint:gosec // at most 32 bits
 	if i < 0 || i > limit {
 		c.fail(b, "", "%d is out of range: %s is 0 to %d", i, f.Name, limit)
 		return c.unknown(e)
@@ -713,6 +735,9 @@ func (c *checker) order(e ast.Expr, fn string, a, b ast.Expr) *cnode {
 	if lo == 0 && hi > 0 && f.size == 2 {
 		line, col := startOf(c.info, c.starts, e)
 		c.warn = append(c.warn, problem{line, col, fmt.Sprintf("%s is also 0 for sockets without a port, as Unix sockets, and this holds for them", f.Name), fmt.Sprintf("add %s > 0 if that is not meant", f.Name)})
+	}
+	if f.Dim == DimTime {
+		return c.timeTest(e, f, []span{{uint64(lo), uint64(hi)}})
 	}
 	return c.spans(e, f, []span{{uint64(lo), uint64(hi)}})
 }

@@ -232,7 +232,7 @@ func trace(c *Condition, e *pavise.Event) (*Node, error) {
 		return nil, nil
 	}
 	// A copy of the condition: rewrite changes its tree.
-	cond, problems := checkCondition(c.Source, true)
+	cond, problems := checkWith(c.Source, true, c.sets)
 	if len(problems) > 0 {
 		return nil, (&place{}).error(problems[0])
 	}
@@ -240,7 +240,13 @@ func trace(c *Condition, e *pavise.Event) (*Node, error) {
 	root := tree.Expr()
 	t := &tracer{cond: cond, at: &c.at, event: e, ids: map[*Node]int64{}}
 	n := t.node(root)
-	ast.PostOrderVisit(root, ast.NewExprVisitor(func(e ast.Expr) { rewrite(tree, e) }))
+	ast.PostOrderVisit(root, ast.NewExprVisitor(func(e ast.Expr) {
+		rewrite(tree, e)
+		rewriteInSet(c.sets, tree, e)
+		if cond.isRate(e) { // the kernel has counted, and it was passed
+			e.SetKindCase(ast.NewExprFactory().NewLiteral(e.ID(), types.True))
+		}
+	}))
 	prog, err := celEnv().Program(cond.ast, cel.EvalOptions(cel.OptExhaustiveEval), cel.CostLimit(maxCost))
 	if err != nil {
 		return nil, fmt.Errorf("plan condition: %w", err)

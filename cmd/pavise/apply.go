@@ -3,9 +3,11 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/pavise-project/pavise/agent"
+	"github.com/pavise-project/pavise/policy"
 	"github.com/spf13/cobra"
 )
 
@@ -15,7 +17,9 @@ func (a *app) apply() *cobra.Command {
 	c := &cobra.Command{
 		Use: "apply -f FILE", Short: "Add or replace policies while the agent runs",
 		Long: `Add policies to the running agent, or replace those of the same names: all of the file or none, in one switch, with no moment
-between the old rules and the new. A bad policy changes nothing. They live until the agent stops.`,
+between the old rules and the new. A bad policy changes nothing. They live until the agent stops.
+
+The sets that policies name (inSet) are read here, from the file's directory, or from the working directory for the standard input, and sent along.`,
 		Example: "  pavise apply -f web.yaml\n  pavise apply -f web.yaml --dry-run\n  pavise get policies web -o yaml | pavise apply -f -",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -36,7 +40,11 @@ between the old rules and the new. A bad policy changes nothing. They live until
 			if name == "-" {
 				name = "stdin"
 			}
-			ch, err := a.client().Apply(c.Context(), name, data, dry)
+			sets, err := setsOf(name, data)
+			if err != nil {
+				return err
+			}
+			ch, err := a.client().Apply(c.Context(), name, data, sets, dry)
 			if err != nil {
 				return err
 			}
@@ -66,4 +74,13 @@ func (a *app) changed(ch *agent.Change) error {
 	}
 	fmt.Fprintf(a.stdout, "active as generation %d after %s\n", ch.Generation, ch.Total.Round(10*time.Microsecond))
 	return nil
+}
+
+// setsOf reads the sets that policies name. What else is wrong with the policies the agent says, which may be of another version.
+func setsOf(name string, data []byte) (map[string][]byte, error) {
+	sets := policy.ReadSets{Read: agent.SetsIn(filepath.Dir(name))}
+	if _, err := policy.ParseWith(name, data, sets.File); sets.Err != nil {
+		return nil, err
+	}
+	return sets.Files, nil
 }

@@ -73,6 +73,8 @@ type tablesSizes struct {
 	Rows     int             `json:"rows"`  // sets of clauses
 	Words    int             `json:"words"` // of the rows, 64 clauses each
 	Bytes    int             `json:"bytes"`
+	Sets     int             `json:"sets"`
+	Entries  int             `json:"entries"` // of all sets
 }
 
 type automatonSize struct {
@@ -130,6 +132,12 @@ func sizes(x *policy.Explanation) tablesSizes {
 	t := tablesSizes{
 		Rules: s.Rules, Atoms: x.Atoms, States: s.States, Leaves: s.Leaves, Cells: s.Cells, Rows: s.Rows, Words: s.Words, Bytes: s.Bytes,
 		Automata: []automatonSize{}, Ops: []opSize{},
+	}
+	for _, list := range x.Image.Sets {
+		t.Sets += len(list)
+		for _, set := range list {
+			t.Entries += set.Len()
+		}
 	}
 	for _, a := range s.Automata {
 		t.Automata = append(t.Automata, automatonSize{a.Dim.String(), a.States, a.Leaves, a.Cells, a.Columns, a.Classes, a.Tails})

@@ -91,6 +91,9 @@ func ruleText(w io.Writer, rs []explainedRule) error {
 
 func tablesText(w io.Writer, what string, s *tablesSizes) error {
 	fmt.Fprintf(w, "  tables of %s: %d rules, %d atoms, %d states, %d cells, %d rows; %s\n", what, s.Rules, s.Atoms, s.States, s.Cells, s.Rows, bytesText(uint64(max(s.Bytes, 0))))
+	if s.Sets > 0 {
+		fmt.Fprintf(w, "  sets: %d, of %d entries\n", s.Sets, s.Entries)
+	}
 	if len(s.Automata) > 0 {
 		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 		fmt.Fprintln(t, "    states\tleaves\tcells\tcolumns\tclasses\ttail bytes\t  automaton of")
