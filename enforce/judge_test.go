@@ -111,7 +111,10 @@ func (g gen) atom(op pavise.Op) string {
 	file := func(f string) string {
 		switch g.IntN(8) {
 		case 7:
-			return fmt.Sprintf("%s.inSet(%q)", f, g.pick("paths0", "paths1", "paths2"))
+			if !strings.HasPrefix(f, "p.") { // ancestors are looked up in none
+				return fmt.Sprintf("%s.inSet(%q)", f, g.pick("paths0", "paths1", "paths2"))
+			}
+			fallthrough
 		case 0:
 			return fmt.Sprintf("%s == %q", f, g.path())
 		case 1:
