@@ -69,6 +69,26 @@ static __always_inline __u64 kernfs_parent(__u64 kn)
 	return READ_PTR((struct kernfs_node *)kn, parent);
 }
 
+/* The mounts of a super block are a list of another kind since 6.18 or so. */
+struct super_block___new {
+	struct mount *s_mounts;
+} __attribute__((preserve_access_index));
+
+struct mount___new {
+	struct mount *mnt_next_for_sb;
+} __attribute__((preserve_access_index));
+
+/* is_only_mount tells whether a super block has no other mount. */
+static __always_inline bool is_only_mount(struct mount *mnt, struct super_block *sb)
+{
+	struct mount___new *n = (void *)mnt;
+
+	if (bpf_core_field_exists(n->mnt_next_for_sb))
+		return !READ_PTR(n, mnt_next_for_sb) &&
+		       READ_PTR((struct super_block___new *)sb, s_mounts) == (__u64)mnt;
+	return READ_PTR(mnt, mnt_instance.next) == READ_PTR(mnt, mnt_instance.prev);
+}
+
 /* x86 tells a 32-bit system call by TS_COMPAT in thread_info.status, arm64 by TIF_32BIT in thread_info.flags. */
 struct thread_info___x86 {
 	__u32 status;

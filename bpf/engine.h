@@ -327,6 +327,7 @@ struct scratch {
 	__u32 tail_in; /* what is left to compare with a tail: where it stands in bytes, */
 	__u32 tail_at; /* where in tails, */
 	__u32 tail_len; /* and how long it is */
+	__u64 digest; /* of strings, as far as they are read */
 	__u16 dim_off[NUM_DIMS];
 	__u16 dim_len[NUM_DIMS]; /* over MAX_STRING: too long to judge exactly */
 	struct verdict v;

@@ -205,6 +205,46 @@ static __always_inline __u16 append(struct scratch *s, __u32 off, __u32 len)
 	return n;
 }
 
+/* digest_some mixes up to CHUNK of the s->tail_len bytes at bytes[s->tail_in] into s->digest. */
+__noinline int digest_some(__u32 si)
+{
+	struct scratch *s = scratch_at(si);
+	__u64 x;
+
+	if (!s)
+		return 0;
+	for (int i = 0; i < CHUNK / 8; i++) {
+		__u32 len = s->tail_len;
+
+		if (!len)
+			break;
+		x = load64(at(s, s->tail_in));
+		if (len < 8) {
+			x &= (1ULL << ((len & 7) * 8)) - 1;
+			s->tail_len = 8;
+		}
+		s->digest = (s->digest ^ x) * 0x100000001b3ULL;
+		s->digest ^= s->digest >> 32;
+		s->tail_in += 8;
+		s->tail_len -= 8;
+	}
+	return 0;
+}
+
+/* digest makes one number of bytes[from, to): to tell repeats, against nobody. */
+static __always_inline __u64 digest(struct scratch *s, __u32 si, __u32 from, __u32 to)
+{
+	s->digest = 0;
+	s->tail_in = from;
+	s->tail_len = to - from;
+	for (int i = 0; i < 4 * (MAX_STRING + 1) / CHUNK; i++) {
+		if (!s->tail_len)
+			break;
+		digest_some(si);
+	}
+	return s->digest;
+}
+
 /* put_act appends what an operation is about beside its file. */
 __noinline int put_act(__u32 si)
 {
@@ -253,10 +293,10 @@ static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op)
 	object = r->inode.ino ^ (__u64)r->inode.dev << 40 ^ r->inode.access;
 	if (op >= OP_SOCKET) {
 		put_act(si);
-		/* What has no inode yet is told apart by its name's place in the kernel. */
-		object ^= o->value * 31 ^ o->value2 * 37 ^ o->target_exec_id ^ o->dentry2;
-		if (!o->inode)
-			object ^= o->dentry;
+		/* Names tell apart what has no inode, or more names than one. */
+		object ^= o->value * 31 ^ o->value2 * 37 ^ o->target_exec_id ^
+			  (__u64)o->target_pid << 32 ^
+			  digest(s, si, OFF_REC + sizeof(*r), s->rec_end);
 	} else {
 		__builtin_memset(&r->value, 0,
 				 __builtin_offsetof(struct rec_file, path_len) -
@@ -309,14 +349,27 @@ static __always_inline bool selftest(struct control *c, __u32 op)
 	return true;
 }
 
+/*
+ * refuse is what a hook returns: -EPERM if it is to refuse, as a constant. Clang would else compute it from the condition, and the verifier would not see that it
+ * is an error number (6.12: 5d99e198be27 "bpf, lsm: Add check for BPF LSM return value").
+ */
+static __always_inline int refuse(int yes)
+{
+	int ret = 0;
+
+	if (yes) {
+		ret = -EPERM;
+		asm volatile("" : "+r"(ret));
+	}
+	return ret;
+}
+
 /* deny_lsm carries out an action where the call can still be refused. */
 static __always_inline int deny_lsm(int action)
 {
-	if (action < ACT_DENY)
-		return 0;
 	if (action == ACT_KILL)
 		bpf_send_signal(SIGKILL);
-	return -EPERM;
+	return refuse(action >= ACT_DENY);
 }
 
 /*
@@ -333,7 +386,7 @@ static __always_inline struct scratch *enter(__u32 op, __u32 *si, int *ret)
 	if (!c)
 		return NULL;
 	if (selftest(c, op)) {
-		*ret = -EPERM;
+		*ret = refuse(1);
 		return NULL;
 	}
 	if (idle(c, op))
@@ -341,7 +394,7 @@ static __always_inline struct scratch *enter(__u32 op, __u32 *si, int *ret)
 	i = scratch_get();
 	if (i < 0) {
 		count_err(ERR_SCRATCH);
-		*ret = enforces(c, op) ? -EPERM : 0;
+		*ret = refuse(enforces(c, op));
 		return NULL;
 	}
 	s = scratch_at(i);

@@ -332,9 +332,12 @@ type KernelScratch struct {
 	TailIn    uint32
 	TailAt    uint32
 	TailLen   uint32
+	_         [4]byte
+	Digest    uint64
 	DimOff    [64]uint16
 	DimLen    [64]uint16
 	V         KernelVerdict
+	_         [4]byte
 	Now       uint64
 	Counted   [4]uint64
 	Over      [4]uint64

@@ -109,8 +109,8 @@ func perfTypeArg() (uint32, error) {
 		return 0, fmt.Errorf("read the kernel's types: %w", err)
 	}
 	var fn *btf.Func
-	if err := kernel.TypeByName("bpf_lsm_perf_event_open", &fn); err != nil {
-		return 0, nil // no BPF LSM: the program is not loaded
+	if kernel.TypeByName("bpf_lsm_perf_event_open", &fn) != nil && kernel.TypeByName("security_perf_event_open", &fn) != nil {
+		return 0, nil // the program is not loaded
 	}
 	if proto, ok := fn.Type.(*btf.FuncProto); ok {
 		for i, p := range proto.Params {

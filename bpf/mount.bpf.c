@@ -6,6 +6,7 @@
  * knows the mount (docs/THREATS.md).
  */
 
+#define MS_BIND 4096
 #define MS_MOVE 8192
 
 SEC("lsm/sb_mount")
@@ -27,7 +28,10 @@ int BPF_PROG(lsm_mount, const char *source, const struct path *path, const char 
 	return leave(s, si, OP_MOUNT);
 }
 
-/* move_mount(2) also attaches what fsmount(2) and open_tree(2) made: such a mount is its own parent. */
+/*
+ * move_mount(2) also attaches what fsmount(2) and open_tree(2) made: such a mount is its own parent. What is mounted elsewhere too, or is not all of its file
+ * system, is a directory mounted a second time, as by MS_BIND; its source is then where it lies, and not the root of a mount that is nowhere.
+ */
 SEC("lsm/move_mount")
 int BPF_PROG(lsm_move_mount, const struct path *from, const struct path *to, int ret)
 {
@@ -47,9 +51,15 @@ int BPF_PROG(lsm_move_mount, const struct path *from, const struct path *to, int
 	s->obj.dentry2 = READ_PTR((struct path *)from, dentry);
 	s->obj.mnt2 = vfsmnt;
 	mnt = (void *)(vfsmnt - bpf_core_field_offset(struct mount, mnt));
-	if (READ_PTR(mnt, mnt_parent) != (__u64)mnt)
-		s->obj.value = MS_MOVE;
 	sb = (void *)READ_PTR((struct vfsmount *)vfsmnt, mnt_sb);
+	if (READ_PTR(mnt, mnt_parent) != (__u64)mnt) {
+		s->obj.value = MS_MOVE;
+	} else {
+		s->obj.mnt2 = 0;
+		if (READ_PTR((struct vfsmount *)vfsmnt, mnt_root) != READ_PTR(sb, s_root) ||
+		    !is_only_mount(mnt, sb))
+			s->obj.value = MS_BIND;
+	}
 	s->obj.name_len = put_kstr(s, OFF_NAME,
 				   READ_PTR((struct file_system_type *)READ_PTR(sb, s_type), name));
 	return leave(s, si, OP_MOUNT);

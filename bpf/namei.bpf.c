@@ -41,7 +41,7 @@ __noinline int judge_entry(__u32 op, __u64 dentry, __u64 mnt, __u64 dentry2, __u
 static __always_inline int judge_name(__u32 op, __u64 dentry, __u64 mnt, __u64 dentry2,
 				      __u64 mnt2_or_mode)
 {
-	return judge_entry(op, dentry, mnt, dentry2, mnt2_or_mode) ? -EPERM : 0;
+	return refuse(judge_entry(op, dentry, mnt, dentry2, mnt2_or_mode));
 }
 
 static __always_inline __u64 mount_of(const struct path *dir)

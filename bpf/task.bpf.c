@@ -30,8 +30,11 @@ int BPF_PROG(lsm_kill, struct task_struct *p, void *info, int sig, const struct 
 	struct scratch *s;
 	__u32 si;
 
-	/* With cred it is another process's signal, sent on its behalf (USB, SIGIO): the current one is not its sender. */
-	if (ret || cred)
+	/*
+	 * With cred it is another process's signal, sent on its behalf (USB): the current one is not its sender. As a number: of a pointer the verifier would
+	 * believe that it is never NULL.
+	 */
+	if (ret || arg_at(ctx, 3))
 		return ret;
 	if ((!sig || p->tgid == t->tgid) && !(c && c->selftest_op == OP_SIGNAL))
 		return 0;
@@ -139,12 +142,26 @@ int BPF_PROG(lsm_userns, const struct cred *cred, int ret)
 	return ret ?: judge_number(OP_USERNS, 0, 0);
 }
 
-#define PROT_WRITE 2
-#define PROT_EXEC  4
-#define VM_WRITE   2
-#define VM_EXEC	   4
+#define PROT_WRITE  2
+#define PROT_EXEC   4
+#define VM_WRITE    2
+#define VM_EXEC	    4
+#define VM_SHARED   8
+#define VM_MAYWRITE 0x20
 
-static __always_inline int judge_memory(struct file *file, __u64 bits)
+/* Anonymous memory that is shared has a file of the kernel's own, of this name, which nobody can open. */
+static __always_inline bool is_shared_memory(__u64 file)
+{
+	struct dentry *d = (void *)READ_PTR((struct file *)file, f_path.dentry);
+	char name[9] = {};
+
+	if (READ_PTR(d, d_parent) != (__u64)d)
+		return false;
+	bpf_probe_read_kernel_str(name, sizeof(name), (void *)READ_PTR(d, d_name.name));
+	return !__builtin_memcmp(name, "dev/zero", 8);
+}
+
+static __always_inline int judge_memory(__u64 file, __u64 bits)
 {
 	struct scratch *s;
 	__u32 si;
@@ -153,36 +170,37 @@ static __always_inline int judge_memory(struct file *file, __u64 bits)
 	s = enter(OP_MEMEXEC, &si, &ret);
 	if (!s)
 		return ret;
-	if (file)
-		set_open(s, file, 0);
+	if (file && !is_shared_memory(file))
+		set_open(s, (struct file *)file, 0);
 	else
 		bits |= MEM_ANONYMOUS;
 	s->obj.value = bits;
 	return leave(s, si, OP_MEMEXEC);
 }
 
-static __always_inline int judge_mmap(struct file *file, unsigned long prot)
+static __always_inline int judge_mmap(__u64 file, unsigned long prot)
 {
 	if (!(prot & PROT_EXEC))
 		return 0;
 	return judge_memory(file, prot & PROT_WRITE ? MEM_WRITABLE | MEM_WRITTEN : 0);
 }
 
+/* The file as a number: until 6.13 or so the verifier believes of the pointer that it is never NULL. */
 SEC("lsm/mmap_file")
 int BPF_PROG(lsm_mmap, struct file *file, unsigned long reqprot, unsigned long prot,
 	     unsigned long flags, int ret)
 {
-	return ret ?: judge_mmap(file, prot);
+	return ret ?: judge_mmap(arg_at(ctx, 0), prot);
 }
 
 /* What READ_IMPLIES_EXEC adds is not known here yet. */
 SEC("fmod_ret/security_mmap_file")
 int BPF_PROG(fmod_mmap, struct file *file, unsigned long prot, unsigned long flags, int ret)
 {
-	return ret ?: judge_mmap(file, prot);
+	return ret ?: judge_mmap(arg_at(ctx, 0), prot);
 }
 
-/* Private pages that were written to have an anon_vma, also when they are no longer writable. */
+/* Private pages that were written to have an anon_vma, also when they are no longer writable; of shared ones it is enough that they could have been. */
 SEC("lsm/file_mprotect")
 int BPF_PROG(lsm_mprotect, struct vm_area_struct *vma, unsigned long reqprot, unsigned long prot,
 	     int ret)
@@ -198,11 +216,12 @@ int BPF_PROG(lsm_mprotect, struct vm_area_struct *vma, unsigned long reqprot, un
 		return 0;
 	if (prot & PROT_WRITE)
 		bits |= MEM_WRITABLE;
-	if (prot & PROT_WRITE || was & VM_WRITE || READ_PTR(vma, anon_vma))
+	if (prot & PROT_WRITE || was & VM_WRITE || READ_PTR(vma, anon_vma) ||
+	    (was & (VM_SHARED | VM_MAYWRITE)) == (VM_SHARED | VM_MAYWRITE))
 		bits |= MEM_WRITTEN;
 	if (start <= READ(mm, start_stack) && end > READ(mm, start_stack))
 		bits |= MEM_STACK;
 	if (start < READ(mm, brk) && end > READ(mm, start_brk))
 		bits |= MEM_HEAP;
-	return judge_memory((void *)READ_PTR(vma, vm_file), bits);
+	return judge_memory(READ_PTR(vma, vm_file), bits);
 }
