@@ -8,8 +8,10 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/bpf"
@@ -276,4 +278,95 @@ func TestKernelSetSlots(t *testing.T) {
 	if n := bytes(); n > before {
 		t.Errorf("%d bytes of maps without sets, %d before", n, before)
 	}
+}
+
+// BenchmarkSet is the cost of a verdict with one set of paths, for a path in it and one that is not: the same for any size.
+func BenchmarkSet(b *testing.B) {
+	e := newEngine(b)
+	var m mounts
+	must(b, m.refresh(e.k))
+	hit, miss := opened(b)
+	first := map[string]float64{}
+	for _, n := range []int{10, policy.MaxSetEntries} {
+		e.stage(strings.Replace(fmt.Sprintf(oneRule, "file.open", `file.path.inSet("s")`), "deny", "audit", 1), manyPaths(n, hit.Name()))
+		for _, c := range []struct {
+			name   string
+			f      *os.File
+			action pavise.Action
+		}{{"hit", hit, pavise.ActionAudit}, {"miss", miss, 0}} {
+			b.Run(fmt.Sprintf("file.open/entries=%d/%s", n, c.name), func(b *testing.B) {
+				var ns []float64
+				for b.Loop() {
+					ns = append(ns, runOpen(b, e.k, c.f, c.action))
+				}
+				med := quantile(0.5, ns)
+				budget(b, med, 350, "ns/op")
+				if n == 10 {
+					first[c.name] = med
+				} else if first[c.name] > 0 {
+					budget(b, med/first[c.name], 1.3, "x10entries")
+				}
+			})
+		}
+	}
+}
+
+// manyPaths is a set of n paths of about 60 bytes.
+func manyPaths(n int, one string) func(string) ([]byte, error) {
+	var s []byte
+	for i := range n - 1 {
+		s = fmt.Appendf(s, "/opt/vendor/app/releases/%08x/assets/file-%06d.conf\n", uint32(i)*2654435761, i)
+	}
+	s = append(s, one+"\n"...)
+	return func(string) ([]byte, error) { return s, nil }
+}
+
+// BenchmarkSetChange is a change of policies with a set of 100,000 paths, none of which exists: the set itself, and a rule beside it.
+func BenchmarkSetChange(b *testing.B) {
+	kerntest.Require(b, kerntest.Root, kerntest.Syscall, kerntest.TpBtf)
+	l := start(b, func(*pavise.Event) {})
+	before, err := l.Counters()
+	must(b, err)
+	withSet := func(i int) []*policy.Policy {
+		src := strings.Replace(fmt.Sprintf(oneRule, "file.open", `file.path.inSet("s")`), "enforce", "monitor", 1)
+		ps, err := policy.ParseWith("p.yaml", []byte(src), manyPaths(policy.MaxSetEntries, fmt.Sprint("/nowhere/", i)))
+		must(b, err)
+		return ps
+	}
+	m := l.machine()
+	ms := func(ds []time.Duration) float64 { return float64(quantile(0.5, ds)) / 1e6 }
+	b.Run("set", func(b *testing.B) {
+		var parsed, applied []time.Duration
+		mib := 0.0
+		for i := 0; b.Loop(); i++ {
+			begin := time.Now()
+			ps := withSet(i)
+			parsed = append(parsed, time.Since(begin))
+			begin = time.Now()
+			_, err := l.Apply(image(b, m, ps))
+			must(b, err)
+			applied = append(applied, time.Since(begin))
+			if i == 0 { // one generation alone has it
+				c, err := l.Counters()
+				must(b, err)
+				mib = float64(c.MapBytes-before.MapBytes) / (1 << 20)
+			}
+		}
+		b.ReportMetric(ms(parsed), "parse-ms")
+		b.ReportMetric(ms(applied), "apply-ms")
+		b.ReportMetric(mib, "map-MiB")
+	})
+	b.Run("rule", func(b *testing.B) {
+		set := withSet(0)
+		var took []time.Duration
+		for i := 0; b.Loop(); i++ {
+			time.Sleep(20 * time.Millisecond)
+			begin := time.Now()
+			rule := strings.Replace(fmt.Sprintf(oneRule, "file.open", fmt.Sprintf(`file.path == "/nowhere/%d"`, i)), "name: p}", "name: q}", 1)
+			_, err := l.Apply(image(b, m, append(parse(b, strings.Replace(rule, "enforce", "monitor", 1)), set...)))
+			must(b, err)
+			took = append(took, time.Since(begin))
+		}
+		budget(b, float64(quantile(0.99, took))/1e6, 20, "p99-ms")
+	})
 }
