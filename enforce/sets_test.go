@@ -297,7 +297,7 @@ func BenchmarkSet(b *testing.B) {
 			b.Run(fmt.Sprintf("file.open/entries=%d/%s", n, c.name), func(b *testing.B) {
 				var ns []float64
 				for b.Loop() {
-					ns = append(ns, runOpen(b, e.k, c.f, c.action))
+					ns = append(ns, timed(b, e.k, 0, "run_open", &object{name: c.name, fd: int(c.f.Fd()), action: c.action}))
 				}
 				med := quantile(0.5, ns)
 				budget(b, med, 350, "ns/op")
