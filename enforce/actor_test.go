@@ -449,12 +449,12 @@ func init() {
 		},
 		"uring":       func(a []string) (string, error) { return readFD(uringOpen(a[0], 0)) },
 		"uring-async": func(a []string) (string, error) { return readFD(uringOpen(a[0], iosqeAsync)) },
-		"spawn":       func(a []string) (string, error) { return spawn(a[0], a, nil) },
+		"spawn":       func(a []string) (string, error) { return spawn(a[0], a, nil, nil) },
 		"spawn-in": func(a []string) (string, error) { // DIR PROGRAM ARG...
 			if err := unix.Chdir(a[0]); err != nil {
 				return "", err
 			}
-			return spawn(a[1], a[1:], nil)
+			return spawn(a[1], a[1:], nil, nil)
 		},
 		"exec": func(a []string) (string, error) { return "", unix.Exec(a[0], a, os.Environ()) },
 		"spawn-memfd": func(a []string) (string, error) { // PROGRAM ARG...: a copy of it in memory
@@ -476,7 +476,7 @@ func init() {
 			}
 			defer unix.Close(ro)
 			unix.Close(fd)
-			return spawn(fmt.Sprintf("/proc/self/fd/%d", ro), a, nil)
+			return spawn(fmt.Sprintf("/proc/self/fd/%d", ro), a, nil, nil)
 		},
 		"spawn-deleted": func(a []string) (string, error) {
 			b, err := os.ReadFile(a[0])
@@ -495,7 +495,7 @@ func init() {
 			if err := os.Remove(name); err != nil {
 				return "", err
 			}
-			return spawn(fmt.Sprintf("/proc/self/fd/%d", fd), a, nil)
+			return spawn(fmt.Sprintf("/proc/self/fd/%d", fd), a, nil, nil)
 		},
 	}
 	for _, more := range []map[string]func(a []string) (string, error){subjectDeeds, netDeeds, fileDeeds, mountDeeds, processDeeds, memoryDeeds, kernelDeeds} {
@@ -548,14 +548,14 @@ func cloneOpen(path *byte) (int, syscall.Errno) {
 	}
 }
 
-// spawn runs a program as a child and returns what it prints.
-func spawn(path string, argv []string, sys *syscall.SysProcAttr) (string, error) {
+// spawn runs a program as a child and returns what it prints; its exit status is the error number.
+func spawn(path string, argv, env []string, sys *syscall.SysProcAttr) (string, error) {
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		return "", err
 	}
 	defer unix.Close(p[0])
-	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Files: []uintptr{0, uintptr(p[1]), 2}, Sys: sys})
+	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Env: env, Files: []uintptr{0, uintptr(p[1]), 2}, Sys: sys})
 	unix.Close(p[1])
 	return output(pid, p[0], err)
 }

@@ -415,7 +415,7 @@ func ownUserns(attr *syscall.SysProcAttr) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	is, err := spawn("/bin/readlink", []string{"readlink", "/proc/self/ns/user"}, attr)
+	is, err := spawn("/bin/readlink", []string{"readlink", "/proc/self/ns/user"}, nil, attr)
 	if err != nil {
 		return "", err
 	}
