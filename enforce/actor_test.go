@@ -221,7 +221,7 @@ const readOnly = unix.O_RDONLY | unix.O_CLOEXEC
 
 var openFlags = map[string]int{
 	"read": unix.O_RDONLY, "write": unix.O_WRONLY, "rdwr": unix.O_RDWR, "append": unix.O_WRONLY | unix.O_APPEND,
-	"create": unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL, "creates": unix.O_WRONLY | unix.O_CREAT, "trunc": unix.O_WRONLY | unix.O_TRUNC,
+	"create": unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL, "trunc": unix.O_WRONLY | unix.O_TRUNC,
 }
 
 var deeds map[string]func(a []string) (string, error)
@@ -449,12 +449,12 @@ func init() {
 		},
 		"uring":       func(a []string) (string, error) { return readFD(uringOpen(a[0], 0)) },
 		"uring-async": func(a []string) (string, error) { return readFD(uringOpen(a[0], iosqeAsync)) },
-		"spawn":       func(a []string) (string, error) { return spawn(a[0], a, nil, nil) },
+		"spawn":       func(a []string) (string, error) { return spawn(a[0], a, nil) },
 		"spawn-in": func(a []string) (string, error) { // DIR PROGRAM ARG...
 			if err := unix.Chdir(a[0]); err != nil {
 				return "", err
 			}
-			return spawn(a[1], a[1:], nil, nil)
+			return spawn(a[1], a[1:], nil)
 		},
 		"exec": func(a []string) (string, error) { return "", unix.Exec(a[0], a, os.Environ()) },
 		"spawn-memfd": func(a []string) (string, error) { // PROGRAM ARG...: a copy of it in memory
@@ -476,7 +476,7 @@ func init() {
 			}
 			defer unix.Close(ro)
 			unix.Close(fd)
-			return spawn(fmt.Sprintf("/proc/self/fd/%d", ro), a, nil, nil)
+			return spawn(fmt.Sprintf("/proc/self/fd/%d", ro), a, nil)
 		},
 		"spawn-deleted": func(a []string) (string, error) {
 			b, err := os.ReadFile(a[0])
@@ -495,16 +495,14 @@ func init() {
 			if err := os.Remove(name); err != nil {
 				return "", err
 			}
-			return spawn(fmt.Sprintf("/proc/self/fd/%d", fd), a, nil, nil)
+			return spawn(fmt.Sprintf("/proc/self/fd/%d", fd), a, nil)
 		},
 	}
-	for _, more := range []map[string]func(a []string) (string, error){subjectDeeds, netDeeds, fileDeeds, mountDeeds, processDeeds, memoryDeeds, kernelDeeds} {
-		for name, d := range more {
-			if deeds[name] != nil {
-				panic("two deeds of the name " + name)
-			}
-			deeds[name] = d
-		}
+	for name, d := range subjectDeeds {
+		deeds[name] = d
+	}
+	for name, d := range netDeeds {
+		deeds[name] = d
 	}
 }
 
@@ -548,14 +546,14 @@ func cloneOpen(path *byte) (int, syscall.Errno) {
 	}
 }
 
-// spawn runs a program as a child and returns what it prints; its exit status is the error number.
-func spawn(path string, argv, env []string, sys *syscall.SysProcAttr) (string, error) {
+// spawn runs a program as a child and returns what it prints.
+func spawn(path string, argv, env []string) (string, error) {
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		return "", err
 	}
 	defer unix.Close(p[0])
-	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Env: env, Files: []uintptr{0, uintptr(p[1]), 2}, Sys: sys})
+	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Env: env, Files: []uintptr{0, uintptr(p[1]), 2}})
 	unix.Close(p[1])
 	return output(pid, p[0], err)
 }
