@@ -249,9 +249,9 @@ func (m *Matrix) boot(ctx context.Context, name string, noLSM bool, suites []sui
 // about the kernel: they run on the machine itself. A kernel without BPF LSM differs in the rungs that are left: withoutLSM are the tests of these.
 var withoutLSM = regexp.MustCompile(`^TestKernel(Doctor|Features|Smoke|FileAccess|FileAliases|Exec|Connect)$`)
 
-// once are tests that load and attach every program there is, which takes minutes in an emulated machine: they run in the oldest and the newest kernel, and without BPF
-// LSM in the newest only. TestKernelLoad has every kernel's verifier see the programs.
-var once = regexp.MustCompile(`^TestKernelDoctor$`)
+// once are tests that take long in an emulated machine, and are not about what differs in the kernel between the oldest and the newest: they run in these two, and without BPF LSM in
+// the newest only. TestKernelLoad has every kernel's verifier see the programs.
+var once = regexp.MustCompile(`^TestKernel(Doctor|FileDeep|Judge.*|Set.*|Subject.*|Rate|BusinessHours)$`)
 
 // selected returns the suites with those of their tests that are to run in a kernel.
 func selected(suites []suite, kernel string, noLSM bool) []suite {
