@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -72,25 +73,90 @@ func (m *Matrix) Run(ctx context.Context, jsonFile string) (status int, err erro
 			return 0, err
 		}
 	}
-	for _, name := range m.Kernels {
-		for _, noLSM := range []bool{false, true} {
-			if noLSM && name == "5.10" || len(selected(suites, name, noLSM)) == 0 {
-				continue // 5.10 is refused either way
+	jobs, err := m.jobs(ctx, suites, fail)
+	if err != nil {
+		return 0, err
+	}
+	// An emulated machine keeps about one core busy.
+	results := make(chan result)
+	next := make(chan job)
+	go func() {
+		defer close(next)
+		for _, j := range jobs {
+			next <- j
+		}
+	}()
+	for range runtime.NumCPU() {
+		go func() {
+			for j := range next {
+				results <- m.boot(ctx, j)
 			}
-			sum, err := m.boot(ctx, name, noLSM, suites, record)
-			if ctx.Err() != nil {
-				return 0, ctx.Err()
-			}
-			if err != nil {
-				if err := fail("virtual machine ["+name+"]", err); err != nil {
-					return 0, err
-				}
-			} else if len(sum.Failures()) > 0 {
+		}()
+	}
+	for range jobs {
+		r := <-results
+		switch {
+		case ctx.Err() != nil: // the others end by themselves
+		case r.err != nil:
+			err = fail("virtual machine ["+r.place+"]", r.err)
+		default:
+			if len(r.sum.Failures()) > 0 {
 				status = 1
 			}
+			_, err = record.Write(r.events)
+		}
+		fmt.Fprint(m.Log, r.log.String())
+		if err != nil {
+			return 0, fmt.Errorf("keep the results: %w", err)
 		}
 	}
-	return status, nil
+	return status, ctx.Err()
+}
+
+// job is a machine to boot and what to run in it.
+type job struct {
+	kernel Kernel
+	noLSM  bool
+	suites []suite
+}
+
+// result is what came of a job: its events in the form of go test -json, and what to tell.
+type result struct {
+	place  string
+	sum    *testsum.Summary
+	events []byte
+	log    *bytes.Buffer
+	err    error
+}
+
+// jobs returns the machines to boot, those with the most to run first: one that ends late would keep the rest waiting. A kernel that is not to be had goes to fail.
+func (m *Matrix) jobs(ctx context.Context, suites []suite, fail func(string, error) error) ([]job, error) {
+	var jobs []job
+	for _, name := range m.Kernels {
+		for _, noLSM := range []bool{false, true} {
+			chosen := selected(suites, name, noLSM)
+			if noLSM && name == "5.10" || len(chosen) == 0 {
+				continue // 5.10 is refused either way
+			}
+			k, err := Get(ctx, m.Log, name)
+			if err != nil {
+				if err := fail("virtual machine ["+name+"]", err); err != nil {
+					return nil, err
+				}
+				break
+			}
+			jobs = append(jobs, job{k, noLSM, chosen})
+		}
+	}
+	slices.SortStableFunc(jobs, func(a, b job) int { return b.tests() - a.tests() })
+	return jobs, nil
+}
+
+func (j job) tests() (n int) {
+	for _, s := range j.suites {
+		n += len(s.tests)
+	}
+	return n
 }
 
 // write appends events in the form of go test -json.
@@ -166,22 +232,18 @@ const (
 	endMark   = "\x01vmtest end "
 )
 
-// boot runs all suites in one machine and prints what came of it.
-func (m *Matrix) boot(ctx context.Context, name string, noLSM bool, suites []suite, record io.Writer) (*testsum.Summary, error) {
-	k, err := Get(ctx, m.Log, name)
-	if err != nil {
-		return nil, err
-	}
+// boot runs all suites of a job in one machine.
+func (m *Matrix) boot(ctx context.Context, j job) (r result) {
+	k, suites := j.kernel, j.suites
 	mode := "lsm"
-	if noLSM {
+	if j.noLSM {
 		mode = "nolsm"
 	}
-	place := k.Name + " " + mode
+	r.place, r.log = k.Name+" "+mode, &bytes.Buffer{}
 	timeout := m.Timeout
 	if timeout == 0 {
 		timeout = 5 * time.Minute
 	}
-	suites = selected(suites, k.Name, noLSM)
 	var script strings.Builder
 	for i, s := range suites {
 		fmt.Fprintf(&script, "printf '%s%d\\n'\ncd %s\n", beginMark, i, quote(s.dir))
@@ -191,27 +253,27 @@ func (m *Matrix) boot(ctx context.Context, name string, noLSM bool, suites []sui
 	}
 	var output bytes.Buffer
 	vm := VM{
-		Kernel: k, NoLSM: noLSM, Timeout: timeout, Command: []string{"/bin/sh", "-c", script.String()},
-		Output: &output, Log: m.Log,
+		Kernel: k, NoLSM: j.noLSM, Timeout: timeout, Command: []string{"/bin/sh", "-c", script.String()},
+		Output: &output, Log: r.log,
 	}
 	start := time.Now()
 	_, runErr := vm.Run(ctx)
 	if errors.Is(runErr, ErrCrash) {
 		// The emulator sometimes trips over code that the guest patches while it runs, as at each attachment to a tracepoint. A fault of ours comes back.
-		fmt.Fprintf(m.Log, "vmtest: %s: the guest crashed, and is run once more: %v\n", place, runErr)
+		fmt.Fprintf(r.log, "vmtest: %s: the guest crashed, and is run once more: %v\n", r.place, runErr)
 		output.Reset()
 		_, runErr = vm.Run(ctx)
 	}
 	if runErr != nil && !errors.Is(runErr, ErrBoot) && !errors.Is(runErr, ErrCrash) && !errors.Is(runErr, ErrTimeout) {
-		return nil, runErr
+		r.err = runErr
+		return r
 	}
 	elapsed := time.Since(start)
 
 	parts := strings.Split(output.String(), beginMark)
-	var sum testsum.Summary
 	var events bytes.Buffer
 	for i, s := range suites {
-		pkg := s.pkg + " [" + place + "]"
+		pkg := s.pkg + " [" + r.place + "]"
 		var text string
 		if i+1 < len(parts) {
 			_, text, _ = strings.Cut(parts[i+1], "\n")
@@ -219,30 +281,33 @@ func (m *Matrix) boot(ctx context.Context, name string, noLSM bool, suites []sui
 		text, end, ended := strings.Cut(text, endMark)
 		raw, err := toEvents(ctx, pkg, text)
 		if err != nil {
-			return nil, err
+			r.err = err
+			return r
 		}
 		var one testsum.Summary
 		if err := one.Read(bytes.NewReader(raw), nil); err != nil {
-			return nil, err
+			r.err = err
+			return r
 		}
 		events.Write(raw)
 		if err := write(&events, check(&one, s, pkg, runErr, ended, strings.TrimSpace(end))...); err != nil {
-			return nil, err
+			r.err = err
+			return r
 		}
 	}
-	if _, err := record.Write(events.Bytes()); err != nil {
-		return nil, fmt.Errorf("keep the results: %w", err)
+	var sum testsum.Summary
+	if err := sum.Read(bytes.NewReader(events.Bytes()), nil); err != nil {
+		r.err = err
+		return r
 	}
-	if err := sum.Read(&events, nil); err != nil {
-		return nil, err
-	}
+	r.sum, r.events = &sum, events.Bytes()
 	word := "ok  "
 	if len(sum.Failures()) > 0 {
 		word = "FAIL"
-		sum.PrintFailures(m.Log)
+		sum.PrintFailures(r.log)
 	}
-	fmt.Fprintf(m.Log, "%s\tLinux %s, %s: %s\t%.1fs\n", word, k.Release, mode, sum.Counts(), elapsed.Seconds())
-	return &sum, nil
+	fmt.Fprintf(r.log, "%s\tLinux %s, %s: %s\t%.1fs\n", word, k.Release, mode, sum.Counts(), elapsed.Seconds())
+	return r
 }
 
 // Which tests run where. TestKernelOld* are for the kernel below the floor, and nothing else is. TestKernelUnderLoad* are about load and not
