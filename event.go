@@ -179,6 +179,7 @@ type FileInfo struct {
 
 // ActInfo is what an operation is about beside a file or a socket. Which of it an operation has, and what it means there:
 //
+//	process.exec     Name: the new program's arguments, each followed by NUL, when the rule that decided is about them
 //	process.signal   Value: the signal; Target
 //	process.ptrace   Value: PtraceRead or PtraceAttach; Target
 //	process.setid    Value, Value2: the new effective (file system, for setfsuid) user and group id; 4294967295 where unchanged

@@ -3,6 +3,7 @@ package pavise
 import (
 	"encoding/json"
 	"fmt"
+	"iter"
 	"math/bits"
 	"net/netip"
 	"slices"
@@ -160,14 +161,8 @@ func (p *Process) appendFacts(b []byte) []byte {
 	}
 	b = appendField(b, `,"script":`, p.Script)
 	if len(p.Args) > 0 {
-		b = append(b, `,"args":[`...)
-		for i, a := range p.Args {
-			if i > 0 {
-				b = append(b, ',')
-			}
-			b = appendString(b, a)
-		}
-		b = append(b, ']')
+		b = append(b, `,"args":`...)
+		b = appendStrings(b, slices.Values(p.Args))
 	}
 	if p.ArgsCut {
 		b = append(b, `,"args_truncated":true`...)
@@ -254,6 +249,18 @@ func (p *Process) appendFacts(b []byte) []byte {
 		b = append(b, '}')
 	}
 	return b
+}
+
+func appendStrings(b []byte, list iter.Seq[string]) []byte {
+	b = append(b, '[')
+	begin := len(b)
+	for s := range list {
+		if len(b) > begin {
+			b = append(b, ',')
+		}
+		b = appendString(b, s)
+	}
+	return append(b, ']')
 }
 
 func appendLabels(b []byte, labels map[string]string) []byte {
@@ -349,6 +356,15 @@ func (e *Event) appendFileAct(b []byte) []byte {
 func (e *Event) appendAct(b []byte) []byte {
 	a := &e.Act
 	switch e.Op {
+	case OpExec:
+		if a.Name != "" {
+			b = append(b, `,"exec":{"args":`...)
+			b = appendStrings(b, Args(a.Name))
+			if !strings.HasSuffix(a.Name, "\x00") {
+				b = append(b, `,"args_truncated":true`...)
+			}
+			b = append(b, '}')
+		}
 	case OpSignal:
 		b = append(b, `,"signal":"`...)
 		b = SignalNames.append(b, a.Value)
@@ -745,6 +761,10 @@ type (
 		Perf struct {
 			Type string `json:"type"`
 		} `json:"perf"`
+		Exec struct {
+			Args []string `json:"args"`
+			Cut  bool     `json:"args_truncated"`
+		} `json:"exec"`
 		Key struct {
 			Type        string `json:"type"`
 			Description string `json:"description"`
@@ -950,6 +970,13 @@ func (j *eventJSON) act(op Op) (a ActInfo, err error) {
 		a.Target = Target{ExecID: t.ExecID, PID: t.PID, UID: t.User.ID, Path: t.Exe.Path}
 	}
 	switch op {
+	case OpExec:
+		if len(j.Exec.Args) > 0 {
+			a.Name = strings.Join(j.Exec.Args, "\x00")
+			if !j.Exec.Cut {
+				a.Name += "\x00"
+			}
+		}
 	case OpSignal:
 		a.Value, err = parseNumber[uint64]("signal", j.Signal, SignalNames, 64)
 	case OpPtrace:

@@ -107,6 +107,8 @@ func acts() []struct {
 		json, text string
 	}{
 		{act(OpExec, "/a", ActInfo{}), file + `}`, "/a"},
+		{act(OpExec, "/a", ActInfo{Name: "a\x00-i\x00\x00"}), file + `},"exec":{"args":["a","-i",""]}`, `/a (a -i "")`},
+		{act(OpExec, "/a", ActInfo{Name: "a\x00b"}), file + `},"exec":{"args":["a","b"],"args_truncated":true}`, "/a (a b …)"},
 		{open, `"file":{"path":"/a","access":["read"],"mode":33188,"owner":0,"dev":0,"inode":"5","links":0,"fs":"ext4"}`, "/a (read)"},
 		{bind, `"net":{"family":"netlink","type":"raw"}`, "family netlink"},
 		{socket, `"net":{"family":"ipv4","type":"raw","protocol":"icmp"}`, "ipv4 raw icmp"},

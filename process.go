@@ -1,5 +1,10 @@
 package pavise
 
+import (
+	"iter"
+	"strings"
+)
+
 // Process is one executable image of one process: (boot, pid, start time) and a new
 // exec generation at each exec. It is immutable once published, except through proc.
 type Process struct {
@@ -92,3 +97,16 @@ const (
 
 // NamespaceNames are the names of the bits of NamespaceSet, lowest first.
 var NamespaceNames = [...]string{"mnt", "pid", "net", "user", "cgroup", "uts", "ipc"}
+
+// Args goes through the arguments of a process, which are each followed by NUL, the last one only when it was not cut.
+func Args(s string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for s != "" {
+			arg, rest, _ := strings.Cut(s, "\x00")
+			if !yield(arg) {
+				return
+			}
+			s = rest
+		}
+	}
+}

@@ -1,7 +1,9 @@
 package pavise
 
 import (
+	"iter"
 	"math/bits"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -157,6 +159,11 @@ func (e *Event) appendObject(b []byte) []byte {
 	}
 	switch {
 	case e.onFile():
+		if e.Op == OpExec && e.Act.Name != "" {
+			b = append(b, " ("...)
+			b = appendArgs(b, Args(e.Act.Name), !strings.HasSuffix(e.Act.Name, "\x00"))
+			b = append(b, ')')
+		}
 	case e.Op == OpSocket:
 		n := &e.Net
 		b = FamilyNames.append(b, uint64(n.Family))
@@ -187,23 +194,7 @@ func (e *Event) appendObject(b []byte) []byte {
 		if len(p.Args) == 0 {
 			return AppendEscaped(b, p.Exe.Path)
 		}
-		col := len(b)
-		for i, a := range p.Args {
-			if i > 0 {
-				b = append(b, ' ')
-			}
-			b = AppendEscaped(b, a)
-			if len(b)-col > textArgs {
-				b = b[:col+textArgs]
-				for r, n := utf8.DecodeLastRune(b[col:]); r == utf8.RuneError && n == 1; r, n = utf8.DecodeLastRune(b[col:]) {
-					b = b[:len(b)-1]
-				}
-				return append(b, "…"...)
-			}
-		}
-		if p.ArgsCut {
-			b = append(b, " …"...)
-		}
+		b = appendArgs(b, slices.Values(p.Args), p.ArgsCut)
 	case e.Op == OpFork && e.Process != nil && e.Process.Parent != nil:
 		b = append(b, "by "...)
 		b = appendName(b, e.Process.Parent)
@@ -223,6 +214,28 @@ func (e *Event) appendObject(b []byte) []byte {
 			b = append(b, " of policy "...)
 			b = AppendEscaped(b, e.Lost.Policy)
 		}
+	}
+	return b
+}
+
+// appendArgs appends the arguments of a program, textArgs bytes at most.
+func appendArgs(b []byte, args iter.Seq[string], cut bool) []byte {
+	col := len(b)
+	for a := range args {
+		if len(b) > col {
+			b = append(b, ' ')
+		}
+		b = AppendEscaped(b, a)
+		if len(b)-col > textArgs {
+			b = b[:col+textArgs]
+			for r, n := utf8.DecodeLastRune(b[col:]); r == utf8.RuneError && n == 1; r, n = utf8.DecodeLastRune(b[col:]) {
+				b = b[:len(b)-1]
+			}
+			return append(b, "…"...)
+		}
+	}
+	if cut {
+		b = append(b, " …"...)
 	}
 	return b
 }

@@ -46,6 +46,8 @@ enum op {
 	OP_SYSCTL,
 	OP_DEVICE,
 	OP_FORK, /* the first that is not judged */
+	OP_LATE =
+		OP_FORK, /* the part of process.exec that is judged in sched_process_exec on every rung: policy.OpLate */
 	OP_EXIT,
 	NUM_OPS = 64,
 };
@@ -71,7 +73,7 @@ enum rec_kind {
 	REC_PROC = 1, /* struct rec_proc: exec, fork, found running */
 	REC_EXIT = 2, /* struct rec_exit */
 	REC_FILE = 3, /* struct rec_file: a verdict on an operation that is not on a socket */
-	REC_NET = 4,  /* struct rec_net: a verdict on net.* */
+	REC_NET = 4, /* struct rec_net: a verdict on net.* */
 };
 
 #define REC_MONITOR (1 << 0) /* the action would have been done, and was not */
@@ -86,9 +88,9 @@ struct rec_hdr {
 	__u8 op;
 	__u8 action;
 	__u8 flags;
-	__u64 time;    /* ns, CLOCK_BOOTTIME */
+	__u64 time; /* ns, CLOCK_BOOTTIME */
 	__u64 exec_id; /* of the actor; for OP_FORK, of the child */
-	__u32 pid;	   /* thread group id, initial pid namespace */
+	__u32 pid; /* thread group id, initial pid namespace */
 	__u32 tid;
 	__u64 count; /* repeats folded into this record, itself included; at least 1 for verdicts */
 	__u32 gen;

@@ -198,18 +198,36 @@ __noinline int script_path(__u32 si, __u32 off, __u64 filename)
 	return len + (n > 1 ? n - 1 : 0);
 }
 
+/* The arguments of the new program, as the kernel has just laid them out; its name is in the record what they are. */
+static __always_inline void put_args(struct scratch *s)
+{
+	struct mm_struct *mm = BPF_CORE_READ(bpf_get_current_task_btf(), mm);
+	unsigned long start = BPF_CORE_READ(mm, arg_start);
+	__u64 len = BPF_CORE_READ(mm, arg_end) - start;
+
+	s->obj.name_len = len > MAX_STRING ? MAX_STRING + 1 : len;
+	if (len > MAX_STRING)
+		len = MAX_STRING;
+	BOUND(len, 0xfff);
+	if (len && bpf_probe_read_user(at(s, OFF_NAME), len, (void *)start))
+		s->obj.name_len = MAX_STRING + 1;
+}
+
 /*
  * judge_exec judges the execution of a file by the current process, whose identity is still that of the image before; a script is judged
- * as another name of its interpreter.
+ * as another name of its interpreter. op is OP_EXEC, or OP_LATE for what is about the arguments.
  */
 static __always_inline int judge_exec(struct scratch *s, __u32 si, struct linux_binprm *bprm,
-				      bool script)
+				      bool script, __u32 op)
 {
+	__builtin_memset(&s->obj, 0, sizeof(s->obj));
 	s->extra_len = script ? script_path(si, OFF_EXTRA, (__u64)BPF_CORE_READ(bprm, filename))
 			      : 0;
 	s->rung = RUNG_KILL;
 	set_open(s, bprm->file, ACCESS_READ | ACCESS_EXEC);
-	return judge_file(s, si, OP_EXEC);
+	if (op == OP_LATE)
+		put_args(s);
+	return judge_file(s, si, op);
 }
 
 /* judge_exec_once is what judge_exec does of a program that is no script, short of reporting: its cost is the verdict's (make bench). */
@@ -247,15 +265,22 @@ int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *b
 		return 0;
 	/* binfmt_script and binfmt_misc replace interp and leave filename, as given to execve, naming the script. */
 	script = BPF_CORE_READ(bprm, interp) != BPF_CORE_READ(bprm, filename);
-	if (c && c->hooks & 1ULL << OP_EXEC) {
+	for (int late = 0; late < 2; late++) {
+		__u32 op = late ? OP_LATE : OP_EXEC;
+
+		asm volatile("" : "+r"(op)); /* or clang makes the judgement twice */
+		if (!c || !(c->hooks & 1ULL << (op & 63)))
+			continue;
 		/* The agent proves this rung on a child of its own, since the one that execs here is gone. */
-		if (c->selftest_op == OP_EXEC && c->selftest_tid &&
+		if (c->selftest_op == op && c->selftest_tid &&
 		    c->selftest_tid == BPF_CORE_READ(t, real_parent, tgid)) {
 			__sync_fetch_and_add(&c->selftest_hits, 1);
 			bpf_send_signal(SIGKILL);
 		}
-		if (judge_exec(s, si, bprm, script) == ACT_KILL)
+		if (judge_exec(s, si, bprm, script, op) == ACT_KILL) {
 			bpf_send_signal(SIGKILL);
+			break;
+		}
 	}
 	identify(si);
 	p = bpf_task_storage_get(&procs, t, 0, 0);

@@ -308,6 +308,8 @@ static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op)
 	r->fs_len = 0;
 	if (o->inode)
 		r->fs_len = read_fs(s, s->rec_end, o->inode);
+	if (op == OP_LATE)
+		s->op = OP_EXEC;
 	return report(si, REC_FILE, s->rung, object, s->rec_end + r->fs_len - OFF_REC);
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/internal/kerntest"
+	"github.com/pavise-project/pavise/policy"
 	"golang.org/x/sys/unix"
 )
 
@@ -387,4 +388,76 @@ func TestKernelSubjectTexts(t *testing.T) {
 	if _, ok := x.e.texts(x.e.execID(os.Getpid())); !ok {
 		t.Error("this process has no texts")
 	}
+}
+
+// TestKernelSubjectNewArgs: a new program is killed for its arguments before its first instruction.
+func TestKernelSubjectNewArgs(t *testing.T) {
+	x := theEffect(t)
+	x.needs(t, pavise.OpExec)
+	dir := x.place(t)
+	at := func(s string) string { return filepath.Join(dir, s) }
+	file := write(t, at("secret"), secret)
+	sh := reader(t, at("sh"))
+	must(t, os.WriteFile(at("script"), []byte("#!"+sh+"\nread -r x < "+file+" && echo \"$x\"\n"), 0o755))
+	run := func(args ...string) []string { return append([]string{sh, "-c", readLine, file}, args...) }
+	long := strings.Repeat("a", policy.MaxString)
+	for i, c := range []struct {
+		when    string
+		no, yes [][]string
+	}{
+		{fmt.Sprintf(`file.path == %q && exec.args.exists(a, a == "-o")`, sh), [][]string{run("-o"), run("x", "-o")}, [][]string{run(), run("-ox")}},
+		{fmt.Sprintf(`file.path == %q && exec.cmdline.contains("-o x")`, sh), [][]string{run("-o", "x")}, [][]string{run("x", "-o")}},
+		{fmt.Sprintf(`file.path == %q && exec.args.size() == 3`, at("script")), [][]string{{at("script"), "x"}}, [][]string{{at("script")}, run()}},
+		{fmt.Sprintf(`file.path == %q && exec.args[4] == "none"`, sh), [][]string{run(long), run(long, long)}, [][]string{run(long[:2000])}},
+		{fmt.Sprintf(`file.path == %q && !("-o" in exec.args)`, sh), [][]string{run(), run("-ox")}, [][]string{run("-o")}},
+		{fmt.Sprintf(`file.path == "/none" || file.path == %q && "-o" in exec.args`, sh), [][]string{run("-o")}, [][]string{run()}},
+	} {
+		if kerntest.VM() != "" && i%2 != 0 {
+			continue
+		}
+		t.Run(c.when, func(t *testing.T) {
+			x.apply(t)
+			for _, a := range append(c.no, c.yes...) {
+				done(t, x.subject, secret, "spawn", a...)
+			}
+			rule := "on: [process.exec], action: %s, when: '" + strings.ReplaceAll(c.when, "'", "''") + "'"
+			x.applyText(t, x.text("mode: enforce", fmt.Sprintf(rule, "kill")))
+			for _, a := range c.no {
+				if o := x.subject.do(t, "spawn", a...); !o.Killed || o.Data != "" {
+					t.Errorf("%q: %s", a, o)
+				}
+				done(t, x.other, secret, "spawn", a...)
+			}
+			for _, a := range c.yes {
+				done(t, x.subject, secret, "spawn", a...)
+			}
+			x.forget()
+			x.applyText(t, x.text("mode: enforce", fmt.Sprintf(rule, "audit")))
+			for _, a := range c.no {
+				done(t, x.subject, secret, "spawn", a...)
+			}
+			e := x.event(t, c.when, func(e *pavise.Event) bool { return e.Op == pavise.OpExec })
+			want := strings.Join(c.no[0], "\x00") + "\x00"
+			if c.no[0][0] == at("script") {
+				want = sh + "\x00" + want
+			}
+			if len(want) > policy.MaxString {
+				want = want[:policy.MaxString]
+			}
+			if e.Act.Name != want || e.Action != pavise.ActionAudit || e.Rung != pavise.RungKillOnReturn || x.rule(e) != "r0" {
+				t.Errorf("event %s %s rule %s %q, want %q", e.Action, e.Rung, x.rule(e), e.Act.Name, want)
+			}
+		})
+	}
+	t.Run("deny", func(t *testing.T) {
+		text := x.text("mode: enforce", `on: [process.exec], action: deny, when: '"-o" in exec.args'`)
+		if err := x.compileError(text); err == nil || !strings.Contains(err.Error(), "only when it is in place") {
+			t.Errorf("a deny that cannot be one: %v", err)
+		}
+		x.apply(t, `on: [process.exec], action: deny, when: '"-o" in exec.args'`) // with spec.fallback: kill
+		if o := x.subject.do(t, "spawn", run("-o")...); !o.Killed {
+			t.Error(o)
+		}
+		done(t, x.subject, secret, "spawn", run()...)
+	})
 }

@@ -182,6 +182,12 @@ func (e *Enforcer) Apply(img *policy.Image) (Applied, error) {
 			e.proved[op] = true
 		}
 	}
+	if img.Ops[policy.OpLate].Used() && !e.proved[policy.OpLate] {
+		if err := e.proveBy(policy.OpLate, rung{rung: pavise.RungKillOnReturn}); err != nil {
+			return undo(fmt.Errorf("prove on this kernel that a new program is killed for its arguments: %w", err))
+		}
+		e.proved[policy.OpLate] = true
+	}
 	start := time.Now()
 	e.grace()
 	side := 1 - e.side
@@ -277,6 +283,9 @@ func judgesUnix(img *policy.Image, op pavise.Op) bool {
 
 // hooks is the set of operations that are judged on return.
 func (e *Enforcer) hooks(img *policy.Image) (h uint64) {
+	if img.Ops[policy.OpLate].Used() {
+		h |= 1 << policy.OpLate
+	}
 	for _, op := range judged {
 		r := &e.rung[op]
 		if img.Ops[op].Used() && (r.rung == pavise.RungKillOnReturn || r.unix != "" && judgesUnix(img, op)) {

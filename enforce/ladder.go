@@ -27,12 +27,13 @@ var (
 	unixPaths = []policy.Dim{policy.DimRemotePath, policy.DimLocalPath}
 	remote    = []policy.Dim{policy.DimRemoteAddr, policy.DimRemotePort, policy.DimRemotePath}
 	number    = []policy.Dim{policy.DimValue}
+	execArgs  = []policy.Dim{policy.DimName}
 )
 
 // hook is the lsm programs of an operation. The same programs serve the fmod_ret rung.
 type hook struct {
 	programs, optional []string
-	missing            []policy.Dim
+	missing, killOnly  []policy.Dim
 	notes              []string
 	lower              []rung // below lsm and fmod_ret
 }
@@ -43,8 +44,9 @@ func onReturnRung(notes ...string) []rung {
 
 // hooks is, for each operation that can be judged, how.
 var hooks = map[pavise.Op]hook{
-	pavise.OpExec: {programs: []string{"lsm_bprm_check"},
-		lower: []rung{{rung: pavise.RungKillOnReturn, programs: []string{"on_exec"}, kill: true, notes: []string{"the process is killed before the first instruction of the new program"}}}},
+	pavise.OpExec: {programs: []string{"lsm_bprm_check"}, killOnly: execArgs,
+		notes: []string{"rules on exec.args are judged when the new program is in place: there the process can only be killed"},
+		lower: []rung{{rung: pavise.RungKillOnReturn, programs: []string{"on_exec"}, kill: true, killOnly: execArgs, notes: []string{"the process is killed before the first instruction of the new program"}}}},
 	pavise.OpOpen: {programs: []string{"lsm_file_open"},
 		lower: onReturnRung("the process is killed before it can use the file; a file that the call created or truncated stays so",
 			"files opened through io_uring are not judged")},
@@ -114,7 +116,7 @@ var judged = func() (ops []pavise.Op) {
 var ladder = func() map[pavise.Op][]rung {
 	m := map[pavise.Op][]rung{}
 	for op, h := range hooks {
-		lsm := rung{rung: pavise.RungLSM, programs: h.programs, optional: h.optional, deny: true, kill: true, missing: h.missing, notes: h.notes}
+		lsm := rung{rung: pavise.RungLSM, programs: h.programs, optional: h.optional, deny: true, kill: true, missing: h.missing, killOnly: h.killOnly, notes: h.notes}
 		fmod := lsm
 		fmod.rung, fmod.programs, fmod.optional = pavise.RungFmodRet, fmodNames(h.programs), fmodNames(h.optional)
 		m[op] = append([]rung{lsm, fmod}, h.lower...)

@@ -10,6 +10,7 @@ import (
 	"unsafe"
 
 	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/policy"
 	"golang.org/x/sys/unix"
 )
 
@@ -39,7 +40,7 @@ func (e *Enforcer) proveBy(op pavise.Op, r rung) error {
 		hooks := e.ctl.Hooks
 		e.ctl.Hooks |= 1 << op
 		defer func() { e.ctl.Hooks = hooks; _ = e.putControl() }()
-		if op == pavise.OpExec {
+		if op == pavise.OpExec || op == policy.OpLate {
 			return e.as(op, unix.Getpid, killedChild)
 		}
 		return e.as(op, unix.Gettid, func() error {

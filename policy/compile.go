@@ -235,6 +235,8 @@ func (w *policyNormaliser) ladder(op pavise.Op, a pavise.Action, dims map[Dim]bo
 		why = "it cannot be observed: " + reason(s)
 	case len(lacks) > 0:
 		why = fmt.Sprintf("the kernel does not know %s at rung %s: %s", strings.Join(lacks, ", "), s.Rung, reason(s))
+	case !can && late != "" && op == pavise.OpExec:
+		why = "the arguments of the new program are known only when it is in place, where the process can be killed, and the call cannot fail any more"
 	case !can:
 		why = fmt.Sprintf("rung %s cannot %s%s: %s", s.Rung, a, late, reason(s))
 	default:
@@ -259,7 +261,10 @@ func (w *policyNormaliser) ladder(op pavise.Op, a pavise.Action, dims map[Dim]bo
 		e := *at
 		e.Msg = fmt.Sprintf("cannot %s %s on this machine: %s", a, op, why)
 		e.Hint = helps
-		if s.Kill && a == pavise.ActionDeny && len(lacks) == 0 {
+		if late != "" && op == pavise.OpExec {
+			e.Msg = fmt.Sprintf("cannot %s %s%s: %s", a, op, late, why)
+			e.Hint = "write action: kill, or set spec.fallback to kill or monitor"
+		} else if s.Kill && a == pavise.ActionDeny && len(lacks) == 0 {
 			e.Hint = "set spec.fallback to kill or monitor, or " + helps[len("set spec.fallback to monitor, or "):]
 		}
 		w.fail(&e)
@@ -371,8 +376,14 @@ func (w *policyNormaliser) rule(index int, r *RuleSpec, groups map[pavise.Op]*ou
 			monitors++
 		}
 		rep.Effective, rep.State, rep.Why = o.action, o.state, o.why
-		if o.state == StateNotObserved {
+		switch late := slices.IndexFunc(n.cubes, func(c cube) bool { return c.late(op) }) >= 0; {
+		case o.state == StateNotObserved:
 			rep.Rung = pavise.RungNone
+		case late && r.Action == pavise.ActionAllow:
+			w.fail(&Error{File: at.File, Line: at.Line, Column: at.Column, Field: at.Field, Msg: "an allow rule cannot ask for exec.args: the default is judged before the new program is in place",
+				Hint: "allow the program by its path, and make a rule of its own that kills by its arguments"})
+		case late:
+			rep.Rung = pavise.RungKillOnReturn
 		}
 		for _, c := range n.cubes {
 			rep.Clauses = append(rep.Clauses, withRate(c.String(), nr.rate))
@@ -587,7 +598,11 @@ func compile(set []*Policy, m *Machine) (*program, *Report, error) {
 					continue
 				}
 				for _, c := range part.cubes {
-					cl := clause{Op: part.op, Rule: number, Preds: in.preds(c), Kind: part.kind, Monitor: part.monitor, Rate: rate}
+					op := part.op
+					if c.late(op) {
+						op = OpLate
+					}
+					cl := clause{Op: op, Rule: number, Preds: in.preds(c), Kind: part.kind, Monitor: part.monitor, Rate: rate}
 					if part.kind != WordAllow {
 						cl.Action = part.action
 					}

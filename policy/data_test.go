@@ -42,6 +42,7 @@ func testMachine() *Machine {
 	for op := range m.Ops {
 		m.Ops[op] = Support{Rung: pavise.RungLSM, Deny: true, Kill: true}
 	}
+	m.Ops[pavise.OpExec].KillOnly = []Dim{DimName}
 	return m.WithContainers(testContainers)
 }
 

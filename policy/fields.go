@@ -213,6 +213,13 @@ func direction(op pavise.Op) string {
 	return ""
 }
 
+func argList(args []string) ref.Val {
+	if len(args) == 0 {
+		return noStrings
+	}
+	return types.NewStringList(types.DefaultTypeAdapter, args)
+}
+
 func containerOf(p *pavise.Process) *pavise.Container {
 	if p.Container != nil {
 		return p.Container
@@ -262,12 +269,7 @@ var processFields = append([]Field{
 	{Name: "script.path", Type: "string", Dim: DimScript, kind: kindPath, Doc: "Path of the script that the executable interprets, empty when there is none.",
 		proc: func(p *pavise.Process) ref.Val { return textVal(p.Script) }},
 	{Name: "args", Type: "list(string)", Dim: DimArgs, kind: kindArgs, Doc: "Arguments, the program's name first, as they were at exec.",
-		proc: func(p *pavise.Process) ref.Val {
-			if len(p.Args) == 0 {
-				return noStrings
-			}
-			return types.NewStringList(types.DefaultTypeAdapter, p.Args)
-		}},
+		proc: func(p *pavise.Process) ref.Val { return argList(p.Args) }},
 	{Name: "cmdline", Type: "string", Dim: DimArgs, kind: kindCmdline, Doc: "The arguments, joined by single spaces: a space in an argument is not told from one between two.",
 		proc: func(p *pavise.Process) ref.Val { return textVal(strings.Join(p.Args, " ")) }},
 	{Name: "cwd", Type: "string", Doc: "Working directory at exec.", Tip: "process.exe.path or file.path",
@@ -372,6 +374,12 @@ var objectFields = []Field{
 		event: func(e *pavise.Event) ref.Val { return textVal(e.File.Path) }},
 	{Name: "file.name", Type: "string", Ops: fileOps, Dim: DimPath, kind: kindName, Doc: "Last component of the file's path.",
 		event: func(e *pavise.Event) ref.Val { return textVal(baseName(e.File.Path)) }},
+	{Name: "exec.args", Type: "list(string)", Ops: []pavise.Op{pavise.OpExec}, Dim: DimName, kind: kindArgs, Doc: "Arguments of the new program, its name first. Rules on them are judged when it is in place, where the process can be killed, and the call cannot be denied any more.",
+		event: func(e *pavise.Event) ref.Val { return argList(slices.Collect(pavise.Args(e.Act.Name))) }},
+	{Name: "exec.cmdline", Type: "string", Ops: []pavise.Op{pavise.OpExec}, Dim: DimName, kind: kindCmdline, Doc: "The same, joined by single spaces.",
+		event: func(e *pavise.Event) ref.Val {
+			return textVal(strings.Join(slices.Collect(pavise.Args(e.Act.Name)), " "))
+		}},
 	{Name: "file.type", Type: "string", Ops: fileOps, Dim: DimMode, kind: kindType, size: 2, names: pavise.FileTypeNames, Doc: "regular, directory, symlink, char, block, fifo or socket; for file.create, what the file will be; empty when there is no file.",
 		event: func(e *pavise.Event) ref.Val { return textVal(pavise.FileTypeNames.Name(uint64(e.File.Mode >> 12))) }},
 	{Name: "file.mode", Type: "int", Ops: fileOps, Dim: DimMode, kind: kindMode, size: 2, Doc: "Permission bits (07777), before the operation; for file.create, those it is made with; file.mode.has(\"04000\") tests bits given in octal.",

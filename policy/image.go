@@ -41,6 +41,10 @@ const (
 	MaxString    = 4095 // bytes of a path or name that the kernel judges; longer ones are "overlong"
 )
 
+// OpLate is the place in Image.Ops of the part of process.exec that is judged when the new program is in place, with its arguments: clauses
+// on DimName. The events are process.exec's. (process.fork itself is judged by nothing.)
+const OpLate = pavise.OpFork
+
 // Dim is a fact that the kernel hands to the engine as a byte string. Numbers are big-endian.
 // A fact that is absent (a port of a Unix socket) is the empty string.
 type Dim uint8

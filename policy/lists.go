@@ -7,6 +7,8 @@ import (
 
 	"cel.dev/cel-go/common/ast"
 	"cel.dev/cel-go/common/operators"
+
+	"github.com/pavise-project/pavise"
 )
 
 // This file makes patterns of tests on lists of strings, the arguments and the ancestors of a process. The kernel has a list as one
@@ -65,7 +67,7 @@ func (c *checker) anyElement(e ast.Expr, f *Field, ps []pattern) *cnode {
 		its := elementTail(p.Items)
 		out = append(out, pattern{Items: its}, pattern{Items: seq(loop(anyByte), zero, its)})
 	}
-	return c.leaf(e, newAtom(f.Dim, "any="+elementsKey(ps), out))
+	return c.leaf(e, f.atomOf("any="+elementsKey(ps), out))
 }
 
 // elementTail is the end of a list that begins with an element. An element that may end as it likes needs no NUL: there is one.
@@ -133,14 +135,14 @@ func (c *checker) indexed(e, target ast.Expr, fn string, els []ast.Expr) *cnode 
 	for _, p := range ps {
 		out = append(out, pattern{Items: seq(after(int(at)), elementTail(p.Items))})
 	}
-	n := c.leaf(e, newAtom(f.Dim, fmt.Sprintf("[%d]=%s", at, elementsKey(ps)), out))
+	n := c.leaf(e, f.atomOf(fmt.Sprintf("[%d]=%s", at, elementsKey(ps)), out))
 	n.has = sizeAtom(f, int(at)+1)
 	return n
 }
 
 // sizeAtom is the test that a list has at least n elements.
 func sizeAtom(f *Field, n int) *natom {
-	return newAtom(f.Dim, "size>="+strconv.Itoa(n), []pattern{{Items: seq(after(n), loop(anyByte))}})
+	return f.atomOf("size>="+strconv.Itoa(n), []pattern{{Items: seq(after(n), loop(anyByte))}})
 }
 
 // size is the list whose size e is, nil when it is something else.
@@ -228,7 +230,7 @@ func (c *checker) listIs(e ast.Expr, f *Field, list ast.Expr) *cnode {
 		}
 		its = seq(its, s, zero)
 	}
-	return c.leaf(e, newAtom(f.Dim, "list="+patternsKey([]pattern{{Items: its}}), []pattern{{Items: its}}))
+	return c.leaf(e, f.atomOf("list="+patternsKey([]pattern{{Items: its}}), []pattern{{Items: its}}))
 }
 
 func (c *checker) noNUL(e ast.Expr, s string) bool {
@@ -261,7 +263,7 @@ func (c *checker) commandLine(e ast.Expr, f *Field, ps []pattern) *cnode {
 		}
 		out = append(out, pattern{Items: seq(its, zero)})
 	}
-	return c.leaf(e, newAtom(f.Dim, "line="+patternsKey(ps), out))
+	return c.leaf(e, f.atomOf("line="+patternsKey(ps), out))
 }
 
 // element is what a variable of a macro stands for: an element of a list.
@@ -330,6 +332,26 @@ func (x *element) patterns(e ast.Expr, neg bool) ([]pattern, bool) {
 	}
 	return nil, false
 }
+
+// late reports whether e is about the arguments of a new program, known only when it is in place.
+func (c *checker) late(e ast.Expr) (late bool) {
+	ast.PreOrderVisit(e, ast.NewExprVisitor(func(e ast.Expr) {
+		if f := c.field(e); f != nil && f.late() {
+			late = true
+		}
+	}))
+	return late
+}
+
+func (f *Field) late() bool {
+	return f.kind == kindArgs && f.Dim == DimName || f.kind == kindCmdline && f.Dim == DimName
+}
+
+// anyLate holds for all arguments of a new program. What has it is judged late.
+var anyLate = &natom{dim: DimName, key: "exec.args any", patterns: []pattern{{Items: seq(loop(anyByte))}}}
+
+// late reports whether c is judged when the new program is in place.
+func (c cube) late(op pavise.Op) bool { return op == pavise.OpExec && c[DimName] != nil }
 
 // part is the field of an ancestor that e is; nil for the element itself.
 func (x *element) part(e ast.Expr) (*Field, bool) {

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -186,8 +187,7 @@ func (n *normaliser) cubes(t *cnode, neg bool) []cube {
 	case cUser:
 		a, err := n.userAtom(t)
 		if err != nil {
-			n.taken(t)
-			return []cube{{}}
+			return n.taken(t)
 		}
 		return n.atom(t, a, neg)
 	case cContainer:
@@ -227,24 +227,23 @@ func (n *normaliser) cubes(t *cnode, neg bool) []cube {
 		}
 		return n.bound(t, merge(out))
 	}
-	n.taken(t)
-	return []cube{{}}
+	return n.taken(t)
 }
 
-// taken notes that t is taken for true.
-func (n *normaliser) taken(t *cnode) {
-	for _, u := range n.unknown {
-		if u == t {
-			return
-		}
+// taken takes t for true, and notes that.
+func (n *normaliser) taken(t *cnode) []cube {
+	if !slices.Contains(n.unknown, t) {
+		n.unknown = append(n.unknown, t)
 	}
-	n.unknown = append(n.unknown, t)
+	if t.late {
+		return []cube{{DimName: {kind: predAtom, atom: anyLate, key: anyLate.key}}}
+	}
+	return []cube{{}}
 }
 
 func (n *normaliser) atom(t *cnode, a *natom, neg bool) []cube {
 	if n.missing[a.dim] {
-		n.taken(t)
-		return []cube{{}}
+		return n.taken(t)
 	}
 	p := &npred{kind: predAtom, atom: a, key: a.key}
 	if neg {
@@ -463,7 +462,11 @@ func (p *program) String() string {
 	for i := range p.Clauses {
 		c := &p.Clauses[i]
 		r := &p.Rules[c.Rule]
-		fmt.Fprintf(&b, "%s/%s %s %s", r.Policy, r.Name, c.Op, clauseKind(c))
+		op := c.Op.String()
+		if c.Op == OpLate {
+			op = pavise.OpExec.String() + " late"
+		}
+		fmt.Fprintf(&b, "%s/%s %s %s", r.Policy, r.Name, op, clauseKind(c))
 		dims := make([]Dim, 0, len(c.Preds))
 		for d := range c.Preds {
 			dims = append(dims, d)

@@ -41,6 +41,7 @@ type cnode struct {
 	has   *natom // cAtom: where this fails, the atom's negation fails too
 	names []string
 	test  *containerTest
+	late  bool   // cUnknown: it is about the arguments of a new program
 	field string // cUnknown: the field that the kernel does not know
 	why   string
 	expr  ast.Expr
@@ -194,6 +195,7 @@ func (c *checker) build(e ast.Expr) *cnode {
 // unknown is a node for what the kernel cannot decide, and says why.
 func (c *checker) unknown(e ast.Expr) *cnode {
 	n := c.node(e, cUnknown)
+	n.late = c.late(e)
 	var known *Field
 	ast.PreOrderVisit(e, ast.NewExprVisitor(func(e ast.Expr) {
 		if f := c.field(e); f != nil && n.field == "" {

@@ -503,28 +503,11 @@ func (t *Table) facts(en *entry, p *pavise.Process, e *pavise.Event) *image {
 		cost = paths + argsCost(args)
 		t.stats.ArgsCut++
 	}
-	p.Args, p.ArgsCut = splitArgs(args), cut
+	p.Args, p.ArgsCut = slices.Collect(pavise.Args(string(args))), cut
 	return &image{cost: cost}
 }
 
 func argsCost(args []byte) int { return len(args) + 16*(bytes.Count(args, []byte{0})+1) }
-
-// splitArgs splits at NULs. The last argument ends with a NUL or, when it was cut, without.
-func splitArgs(args []byte) []string {
-	if len(args) == 0 {
-		return nil
-	}
-	s := strings.TrimSuffix(string(args), "\x00") // one copy for all
-	list := make([]string, 0, strings.Count(s, "\x00")+1)
-	for {
-		arg, rest, more := strings.Cut(s, "\x00")
-		list = append(list, arg)
-		if !more {
-			return list
-		}
-		s = rest
-	}
-}
 
 // inherit gives the child p, not published yet, what a fork shares with its parent.
 func (t *Table) inherit(p *pavise.Process, parent *entry) {

@@ -634,7 +634,7 @@ func TestReadProc(t *testing.T) {
 	e.Exec.Args, e.Exec.CWD = nil, ""
 	ReadProc(pid, e)
 	cwd, _ := os.Getwd()
-	if args := splitArgs(e.Exec.Args); !slices.Equal(args, os.Args) || e.Exec.CWD != cwd {
+	if args := slices.Collect(pavise.Args(string(e.Exec.Args))); !slices.Equal(args, os.Args) || e.Exec.CWD != cwd {
 		t.Errorf("%q %q", args, e.Exec.CWD)
 	}
 	other := foundRec(1, 0, pid, ticks*1e7+1e9, 1, "/x")
