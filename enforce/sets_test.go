@@ -268,7 +268,7 @@ func TestKernelSetSlots(t *testing.T) {
 		{`file.path == "/nowhere/2"`, one, "0 0 [0 0]"},
 	} {
 		apply(c.when, c.files)
-		if i == 3 && bytes() < before+500_000 {
+		if i == 3 && bytes() < before+200_000 { // old kernels reckon by the keys and values alone
 			t.Errorf("%d bytes of maps, %d before", bytes(), before)
 		}
 		if got := slots(); got != c.want {

@@ -242,7 +242,7 @@ func (n *normaliser) taken(t *cnode) {
 }
 
 func (n *normaliser) atom(t *cnode, a *natom, neg bool) []cube {
-	if n.missing[a.dim] {
+	if n.missing[a.dim.fact()] {
 		n.taken(t)
 		return []cube{{}}
 	}
