@@ -129,6 +129,27 @@ func TestKernelSetConnect(t *testing.T) {
 	done(t, x.other, "", "connect", to)
 }
 
+// TestKernelSetUnix: a set of sockets' paths and abstract names; at the cgroup rung it needs the other program, as a rule on one path does.
+func TestKernelSetUnix(t *testing.T) {
+	x := theEffect(t)
+	x.needs(t, pavise.OpConnect)
+	rung := x.e.status[pavise.OpConnect].Rung
+	if rung == pavise.RungCgroup {
+		rung = pavise.RungKillOnReturn
+	}
+	dir := x.place(t)
+	path, other, abstract := serve(t, "unix", filepath.Join(dir, "s")), serve(t, "unix", filepath.Join(dir, "o")), serve(t, "unix", "@pavise-set"+dir)
+	for _, n := range []string{path, other, abstract} {
+		done(t, x.subject, "", "connect", n)
+	}
+	x.applySets(t, map[string][]string{"sockets": {path, abstract}}, `on: [net.connect], action: deny, when: 'net.remote.path.inSet("sockets")'`)
+	for _, n := range []string{path, abstract} {
+		x.stoppedBy(t, rung, "connect", n)
+		done(t, x.other, "", "connect", n)
+	}
+	done(t, x.subject, "", "connect", other)
+}
+
 // setClock makes the kernel take now for another time of the week: it moves what the agent says of the clock, not the clock.
 func (x *effect) setClock(t *testing.T, day time.Weekday, clock string) {
 	t.Helper()

@@ -274,7 +274,8 @@ func (e *Enforcer) programs(img *policy.Image) map[string]pavise.Op {
 // judgesUnix tells whether a rule on the operation names a Unix socket's path: only then is the program worth its cost.
 func judgesUnix(img *policy.Image, op pavise.Op) bool {
 	for _, s := range img.Ops[op].Slots {
-		if d := img.Automata[s.Automaton].Dim; d == policy.DimRemotePath || d == policy.DimLocalPath {
+		switch img.Automata[s.Automaton].Dim {
+		case policy.DimRemotePath, policy.DimLocalPath, policy.DimRemotePathSets, policy.DimLocalPathSets:
 			return true
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -90,6 +89,7 @@ type engine struct {
 	t    testing.TB
 	k    *bpf.Kernel
 	sets sets
+	side int
 	img  *policy.Image
 }
 
@@ -104,9 +104,9 @@ func (e *engine) stage(src string, read func(string) ([]byte, error)) {
 	must(e.t, err)
 	e.img, _, err = policy.Compile(ps, able())
 	must(e.t, err)
-	tables, pool, err := e.k.Side(0)
+	tables, pool, err := e.k.Side(e.side)
 	must(e.t, err)
-	must(e.t, errors.Join(stage(tables, pool, e.img, 1), e.sets.stage(e.k, tables, 0, e.img)))
+	must(e.t, errors.Join(stage(tables, pool, e.img, uint32(1+e.side)), e.sets.stage(e.k, tables, e.side, e.img)))
 }
 
 // denies asks about one fact.
@@ -268,14 +268,14 @@ func TestKernelSetSlots(t *testing.T) {
 		{`file.path == "/nowhere/2"`, one, "0 0 [0 0]"},
 	} {
 		apply(c.when, c.files)
-		if i == 3 && bytes() < before+500_000 {
+		if i == 3 && bytes() < before+200_000 { // old kernels reckon by the keys and values alone
 			t.Errorf("%d bytes of maps, %d before", bytes(), before)
 		}
 		if got := slots(); got != c.want {
 			t.Errorf("change %d: slots %s, want %s", i, got, c.want)
 		}
 	}
-	if n := bytes(); n > before {
+	if n := bytes(); n > before+100_000 { // some grow with the processes that there are
 		t.Errorf("%d bytes of maps without sets, %d before", n, before)
 	}
 }
@@ -286,28 +286,21 @@ func BenchmarkSet(b *testing.B) {
 	var m mounts
 	must(b, m.refresh(e.k))
 	hit, miss := opened(b)
-	first := map[string]float64{}
-	for _, n := range []int{10, policy.MaxSetEntries} {
+	for side, n := range []int{10, policy.MaxSetEntries} {
+		e.side = side
 		e.stage(strings.Replace(fmt.Sprintf(oneRule, "file.open", `file.path.inSet("s")`), "deny", "audit", 1), manyPaths(n, hit.Name()))
-		for _, c := range []struct {
-			name   string
-			f      *os.File
-			action pavise.Action
-		}{{"hit", hit, pavise.ActionAudit}, {"miss", miss, 0}} {
-			b.Run(fmt.Sprintf("file.open/entries=%d/%s", n, c.name), func(b *testing.B) {
-				var ns []float64
-				for b.Loop() {
-					ns = append(ns, timed(b, e.k, 0, "run_open", &object{name: c.name, fd: int(c.f.Fd()), action: c.action}))
-				}
-				med := quantile(0.5, ns)
-				budget(b, med, 350, "ns/op")
-				if n == 10 {
-					first[c.name] = med
-				} else if first[c.name] > 0 {
-					budget(b, med/first[c.name], 1.3, "x10entries")
-				}
-			})
-		}
+	}
+	for _, o := range []object{{"hit", int(hit.Fd()), netip.AddrPort{}, pavise.ActionAudit}, {"miss", int(miss.Fd()), netip.AddrPort{}, 0}} {
+		b.Run("file.open/"+o.name, func(b *testing.B) {
+			var ns, ratio []float64
+			for b.Loop() { // in turns, as BenchmarkVerdict
+				few := timed(b, e.k, 0, "run_open", &o)
+				many := timed(b, e.k, 1, "run_open", &o)
+				ns, ratio = append(ns, many), append(ratio, many/few)
+			}
+			budget(b, quantile(0.5, ns), 350, "ns/op")
+			budget(b, quantile(0.5, ratio), 1.3, "x10entries")
+		})
 	}
 }
 

@@ -308,10 +308,11 @@ func (w *policyNormaliser) group(op pavise.Op) *outcome {
 	return o
 }
 
+// addDims adds the facts that cubes are about.
 func addDims(dims map[Dim]bool, cubes []cube) {
 	for _, c := range cubes {
 		for d := range c {
-			dims[d] = true
+			dims[d.fact()] = true
 		}
 	}
 }

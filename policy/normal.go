@@ -242,7 +242,7 @@ func (n *normaliser) taken(t *cnode) []cube {
 }
 
 func (n *normaliser) atom(t *cnode, a *natom, neg bool) []cube {
-	if n.missing[a.dim] {
+	if n.missing[a.dim.fact()] {
 		return n.taken(t)
 	}
 	p := &npred{kind: predAtom, atom: a, key: a.key}

@@ -369,6 +369,14 @@ func (d Dim) Source() (src Dim, address bool) {
 	return src, address
 }
 
+// fact is the dimension that a hook gives for d: its source, or d itself.
+func (d Dim) fact() Dim {
+	if src, _ := d.Source(); src != DimNone {
+		return src
+	}
+	return d
+}
+
 // setSources are the facts that the kernel looks up in sets, by the dimension of the answers.
 var setSources = [NumDims]struct {
 	dim     Dim
