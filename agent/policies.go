@@ -181,7 +181,7 @@ func (a *Agent) firstSet(ctx context.Context) (*policySet, error) {
 	if err != nil {
 		return nil, fmt.Errorf("see how many processes run: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	for a.received[pavise.OpExec].Load()+a.undecoded.Load() < c.Ops[pavise.OpExec].Delivered {
 		select {

@@ -46,7 +46,9 @@ func (m *Machine) WithContainers(list []Container) *Machine {
 	for _, k := range list {
 		c.patterns = append(c.patterns, pattern{Items: literal(k.Cgroup), Under: true})
 	}
-	return &Machine{Ops: m.Ops, LookupUser: m.LookupUser, LookupGroup: m.LookupGroup, base: m.root(), containers: c}
+	next := *m
+	next.base, next.containers = m.root(), c
+	return &next
 }
 
 // root is the machine that m is with other containers.
