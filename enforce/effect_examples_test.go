@@ -3,6 +3,7 @@ package enforce
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -235,6 +236,39 @@ func TestKernelExamples(t *testing.T) {
 			done(t, browser, "reached", "reach", w.private, w.network)
 			done(t, browser, "reached", "reach", "127.0.0.2:8080", w.network)
 			done(t, other, "reached", "reach", w.public, w.network)
+		}
+	})
+	t.Run("accept-after-hours", func(t *testing.T) {
+		rung := x.needs(t, pavise.OpAccept)
+		dir := x.place(t)
+		must(t, os.Chmod(dir, 0o755))
+		user := program(t, dir, "user", &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1000, Gid: 1000}})
+		service := program(t, dir, "service", nil)
+		l, err := net.Listen("tcp4", "127.0.0.1:0")
+		must(t, err)
+		addr := l.Addr().String()
+		must(t, l.Close())
+		t.Cleanup(func() { x.itsClock(t) })
+		x.apply(t)
+		x.setClock(t, time.Saturday, "12:00:00")
+		done(t, user, "", "accept", addr)
+		x.example(t, "accept-after-hours", dir)
+		for _, c := range []struct {
+			day   time.Weekday
+			clock string
+			may   bool
+		}{{time.Saturday, "12:00:00", false}, {time.Monday, "12:00:00", true}, {time.Tuesday, "20:00:00", false}} {
+			x.setClock(t, c.day, c.clock)
+			done(t, service, "", "accept", addr)
+			if c.may {
+				done(t, user, "", "accept", addr)
+				continue
+			}
+			x.forget()
+			if o := user.do(t, "accept", addr); rung == pavise.RungLSM && (o.Killed || o.Errno != unix.EPERM) || rung == pavise.RungKillOnReturn && !o.Killed {
+				t.Errorf("%s, %s, rung %s: %s", c.day, c.clock, rung, o)
+			}
+			told(t, pavise.OpAccept, "after-hours")
 		}
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/agent"
@@ -26,7 +27,7 @@ import (
 //	accept EXE LOCAL-ADDRESS LOCAL-PORT [fact...] => RULE
 //	OPERATION EXE PATH|- [fact...] => RULE    of an operation that is not net.*
 //
-// Facts are r, w (file.access), new=PATH, name=TEXT, value=N, value2=N (as pavise.ActInfo says), target=PATH, target-user=ID, script=PATH, user=ID, cgroup=PATH, unit=NAME, parent=PATH (the nearest first), tty, deleted, memfd and dgram. The exe is the actor's, and
+// Facts are r, w (file.access), new=PATH, name=TEXT, value=N, value2=N (as pavise.ActInfo says), target=PATH, target-user=ID, script=PATH, user=ID, time=DAY:HH:MM, cgroup=PATH, unit=NAME, parent=PATH (the nearest first), tty, deleted, memfd and dgram. The exe is the actor's, and
 // the path of exec is the new program's.
 func TestLibrary(t *testing.T) {
 	var files []string
@@ -233,6 +234,14 @@ func judge(img *policy.Image, act []string) (string, error) {
 			}
 			e.Process.User.ID = uint32(id)
 			f.Values[policy.DimUID] = binary.BigEndian.AppendUint32(nil, uint32(id))
+		case "time":
+			day, clock, _ := strings.Cut(v, ":")
+			at, err := time.Parse("15:04", clock)
+			d := slices.Index(strings.Fields("mon tue wed thu fri sat sun"), day)
+			if err != nil || d < 0 {
+				return "", fmt.Errorf("no time %q", v)
+			}
+			f.Values[policy.DimTime] = binary.BigEndian.AppendUint16(nil, uint16(d*24*60+at.Hour()*60+at.Minute()))
 		case "cgroup":
 			e.Process.Cgroup = v
 			f.Values[policy.DimCgroup] = []byte(v)
