@@ -509,6 +509,7 @@ func TestLoadPolicies(t *testing.T) {
 	write("deep/er/b.yml", shadow("b", "monitor")+"---\n"+shadow("c", "monitor"))
 	write("testdata/no.yaml", "rubbish")
 	write("x/demo/no.yaml", "rubbish")
+	write("examples/x/no.yaml", "rubbish")
 	write(".git/no.yaml", "rubbish")
 	write("README.md", "rubbish")
 	ps, err := LoadPolicies([]string{dir})

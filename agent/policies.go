@@ -49,7 +49,7 @@ func (s *policySet) reviewed() *policy.Report {
 func (s *policySet) find(name string) *policy.Policy { return find(s.policies, name) }
 
 // LoadPolicies reads policies from files and directories. Of a directory it takes every *.yaml and *.yml below it, except below
-// directories named testdata or demo, and hidden ones. Errors in policies are policy.Errors, all of them.
+// directories named testdata, demo or examples, and hidden ones. Errors in policies are policy.Errors, all of them.
 func LoadPolicies(paths []string) ([]*policy.Policy, error) {
 	var out []*policy.Policy
 	var bad policy.Errors
@@ -90,7 +90,7 @@ func policyFiles(path string) ([]string, error) {
 		case err != nil:
 			return err
 		case d.IsDir():
-			if p != path && (d.Name() == "testdata" || d.Name() == "demo" || strings.HasPrefix(d.Name(), ".")) {
+			if p != path && (slices.Contains([]string{"testdata", "demo", "examples"}, d.Name()) || strings.HasPrefix(d.Name(), ".")) {
 				return fs.SkipDir
 			}
 		case filepath.Ext(p) == ".yaml" || filepath.Ext(p) == ".yml":

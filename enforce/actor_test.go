@@ -105,6 +105,7 @@ func (killedError) Error() string { return "killed" }
 type actor struct {
 	exe  string
 	args []string
+	attr *syscall.SysProcAttr
 	cmd  *exec.Cmd
 	in   *json.Encoder
 	out  *json.Decoder
@@ -119,6 +120,7 @@ func (a *actor) start(t testing.TB) {
 func (a *actor) begin() error {
 	a.cmd = exec.Command(a.exe, a.args...)
 	a.cmd.Env = append(os.Environ(), actorEnv+"=1")
+	a.cmd.SysProcAttr = a.attr
 	a.cmd.Stderr = os.Stderr
 	r, w, err := os.Pipe()
 	if err != nil {

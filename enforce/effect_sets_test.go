@@ -164,6 +164,14 @@ func (x *effect) setClock(t *testing.T, day time.Weekday, clock string) {
 	must(t, x.e.tick())
 }
 
+// itsClock lets the kernel have the host's time again.
+func (x *effect) itsClock(t *testing.T) {
+	x.e.mu.Lock()
+	defer x.e.mu.Unlock()
+	x.e.clock.shift = 0
+	must(t, x.e.tick())
+}
+
 // TestKernelBusinessHours: a user may not accept TCP connections outside business hours.
 func TestKernelBusinessHours(t *testing.T) {
 	x := theEffect(t)
@@ -172,12 +180,7 @@ func TestKernelBusinessHours(t *testing.T) {
 	must(t, err)
 	addr := l.Addr().String()
 	must(t, l.Close())
-	t.Cleanup(func() {
-		x.e.mu.Lock()
-		defer x.e.mu.Unlock()
-		x.e.clock.shift = 0
-		must(t, x.e.tick())
-	})
+	t.Cleanup(func() { x.itsClock(t) })
 	done(t, x.subject, "", "accept", addr)
 	x.apply(t, fmt.Sprintf(`on: [net.accept], action: deny, when: 'process.user.id == %d && net.protocol == "tcp" && (time.hour < 9 || time.hour >= 17 || time.day in ["sat", "sun"])'`, os.Geteuid()))
 	for _, c := range []struct {

@@ -11,25 +11,32 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/agent"
 	"github.com/pavise-project/pavise/policy"
 )
 
-// TestLibrary judges the cases of policies/NAME/testdata/cases.txt: each line is an act, and the rule that tells of it, or -.
+// TestLibrary judges the cases of policies/NAME/testdata/cases.txt, and of policies/examples: each line is an act, and the rule that tells of it, or -.
 //
 //	open EXE PATH r|w [fact...] => RULE
 //	exec EXE PATH [fact...] => RULE
 //	connect EXE ADDRESS PORT [fact...] => RULE
+//	send EXE ADDRESS PORT [fact...] => RULE
+//	accept EXE LOCAL-ADDRESS LOCAL-PORT [fact...] => RULE
 //	OPERATION EXE PATH|- [fact...] => RULE    of an operation that is not net.*
 //
-// Facts are r, w (file.access), new=PATH, name=TEXT, value=N, value2=N (as pavise.ActInfo says), target=PATH, target-user=ID, script=PATH, cgroup=PATH, unit=NAME, parent=PATH (the nearest first), tty, deleted, memfd and dgram. The exe is the actor's, and
+// Facts are r, w (file.access), new=PATH, name=TEXT, value=N, value2=N (as pavise.ActInfo says), target=PATH, target-user=ID, script=PATH, user=ID, time=DAY:HH:MM, cgroup=PATH, unit=NAME, parent=PATH (the nearest first), tty, deleted, memfd and dgram. The exe is the actor's, and
 // the path of exec is the new program's.
 func TestLibrary(t *testing.T) {
-	files, err := filepath.Glob(filepath.Join("..", "..", "policies", "*", "testdata", "cases.txt"))
-	if err != nil || len(files) < 5 {
-		t.Fatalf("%d files of cases, %v", len(files), err)
+	var files []string
+	for _, dir := range []string{"*", "examples/*"} {
+		fs, err := filepath.Glob(filepath.Join("..", "..", "policies", dir, "testdata", "cases.txt"))
+		if err != nil || len(fs) < 2 {
+			t.Fatalf("%d files of cases in %s, %v", len(fs), dir, err)
+		}
+		files = append(files, fs...)
 	}
 	for _, name := range files {
 		dir := filepath.Dir(filepath.Dir(name))
@@ -146,25 +153,33 @@ func judge(img *policy.Image, act []string) (string, error) {
 		rest = rest[1:]
 	case "exec":
 		e.Op, e.File.Access = pavise.OpExec, pavise.AccessExec
-	case "connect":
-		e.Op = pavise.OpConnect
+	case "connect", "send", "accept":
+		e.Op = map[string]pavise.Op{"connect": pavise.OpConnect, "send": pavise.OpSend, "accept": pavise.OpAccept}[act[0]]
 		addr, err := netip.ParseAddr(act[2])
 		if err != nil {
 			return "", err
 		}
 		if len(rest) == 0 {
-			return "", fmt.Errorf("connect: no port")
+			return "", fmt.Errorf("%s: no port", act[0])
 		}
 		port, err := strconv.ParseUint(rest[0], 10, 16)
 		if err != nil {
 			return "", err
 		}
 		rest = rest[1:]
-		e.Net.Remote, e.Net.RemotePort, e.Net.Family, e.Net.Type = addr.As16(), uint16(port), 10, 1
+		e.Net.Family, e.Net.Type = 10, 1
 		if addr.Is4() {
 			e.Net.Family = 2
 		}
-		set(policy.DimRemoteAddr, e.Net.Remote[:]...)
+		addr16 := addr.As16()
+		if e.Op == pavise.OpAccept {
+			e.Net.Local, e.Net.LocalPort = addr16, uint16(port)
+			set(policy.DimLocalAddr, addr16[:]...)
+			f.Values[policy.DimLocalPort] = binary.BigEndian.AppendUint16(nil, uint16(port))
+			break
+		}
+		e.Net.Remote, e.Net.RemotePort = addr16, uint16(port)
+		set(policy.DimRemoteAddr, addr16[:]...)
 		f.Values[policy.DimRemotePort] = binary.BigEndian.AppendUint16(nil, uint16(port))
 	default:
 		if i := slices.Index(pavise.OpNames[:], act[0]); i > 0 && i < int(pavise.OpFork) && !pavise.Op(i).OnSocket() {
@@ -173,7 +188,7 @@ func judge(img *policy.Image, act []string) (string, error) {
 		}
 		return "", fmt.Errorf("no act %q", act[0])
 	}
-	if e.Op != pavise.OpConnect && act[2] != "-" {
+	if !e.Op.OnSocket() && act[2] != "-" {
 		e.File.Path, e.File.Mode, e.File.FS = act[2], 0o100644, "ext4"
 		f.Values[policy.DimPath] = []byte(act[2])
 		f.Values[policy.DimMode] = binary.BigEndian.AppendUint16(nil, e.File.Mode)
@@ -212,6 +227,21 @@ func judge(img *policy.Image, act []string) (string, error) {
 		case "script":
 			e.Process.Script = v
 			f.Values[policy.DimScript] = []byte(v)
+		case "user":
+			id, err := strconv.ParseUint(v, 10, 32)
+			if err != nil {
+				return "", err
+			}
+			e.Process.User.ID = uint32(id)
+			f.Values[policy.DimUID] = binary.BigEndian.AppendUint32(nil, uint32(id))
+		case "time":
+			day, clock, _ := strings.Cut(v, ":")
+			at, err := time.Parse("15:04", clock)
+			d := slices.Index(strings.Fields("mon tue wed thu fri sat sun"), day)
+			if err != nil || d < 0 {
+				return "", fmt.Errorf("no time %q", v)
+			}
+			f.Values[policy.DimTime] = binary.BigEndian.AppendUint16(nil, uint16(d*24*60+at.Hour()*60+at.Minute()))
 		case "cgroup":
 			e.Process.Cgroup = v
 			f.Values[policy.DimCgroup] = []byte(v)
@@ -248,7 +278,7 @@ func judge(img *policy.Image, act []string) (string, error) {
 	f.Values[policy.DimValue2] = binary.BigEndian.AppendUint64(nil, e.Act.Value2)
 	f.Values[policy.DimTargetExe] = []byte(e.Act.Target.Path)
 	f.Values[policy.DimTargetUID] = binary.BigEndian.AppendUint32(nil, e.Act.Target.UID)
-	if e.Op == pavise.OpConnect {
+	if e.Op.OnSocket() {
 		e.Net.Type = typ
 		e.Net.Protocol = map[byte]byte{1: 6, 2: 17}[typ]
 		set(policy.DimSocket, byte(e.Net.Family), typ, e.Net.Protocol)

@@ -255,23 +255,27 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-// TestShippedPolicies compiles all that is shipped, and holds the starter policies to monitor mode and a README.
+// TestShippedPolicies compiles all that is shipped, and holds the starter policies and the examples to monitor mode and a README.
 func TestShippedPolicies(t *testing.T) {
 	root := filepath.Join("..", "..", "policies")
-	ps, err := agent.LoadPolicies([]string{root})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(ps) < 5 {
-		t.Errorf("%d policies, want at least 5", len(ps))
-	}
-	for _, p := range ps {
-		if p.Mode != policy.ModeMonitor {
-			t.Errorf("%s: mode %q, want monitor", p.Name, p.Mode)
+	var ps []*policy.Policy
+	for dir, least := range map[string]int{root: 5, filepath.Join(root, "examples"): 3} {
+		some, err := agent.LoadPolicies([]string{dir})
+		if err != nil {
+			t.Fatal(err)
 		}
-		if _, err := os.Stat(filepath.Join(root, p.Name, "README.md")); errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("%s: no README.md", p.Name)
+		if len(some) < least {
+			t.Errorf("%s: %d policies, want at least %d", dir, len(some), least)
 		}
+		for _, p := range some {
+			if p.Mode != policy.ModeMonitor {
+				t.Errorf("%s: mode %q, want monitor", p.Name, p.Mode)
+			}
+			if _, err := os.Stat(filepath.Join(dir, p.Name, "README.md")); errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%s: no README.md", p.Name)
+			}
+		}
+		ps = append(ps, some...)
 	}
 	demo, err := agent.LoadPolicies([]string{filepath.Join(root, "demo", "policy.yaml")})
 	if err != nil {

@@ -25,7 +25,7 @@ func (a *app) run() *cobra.Command {
 		Use: "run", Short: "Run the agent in the foreground",
 		Long: `Run the agent in the foreground: load the policies into the kernel, print events, and answer on the socket.
 
-A --policy that is a directory stands for every *.yaml and *.yml below it, except below directories named testdata or demo.
+A --policy that is a directory stands for every *.yaml and *.yml below it, except below directories named testdata, demo or examples.
 SIGINT, SIGTERM and the end of --for detach everything from the kernel; a second signal ends the agent at once.
 Events go to the standard output, all else to the standard error.`,
 		Example: `  pavise run --policy policies
