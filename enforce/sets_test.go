@@ -104,7 +104,7 @@ func (e *engine) stage(src string, read func(string) ([]byte, error)) {
 	must(e.t, err)
 	e.img, _, err = policy.Compile(ps, able())
 	must(e.t, err)
-	tables, pool, err := e.k.Side(0)
+	tables, pool, err := e.k.Side(0, policy.MaxCells)
 	must(e.t, err)
 	must(e.t, errors.Join(stage(tables, pool, e.img, 1), e.sets.stage(e.k, tables, 0, e.img)))
 }
