@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/pavise-project/pavise"
 )
 
 // draft is a policy that a random editor works on.
@@ -38,6 +40,8 @@ func randomTerm(r *rand.Rand, net bool) string {
 		func() string { return fmt.Sprintf(`%q in process.caps`, "CAP_NET_"+[]string{"ADMIN", "RAW"}[n(2)]) },
 		func() string { return `process.tty` },
 		func() string { return fmt.Sprintf(`process.unit == "unit-%d.service"`, n(3)) },
+		func() string { return fmt.Sprintf(`process.container.image == "image-%d"`, n(3)) },
+		func() string { return fmt.Sprintf(`process.exe.path.inSet("set-%d.txt")`, n(3)) },
 	}
 	if r.IntN(12) == 0 { // what the kernel cannot decide, or this machine does not know
 		return []string{`process.cwd == "/tmp"`, `process.user.name == "nobody"`, `process.user.name == "root"`}[n(3)]
@@ -124,6 +128,10 @@ func TestCompilerProperty(t *testing.T) {
 		var c Compiler
 		m := testMachine()
 		drafts, live := map[string]*draft{}, map[string]*Policy{}
+		files := map[string]map[string]string{} // by policy: what its sets were when it was read
+		reader := func(files map[string]string) func(string) ([]byte, error) {
+			return func(name string) ([]byte, error) { return []byte(files[name]), nil }
+		}
 		var last *Image
 		for edit := range edits {
 			name := "p" + strconv.Itoa(r.IntN(8))
@@ -146,19 +154,30 @@ func TestCompilerProperty(t *testing.T) {
 				delete(live, name)
 			} else {
 				drafts[name] = d
-				set, err := Parse(name, []byte(d.source(name)), slices.Collect(maps.Values(live))...)
+				files[name] = map[string]string{}
+				for i := range 3 {
+					files[name][fmt.Sprintf("set-%d.txt", i)] = fmt.Sprintf("/bin/one\n/bin/%d\n", r.IntN(3))
+				}
+				set, err := ParseWith(name, []byte(d.source(name)), reader(files[name]), slices.Collect(maps.Values(live))...)
 				if err != nil {
 					t.Fatalf("seed %d: %v\n%s", seed, err, d.source(name))
 				}
 				live[name] = set[0]
 			}
-			if r.IntN(20) == 0 {
+			switch r.IntN(20) {
+			case 0:
 				m = testMachine() // another one
+			case 1, 2, 3:
+				var list []Container
+				for i := range 2 {
+					list = append(list, Container{Cgroup: fmt.Sprintf("/c/%d", r.IntN(9)), Container: &pavise.Container{Image: fmt.Sprintf("image-%d", i)}})
+				}
+				m = m.WithContainers(list)
 			}
 			var set, fresh []*Policy
 			for name, p := range live {
 				set = append(set, p)
-				again, err := Parse(name, p.Source)
+				again, err := ParseWith(name, p.Source, reader(files[name]))
 				if err != nil {
 					t.Fatal(err)
 				}
