@@ -65,8 +65,8 @@ var _ Kernel = (*enforce.Enforcer)(nil)
 type Config struct {
 	Socket   string
 	StateDir string
-	Group    string   // its members may use the API, beside root and the agent's own user; empty for none
-	Policies []string // files and directories, loaded before the agent is ready
+	Group    string           // its members may use the API, beside root and the agent's own user; empty for none
+	Policies []*policy.Policy // active before the agent is ready
 	// ContainerState are where container runtimes keep their state; nil for the usual places.
 	ContainerState []proc.StateRoot
 	// Cgroups are where the host's cgroups are mounted; nil for what /proc/self/mounts says.
@@ -110,13 +110,14 @@ type Agent struct {
 
 	rules atomic.Pointer[ruleBook]
 
-	mu      sync.Mutex // serialises changes of the policies
-	machine *policy.Machine
-	set     atomic.Pointer[policySet]
-	carry   map[string]uint64 // hits of rules from before the active generation
-	past    past
-	closed  bool
-	behind  atomic.Pointer[string] // why the active set is of other containers than those that are known; nil when it is not
+	mu       sync.Mutex // serialises changes of the policies
+	machine  *policy.Machine
+	compiler policy.Compiler
+	set      atomic.Pointer[policySet]
+	carry    map[string]uint64 // hits of rules from before the active generation
+	past     past
+	closed   bool
+	behind   atomic.Pointer[string] // why the active set is of other containers than those that are known; nil when it is not
 }
 
 // New checks the configuration and compiles the start policies; it changes nothing. Errors in policies are policy.Errors.
@@ -148,14 +149,10 @@ func New(cfg Config) (*Agent, error) {
 	a.table = proc.New(proc.Options{Boot: a.boot.Load(), Users: users.Name, Containers: a.containers})
 	a.machine = &policy.Machine{Ops: a.kernel.Machine(), LookupUser: users.LookupUser, LookupGroup: users.LookupGroup}
 	a.rules.Store(&ruleBook{})
-	ps, err := LoadPolicies(cfg.Policies)
-	if err != nil {
+	if err := Duplicates(cfg.Policies); err != nil {
 		return nil, err
 	}
-	if err := Duplicates(ps); err != nil {
-		return nil, err
-	}
-	set, err := a.compile(ps)
+	set, err := a.compile(cfg.Policies)
 	if err != nil {
 		return nil, err
 	}

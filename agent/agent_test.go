@@ -62,7 +62,8 @@ func (f *fake) Apply(img *policy.Image) (enforce.Applied, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.gen++
-	return enforce.Applied{Generation: f.gen}, nil
+	c, err := f.Counters()
+	return enforce.Applied{Generation: f.gen, Hits: c.RuleHits}, err
 }
 
 // events are what decodeEvent finds by the number in a record.
@@ -202,14 +203,10 @@ func running(t *testing.T, f *fake, edit func(*Config)) (*Agent, *Client) {
 }
 
 func TestEventsGetTheirProcessAndRule(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "p.yaml"), []byte(shadow("secrets", "enforce")), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	f := newFake()
 	got := make(chan *pavise.Event, 16)
 	_, c := running(t, f, func(c *Config) {
-		c.Policies = []string{dir}
+		c.Policies = parse(t, shadow("secrets", "enforce"))
 		c.OnEvent = func(e *pavise.Event) { got <- e }
 	})
 	exec := &pavise.Event{Op: pavise.OpExec, PID: 9000001, ExecID: 5}

@@ -292,7 +292,7 @@ func (a *Agent) putPolicies(w http.ResponseWriter, r *http.Request) {
 	if name == "." || name == "/" {
 		name = "policy.yaml"
 	}
-	ps, err := policy.ParseWith(name, body, sentSets(sets))
+	ps, err := a.parse(name, body, sentSets(sets))
 	if err != nil {
 		fail(w, http.StatusUnprocessableEntity, err)
 		return

@@ -190,7 +190,7 @@ func TestRulesKnowWhatRuns(t *testing.T) {
 		return enforce.Applied{Generation: 1}, nil
 	}
 	running(t, f, func(cfg *Config) {
-		cfg.Policies, cfg.ContainerState, cfg.Cgroups = []string{file}, dockerState(t, "nginx:1.27"), []string{cgroups}
+		cfg.Policies, cfg.ContainerState, cfg.Cgroups = loaded(t, file), dockerState(t, "nginx:1.27"), []string{cgroups}
 	})
 	var facts policy.Facts
 	facts.Values[policy.DimPath], facts.Values[policy.DimCgroup] = []byte("/secret"), []byte("/docker/"+containerID(0))
@@ -309,7 +309,7 @@ func TestKernelContainerImage(t *testing.T) {
 	const many, never = 5000, 1 << 30 // many takes much longer than it takes to know a container
 
 	early, other := run(3), run(4)
-	s := liveWith(t, func(c *Config) { c.Policies, c.ContainerState = []string{policyFile}, roots })
+	s := liveWith(t, func(c *Config) { c.Policies, c.ContainerState = loaded(t, policyFile), roots })
 	if n, killed := early.open(t, never); killed == 0 || n > 0 {
 		t.Errorf("in a container that ran before the agent: opened %d times, killed after %v", n, killed)
 	}

@@ -46,7 +46,13 @@ func (s *policySet) reviewed() *policy.Report {
 	return s.review
 }
 
-func (s *policySet) find(name string) *policy.Policy { return find(s.policies, name) }
+func (s *policySet) find(name string) *policy.Policy {
+	i, ok := slices.BinarySearchFunc(s.policies, name, func(p *policy.Policy, name string) int { return strings.Compare(p.Name, name) })
+	if !ok {
+		return nil
+	}
+	return s.policies[i]
+}
 
 // LoadPolicies reads policies from files and directories. Of a directory it takes every *.yaml and *.yml below it, except below
 // directories named testdata, demo or examples, and hidden ones. Errors in policies are policy.Errors, all of them.
@@ -146,10 +152,15 @@ func Faults(err error) error {
 	return policy.Errors{{Msg: err.Error()}}
 }
 
+// parse reads policies that are to be added: what stands in them as in those that are there is not checked again.
+func (a *Agent) parse(name string, data []byte, sets func(file string) ([]byte, error)) ([]*policy.Policy, error) {
+	return policy.ParseWith(name, data, sets, a.set.Load().policies...)
+}
+
 func (a *Agent) compile(ps []*policy.Policy) (*policySet, error) {
 	ps = slices.Clone(ps)
 	sort.Slice(ps, func(i, j int) bool { return ps[i].Name < ps[j].Name })
-	img, rep, err := policy.Compile(ps, a.machine)
+	img, rep, err := a.compiler.Compile(ps, a.machine)
 	if err != nil {
 		return nil, Faults(err)
 	}
@@ -241,16 +252,17 @@ func (a *Agent) followContainers() {
 // running agent holds mu.
 func (a *Agent) activate(set *policySet) error {
 	old, book := a.set.Load(), a.rules.Load()
-	hits := map[string]uint64{}
-	if old != set { // else it is the first: nothing has counted yet
-		hits = a.hits(old)
-	}
 	a.rules.Store(&ruleBook{gens: book.gens, pending: set.image.Rules})
 	applied, err := a.kernel.Apply(set.image)
 	if err != nil {
 		a.rules.Store(book)
 		return fmt.Errorf("apply policies to the kernel: %w", err)
 	}
+	hits := map[string]uint64{}
+	if old != set { // else it is the first: nothing has counted yet
+		hits = a.hits(old, applied.Hits)
+	}
+	applied.Hits = nil
 	set.applied = applied
 	a.rules.Store(book.with(applied.Generation, set.image.Rules))
 	a.carry = carried(hits, old, set)
@@ -259,19 +271,16 @@ func (a *Agent) activate(set *policySet) error {
 	return nil
 }
 
-// hits are how often each rule of set matched since its policy was last changed, by ruleKey.
-func (a *Agent) hits(set *policySet) map[string]uint64 {
+// hits are how often the rules of set matched since their policies were last changed, by ruleKey: carry, and what the kernel counted by rule.
+func (a *Agent) hits(set *policySet, counted []uint64) map[string]uint64 {
 	out := make(map[string]uint64, len(a.carry))
 	for k, n := range a.carry {
 		out[k] = n
 	}
-	c, err := a.kernel.Counters()
-	if err != nil || set == nil {
-		return out
-	}
-	for i, r := range set.image.Rules {
-		if i < len(c.RuleHits) {
-			out[ruleKey(r.Policy, r.Name)] += c.RuleHits[i]
+	for i, n := range counted[:min(len(counted), len(set.image.Rules))] {
+		if n > 0 {
+			r := &set.image.Rules[i]
+			out[ruleKey(r.Policy, r.Name)] += n
 		}
 	}
 	return out
@@ -282,10 +291,16 @@ func ruleKey(policy, rule string) string { return policy + "\x00" + rule }
 // carried keeps the hits of the policies that are the same in both sets: the kernel counts from 0 in each generation.
 func carried(hits map[string]uint64, from, to *policySet) map[string]uint64 {
 	out := map[string]uint64{}
-	for _, r := range to.image.Rules {
+	for i := range to.image.Rules {
+		r := &to.image.Rules[i]
+		key := ruleKey(r.Policy, r.Name)
+		n := hits[key]
+		if n == 0 {
+			continue
+		}
 		was, is := from.find(r.Policy), to.find(r.Policy)
-		if n := hits[ruleKey(r.Policy, r.Name)]; n > 0 && was != nil && is != nil && bytes.Equal(was.Source, is.Source) {
-			out[ruleKey(r.Policy, r.Name)] = n
+		if was != nil && is != nil && (was == is || bytes.Equal(was.Source, is.Source)) {
+			out[key] = n
 		}
 	}
 	return out
@@ -364,13 +379,9 @@ func (a *Agent) change(names []string, dryRun bool, edit func([]*policy.Policy) 
 		a.log.Info("policies changed", "generation", set.applied.Generation, "policies", len(set.policies), "took", time.Since(start))
 	}
 	c := &Change{
-		Generation: set.applied.Generation, DryRun: dryRun, Policies: []PolicyStatus{},
+		Generation: set.applied.Generation, DryRun: dryRun,
+		Policies: StatusOf(set.policies, only(set.report, func(name string) bool { return slices.Contains(names, name) })),
 		Compiled: compiled, Staged: set.applied.Staged, Activated: set.applied.Activated, Total: time.Since(start), set: set,
-	}
-	for _, st := range StatusOf(set.policies, set.report) {
-		if slices.Contains(names, st.Name) {
-			c.Policies = append(c.Policies, st)
-		}
 	}
 	return c, nil
 }
@@ -390,9 +401,13 @@ func (a *Agent) review(c *Change) {
 func (a *Agent) policyStatus(name string) []PolicyStatus {
 	a.mu.Lock()
 	set := a.set.Load()
-	hits := a.hits(set)
+	c, err := a.kernel.Counters()
+	if err != nil {
+		a.log.Warn("read the hits of rules", "err", err)
+	}
+	hits := a.hits(set, c.RuleHits)
 	a.mu.Unlock()
-	all := StatusOf(set.policies, set.reviewed())
+	all := StatusOf(set.policies, only(set.reviewed(), func(n string) bool { return name == "" || n == name }))
 	for i := range all {
 		for j := range all[i].Rules {
 			r := &all[i].Rules[j]
@@ -406,8 +421,5 @@ func (a *Agent) policyStatus(name string) []PolicyStatus {
 			}
 		}
 	}
-	if name == "" {
-		return all
-	}
-	return slices.DeleteFunc(all, func(p PolicyStatus) bool { return p.Name != name })
+	return all
 }

@@ -8,15 +8,28 @@ import (
 	"github.com/pavise-project/pavise/policy"
 )
 
+// only is the part of a report about some policies.
+func only(rep *policy.Report, wanted func(name string) bool) *policy.Report {
+	out := &policy.Report{}
+	for i := range rep.Policies {
+		if wanted(rep.Policies[i].Name) {
+			out.Policies = append(out.Policies, rep.Policies[i])
+		}
+	}
+	return out
+}
+
 // StatusOf is what the compiler reported of policies, in the API's words.
 func StatusOf(ps []*policy.Policy, rep *policy.Report) []PolicyStatus {
 	out := make([]PolicyStatus, 0, len(rep.Policies))
+	byName := make(map[string]*policy.Policy, len(ps))
+	for _, p := range ps {
+		byName[p.Name] = p
+	}
 	for _, pr := range rep.Policies {
 		st := PolicyStatus{Name: pr.Name, File: pr.File, Mode: string(pr.Mode), Rules: []RuleStatus{}, Warnings: warnings(&pr)}
-		for _, p := range ps {
-			if p.Name == pr.Name {
-				st.Labels, st.Source = p.Labels, string(p.Source)
-			}
+		if p := byName[pr.Name]; p != nil {
+			st.Labels, st.Source = p.Labels, string(p.Source)
 		}
 		for _, r := range pr.Rules {
 			rs := RuleStatus{

@@ -16,6 +16,7 @@ import (
 	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/enforce"
 	"github.com/pavise-project/pavise/internal/kerntest"
+	"github.com/pavise-project/pavise/policy"
 	"golang.org/x/sys/unix"
 )
 
@@ -55,7 +56,16 @@ func (s *seen) observed(rule string) bool {
 // live runs a real agent until the test ends.
 func live(t *testing.T, policies ...string) *seen {
 	t.Helper()
-	return liveWith(t, func(c *Config) { c.Policies = policies })
+	return liveWith(t, func(c *Config) { c.Policies = loaded(t, policies...) })
+}
+
+func loaded(t *testing.T, files ...string) []*policy.Policy {
+	t.Helper()
+	set, err := LoadPolicies(files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return set
 }
 
 func liveWith(t *testing.T, edit func(*Config)) *seen {

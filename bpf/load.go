@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -40,29 +41,40 @@ type Kernel struct {
 	inner    map[innerSlot]*ebpf.Map // in the arrays of maps
 	programs map[string]*ebpf.Program
 	links    map[string]link.Link
-	cgroup   int    // the root of cgroup v2, -1 until it is needed
-	sides    []byte // the maps of that name, while they are mapped
-	pools    []byte
+	cgroup   int        // the root of cgroup v2, -1 until it is needed
+	windows  [][]byte   // on maps, until Trim
+	types    *btf.Cache // of the kernel, some MB, until Trim
 }
 
 // Load checks that the kernel has what the base needs and makes the maps. Nothing is attached. The error wraps ErrPrivileges or
 // ErrUnsupported when that is the cause.
 func Load() (*Kernel, error) {
-	if err := checkBase(); err != nil {
+	types := btf.NewCache()
+	var spec *ebpf.CollectionSpec
+	var specErr error
+	var read sync.WaitGroup
+	read.Go(func() { spec, specErr = LoadKernel() })
+	err := checkBase(types)
+	read.Wait()
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	spec, err := LoadKernel()
-	if err != nil {
-		return nil, fmt.Errorf("read the kernel object: %w", err)
+	case specErr != nil:
+		return nil, fmt.Errorf("read the kernel object: %w", specErr)
 	}
 	var key [16]byte
 	_, _ = rand.Read(key[:]) // never fails
 	sip := [2]uint64{binary.LittleEndian.Uint64(key[:]), binary.LittleEndian.Uint64(key[8:])}
-	if err := setMachine(spec, sip); err != nil {
+	if err := setMachine(spec, types, sip); err != nil {
 		return nil, err
 	}
-	k := &Kernel{spec: spec, sip: sip, maps: map[string]*ebpf.Map{}, inner: map[innerSlot]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, links: map[string]link.Link{}, cgroup: -1}
-	coll, err := ebpf.NewCollection(&ebpf.CollectionSpec{Maps: spec.Maps, Types: spec.Types, ByteOrder: spec.ByteOrder, Variables: spec.Variables})
+	spec.Maps["hits"].Flags |= unix.BPF_F_MMAPABLE // read and cleared by the thousand
+	k := &Kernel{
+		spec: spec, sip: sip, maps: map[string]*ebpf.Map{}, inner: map[innerSlot]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, links: map[string]link.Link{},
+		types: types, cgroup: -1,
+	}
+	coll, err := ebpf.NewCollectionWithOptions(&ebpf.CollectionSpec{Maps: spec.Maps, Types: spec.Types, ByteOrder: spec.ByteOrder, Variables: spec.Variables},
+		ebpf.CollectionOptions{Cache: types})
 	if err != nil {
 		return nil, fmt.Errorf("make the maps: %w", cause(err))
 	}
@@ -83,37 +95,46 @@ func cause(err error) error {
 	return err
 }
 
-// mapMemory maps the values of an array map made with BPF_F_MMAPABLE.
-func mapMemory(m *ebpf.Map) ([]byte, error) {
-	stride := (int(m.ValueSize()) + 7) &^ 7
-	page := os.Getpagesize()
-	size := (stride*int(m.MaxEntries()) + page - 1) &^ (page - 1)
-	b, err := unix.Mmap(m.FD(), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		return nil, fmt.Errorf("map the tables: %w", err)
-	}
-	return b, nil
-}
-
-// Side returns the tables and the transitions of a side, 0 or 1, as they are in the kernel, until Trim. Writing the side that judges is the caller's mistake.
-func (k *Kernel) Side(side int) (*KernelTables, *KernelPool, error) {
+// window maps n of an array's values, from the one at first. The map must have been made with BPF_F_MMAPABLE.
+func (k *Kernel) window(name string, first, n, size int) (unsafe.Pointer, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, m := range []struct {
-		name string
-		mem  *[]byte
-	}{{"sides", &k.sides}, {"pools", &k.pools}} {
-		if *m.mem == nil {
-			b, err := mapMemory(k.maps[m.name])
-			if err != nil {
-				return nil, nil, err
-			}
-			*m.mem = b
-		}
+	from, to := first*size, (first+n)*size
+	page := from &^ (os.Getpagesize() - 1)
+	b, err := unix.Mmap(k.maps[name].FD(), int64(page), max(to, from+1)-page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map %s into memory: %w", name, err)
 	}
-	stride := (int(unsafe.Sizeof(KernelTables{})) + 7) &^ 7
-	return (*KernelTables)(unsafe.Pointer(&k.sides[side*stride])),
-		(*KernelPool)(unsafe.Pointer(&k.pools[side*int(unsafe.Sizeof(KernelPool{}))])), nil
+	k.windows = append(k.windows, b)
+	return unsafe.Pointer(&b[from-page]), nil
+}
+
+// Side returns the tables and the transitions of a side, 0 or 1, as they are in the kernel, until Trim. Only so many of the transitions
+// may be touched as are asked for. Writing the side that judges is the caller's mistake.
+func (k *Kernel) Side(side, cells int) (*KernelTables, *KernelPool, error) {
+	var t *KernelTables
+	var p *KernelPool
+	tables, err := k.window("sides", side, 1, (int(unsafe.Sizeof(*t))+7)&^7)
+	if err != nil {
+		return nil, nil, err
+	}
+	cell := int(unsafe.Sizeof(p.Cells[0]))
+	pool, err := k.window("pools", side*len(p.Cells), min(cells, len(p.Cells)), cell)
+	if err != nil {
+		return nil, nil, err
+	}
+	return (*KernelTables)(tables), (*KernelPool)(pool), nil
+}
+
+// Hits returns the hits of n rules of a side, from the first, as they are in the kernel, until Trim.
+func (k *Kernel) Hits(side, n int) ([]KernelHit, error) {
+	perSide := int(k.maps["hits"].MaxEntries()) / 2
+	n = min(n, perSide)
+	p, err := k.window("hits", side*perSide, n, int(unsafe.Sizeof(KernelHit{})))
+	if err != nil {
+		return nil, err
+	}
+	return unsafe.Slice((*KernelHit)(p), n), nil
 }
 
 // SipKey is the secret key of the hashes by which the programs know strings: another one at each Load.
@@ -153,17 +174,15 @@ func (k *Kernel) Memory() (uint64, error) {
 	return sum, nil
 }
 
-// Trim gives back the memory of what only staging needs: the mapping of the tables, which counts as the agent's own. It comes back when it is needed.
+// Trim gives back memory that only loading and staging need: it unmaps what Side and Hits returned, and forgets the kernel's types.
 func (k *Kernel) Trim() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var errs []error
-	for _, b := range []*[]byte{&k.sides, &k.pools} {
-		if *b != nil {
-			errs = append(errs, unix.Munmap(*b))
-			*b = nil
-		}
+	for _, b := range k.windows {
+		errs = append(errs, unix.Munmap(b))
 	}
+	k.windows, k.types = nil, btf.NewCache()
 	return errors.Join(errs...)
 }
 
@@ -199,7 +218,10 @@ func (k *Kernel) Hooked(name string) (bool, error) {
 	if spec.Type == ebpf.LSM {
 		f = "bpf_lsm_" + f
 	}
-	kernel, err := btf.LoadKernelSpec()
+	k.mu.Lock()
+	types := k.types
+	k.mu.Unlock()
+	kernel, err := types.Kernel()
 	if err != nil {
 		return false, fmt.Errorf("read the kernel's types: %w", err)
 	}
@@ -219,20 +241,53 @@ func (k *Kernel) program(name string) (*ebpf.Program, error) {
 	if p := k.programs[name]; p != nil {
 		return p, nil
 	}
+	p, err := k.load(name)
+	if err != nil {
+		return nil, err
+	}
+	k.programs[name] = p
+	return p, nil
+}
+
+// load changes nothing of k.
+func (k *Kernel) load(name string) (*ebpf.Program, error) {
 	spec, err := k.programSpec(name)
 	if err != nil {
 		return nil, err
 	}
 	coll, err := ebpf.NewCollectionWithOptions(&ebpf.CollectionSpec{
-		Maps: k.spec.Maps, Programs: map[string]*ebpf.ProgramSpec{name: spec},
-		Types: k.spec.Types, ByteOrder: k.spec.ByteOrder, Variables: k.spec.Variables,
-	}, ebpf.CollectionOptions{MapReplacements: k.maps})
+		Maps: k.spec.Maps, Programs: map[string]*ebpf.ProgramSpec{name: spec}, Types: k.spec.Types, ByteOrder: k.spec.ByteOrder,
+	}, ebpf.CollectionOptions{MapReplacements: k.maps, Cache: k.types})
 	if err != nil {
 		return nil, cause(err)
 	}
 	defer coll.Close()
-	k.programs[name] = coll.DetachProgram(name)
-	return k.programs[name], nil
+	return coll.DetachProgram(name), nil
+}
+
+// Preload loads programs side by side: the kernel's verifier takes long, and one processor for each. What fails is left to who asks
+// for the program next, and is told then.
+func (k *Kernel) Preload(names ...string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	loaded := make([]*ebpf.Program, len(names))
+	var wg sync.WaitGroup
+	free := make(chan struct{}, runtime.GOMAXPROCS(0))
+	for i, name := range names {
+		if k.programs[name] == nil {
+			wg.Go(func() {
+				free <- struct{}{}
+				loaded[i], _ = k.load(name)
+				<-free
+			})
+		}
+	}
+	wg.Wait()
+	for i, p := range loaded {
+		if p != nil {
+			k.programs[names[i]] = p
+		}
+	}
 }
 
 // Program loads a program and returns it, for Program.Run and for tests.
@@ -391,10 +446,8 @@ func (k *Kernel) Close() error {
 	for _, p := range k.programs {
 		errs = append(errs, p.Close())
 	}
-	for _, b := range [][]byte{k.sides, k.pools} {
-		if b != nil {
-			errs = append(errs, unix.Munmap(b))
-		}
+	for _, b := range k.windows {
+		errs = append(errs, unix.Munmap(b))
 	}
 	for _, m := range k.inner {
 		errs = append(errs, m.Close())
@@ -405,13 +458,13 @@ func (k *Kernel) Close() error {
 	if k.cgroup >= 0 {
 		errs = append(errs, unix.Close(k.cgroup))
 	}
-	k.inner, k.links, k.programs, k.maps, k.sides, k.pools, k.cgroup = nil, nil, nil, nil, nil, nil, -1
+	k.inner, k.links, k.programs, k.maps, k.windows, k.cgroup = nil, nil, nil, nil, nil, -1
 	return errors.Join(errs...)
 }
 
 // checkBase probes for what nothing works without; each line has the first kernel that has it.
-func checkBase() error {
-	if _, err := btf.LoadKernelSpec(); err != nil {
+func checkBase(types *btf.Cache) error {
+	if _, err := types.Kernel(); err != nil {
 		return fmt.Errorf("%w: it has no BTF at /sys/kernel/btf/vmlinux (CONFIG_DEBUG_INFO_BTF): %w", ErrUnsupported, err)
 	}
 	var missing []string

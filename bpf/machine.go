@@ -68,7 +68,7 @@ var arches = map[string]arch{
 }
 
 // setMachine writes the object's constants: those of the architecture, the number of CPUs, and the key by which strings are hashed.
-func setMachine(spec *ebpf.CollectionSpec, sip [2]uint64) error {
+func setMachine(spec *ebpf.CollectionSpec, types *btf.Cache, sip [2]uint64) error {
 	a, ok := arches[runtime.GOARCH]
 	if !ok {
 		return fmt.Errorf("%w: architecture %s; amd64 and arm64 are", ErrUnsupported, runtime.GOARCH)
@@ -83,7 +83,7 @@ func setMachine(spec *ebpf.CollectionSpec, sip [2]uint64) error {
 	if err != nil {
 		return fmt.Errorf("count the CPUs: %w", err)
 	}
-	perf, err := perfTypeArg()
+	perf, err := perfTypeArg(types)
 	if err != nil {
 		return err
 	}
@@ -103,8 +103,8 @@ func setMachine(spec *ebpf.CollectionSpec, sip [2]uint64) error {
 }
 
 // perfTypeArg is the number of the argument type of the hook perf_event_open: it had attr before it until 6.16 or so.
-func perfTypeArg() (uint32, error) {
-	kernel, err := btf.LoadKernelSpec()
+func perfTypeArg(types *btf.Cache) (uint32, error) {
+	kernel, err := types.Kernel()
 	if err != nil {
 		return 0, fmt.Errorf("read the kernel's types: %w", err)
 	}

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pavise-project/pavise"
@@ -92,6 +94,7 @@ func (e *Enforcer) Start() error {
 	if err := e.tick(); err != nil {
 		return err
 	}
+	e.k.Preload(append([]string{"found_task"}, lifecycle...)...)
 	if err := e.k.Call("find_host"); err != nil {
 		return fmt.Errorf("find the machine's own namespaces: %w", err)
 	}
@@ -148,6 +151,7 @@ func (e *Enforcer) setPhase(i uint32) error {
 type Applied struct {
 	Generation        uint32
 	Staged, Activated time.Duration // writing and checking the tables; the one write that activates them
+	Hits              []uint64      // how often each rule matched while the generation before judged
 }
 
 // Apply makes an Image the one that judges: all or nothing. What judged before goes on until the one write that activates the new generation, and
@@ -166,6 +170,7 @@ func (e *Enforcer) Apply(img *policy.Image) (Applied, error) {
 		}
 		return Applied{}, err
 	}
+	e.k.Preload(slices.Collect(maps.Keys(need))...)
 	for p, op := range need {
 		if !e.k.Attached(p) {
 			if err := e.k.Attach(p); err != nil {
@@ -195,15 +200,11 @@ func (e *Enforcer) Apply(img *policy.Image) (Applied, error) {
 	if gen == 0 {
 		gen = 1
 	}
-	t, p, err := e.k.Side(side)
+	defer e.trim()
+	t, p, err := e.k.Side(side, cells(img))
 	if err != nil {
 		return undo(err)
 	}
-	defer func() {
-		if err := e.k.Trim(); err != nil {
-			e.log.Warn("unmap the tables", "err", err)
-		}
-	}()
 	if err := stage(t, p, img, gen); err != nil {
 		return undo(err)
 	}
@@ -218,7 +219,17 @@ func (e *Enforcer) Apply(img *policy.Image) (Applied, error) {
 		return undo(err)
 	}
 	t.Aliases = aliases
-	if err := e.clearHits(side, len(img.Rules)); err != nil {
+	hits, err := e.k.Hits(side, len(img.Rules))
+	if err != nil {
+		return undo(err)
+	}
+	clear(hits)
+	last, err := e.k.Hits(e.side, e.rules)
+	if err != nil {
+		return undo(err)
+	}
+	// The same write, of what judges now: the one that flips then finds in the processor's caches what it needs.
+	if err := e.putControl(); err != nil {
 		return undo(err)
 	}
 	old := e.ctl
@@ -230,6 +241,7 @@ func (e *Enforcer) Apply(img *policy.Image) (Applied, error) {
 		return undo(err)
 	}
 	done := time.Now()
+	counts, _ := ruleCounts(last)
 	e.side, e.gen, e.rules = side, gen, len(img.Rules)
 	e.retire()
 	e.names.remove(e.k, stale)
@@ -243,7 +255,7 @@ func (e *Enforcer) Apply(img *policy.Image) (Applied, error) {
 			}
 		}
 	}
-	return Applied{Generation: gen, Staged: staged.Sub(start), Activated: done.Sub(staged)}, nil
+	return Applied{Generation: gen, Staged: staged.Sub(start), Activated: done.Sub(staged), Hits: counts}, nil
 }
 
 func (r *rung) all() []string {
@@ -393,25 +405,28 @@ func (e *Enforcer) Counters() (c Counters, err error) {
 		}
 	}
 	c.Missed = e.k.Missed()
-	c.RuleHits, c.RuleLost = make([]uint64, e.rules), make([]uint64, e.rules)
-	base := uint32(e.side) * policy.MaxRules
-	for i := range e.rules {
-		var h bpf.KernelHit
-		if err := e.k.Map("hits").Lookup(base+uint32(i), &h); err != nil {
-			return c, fmt.Errorf("read the hits of rule %d: %w", i, err)
-		}
-		c.RuleHits[i], c.RuleLost[i] = h.Hits, h.Lost
+	defer e.trim()
+	hits, err := e.k.Hits(e.side, e.rules)
+	if err != nil {
+		return c, err
 	}
+	c.RuleHits, c.RuleLost = ruleCounts(hits)
 	c.MapBytes, err = e.k.Memory()
 	return c, err
 }
 
-// clearHits makes the hits of a side's first n rules zero.
-func (e *Enforcer) clearHits(side, n int) error {
-	for i := range n {
-		if err := e.k.Map("hits").Put(uint32(side*policy.MaxRules+i), bpf.KernelHit{}); err != nil {
-			return fmt.Errorf("clear the hits of rule %d: %w", i, err)
-		}
+// ruleCounts reads what programs go on counting.
+func ruleCounts(hits []bpf.KernelHit) (matched, lost []uint64) {
+	matched, lost = make([]uint64, len(hits)), make([]uint64, len(hits))
+	for i := range hits {
+		matched[i], lost[i] = atomic.LoadUint64(&hits[i].Hits), atomic.LoadUint64(&hits[i].Lost)
 	}
-	return nil
+	return matched, lost
+}
+
+// trim gives back the memory of what was mapped.
+func (e *Enforcer) trim() {
+	if err := e.k.Trim(); err != nil {
+		e.log.Warn("unmap the tables", "err", err)
+	}
 }

@@ -286,7 +286,7 @@ func (g gen) facts() *policy.Facts {
 func TestKernelJudge(t *testing.T) {
 	kerntest.Require(t, kerntest.Root, kerntest.Syscall)
 	k := load(t)
-	tables, pool, err := k.Side(0)
+	tables, pool, err := k.Side(0, policy.MaxCells)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -334,7 +334,7 @@ func TestKernelJudgeBroken(t *testing.T) {
 	k := load(t)
 	g := gen{rand.New(rand.NewPCG(1, 1))}
 	img := compile(t, able(), `{apiVersion: pavise.dev/v1alpha1, kind: Policy, metadata: {name: p}, spec: {mode: enforce, rules: [{name: r, on: [file.open], action: deny, when: 'file.path.under("/etc") && file.access.write'}]}}`)
-	tables, pool, err := k.Side(0)
+	tables, pool, err := k.Side(0, policy.MaxCells)
 	if err != nil {
 		t.Fatal(err)
 	}

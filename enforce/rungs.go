@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/pavise-project/pavise"
@@ -113,7 +114,9 @@ func (e *Enforcer) as(op pavise.Op, id func() int, act func() error) error {
 }
 
 func (e *Enforcer) putControl() error {
-	if err := e.k.Map("controls").Put(uint32(0), &e.ctl); err != nil {
+	// As bytes: the struct has padding, which would be encoded by reflection while it is this write that activates.
+	ctl := unsafe.Slice((*byte)(unsafe.Pointer(&e.ctl)), unsafe.Sizeof(e.ctl))
+	if err := e.k.Map("controls").Put(uint32(0), ctl); err != nil {
 		return fmt.Errorf("write the control: %w", err)
 	}
 	return nil

@@ -104,7 +104,7 @@ func (e *engine) stage(src string, read func(string) ([]byte, error)) {
 	must(e.t, err)
 	e.img, _, err = policy.Compile(ps, able())
 	must(e.t, err)
-	tables, pool, err := e.k.Side(e.side)
+	tables, pool, err := e.k.Side(e.side, policy.MaxCells)
 	must(e.t, err)
 	must(e.t, errors.Join(stage(tables, pool, e.img, uint32(1+e.side)), e.sets.stage(e.k, tables, e.side, e.img)))
 }

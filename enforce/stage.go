@@ -12,9 +12,9 @@ import (
 
 // fits checks an Image against the sizes of the kernel's tables. The compiler keeps the same limits; this is the last line before memory is written.
 func fits(img *policy.Image) error {
-	var cells, states, leaves, tails, classes, words int
-	for _, a := range img.Automata {
-		cells += len(a.Next)
+	var states, leaves, tails, classes, words int
+	for i := range img.Automata {
+		a := &img.Automata[i]
 		states += len(a.Accept)
 		leaves += len(a.Leaves)
 		tails += len(a.Tails)
@@ -40,7 +40,7 @@ func fits(img *policy.Image) error {
 		n, limit int
 	}{
 		{"automata", len(img.Automata), len(t.Automata)},
-		{"transitions", cells, len(p.Cells)},
+		{"transitions", cells(img), len(p.Cells)},
 		{"states", states, len(t.Accept)},
 		{"leaves", leaves, len(t.Leaves)},
 		{"bytes of tails", tails, len(t.Tails) - 8},
@@ -56,6 +56,14 @@ func fits(img *policy.Image) error {
 		}
 	}
 	return nil
+}
+
+// cells is the number of an Image's transitions.
+func cells(img *policy.Image) (n int) {
+	for i := range img.Automata {
+		n += len(img.Automata[i].Next)
+	}
+	return n
 }
 
 // stage writes an Image into the tables of a side that does not judge. It writes each table at once and returns how to check what was written.

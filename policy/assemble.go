@@ -2,10 +2,10 @@ package policy
 
 import (
 	"cmp"
-	"encoding/binary"
 	"fmt"
 	"slices"
 	"strconv"
+	"sync"
 
 	"github.com/pavise-project/pavise"
 )
@@ -44,51 +44,66 @@ type assembler struct {
 	few     int // states of an automaton: fewStates and MaxStates, but in tests
 	most    int
 	img     *Image
-	clauses []*clause // that have an effect
+	clauses []flatClause // that have an effect
 	ops     [pavise.NumOps]opClauses
 
 	// A test is what an automaton accepts: one atom, or several that are only asked for together.
 	testOf  []int32   // by atom; -1 when no clause uses it
 	atomsOf [][]int32 // by test
 
-	automatonOf []int // by test
-	classes     [][][]int32
+	built, kept []*build // of the Image before, and of this one
+
+	automatonOf []int    // by test
+	pieces      []*piece // by automaton
 	cells       int
 
-	mark  []int32 // by test: the stamp of the class that it is accepted in
+	mark  []int32   // by test: the stamp of the class that it is accepted in
+	place []int32   // by test, in the list that is being looked at
+	asked [][]int32 // by test: places of the predicates of the slot that is being made
 	stamp int32
 
-	rowIDs map[string]uint32
-	seqs   map[string]uint32
-	key    []byte
+	rowIDs, wordIDs seqs[uint64]
+	wordOffs        []uint32 // of each of wordIDs
+	key             []uint64
+}
+
+// flatClause is a clause with its predicates in the order of their dimensions.
+type flatClause struct {
+	*clause
+	preds []dimPred
+	tests []int32 // by the atoms that Preds names
+}
+
+type dimPred struct {
+	dim Dim
+	*pred
 }
 
 // opClauses are the clauses of one operation, by bit; nil where a word is not full.
-type opClauses []*clause
+type opClauses []*flatClause
 
 // assemble makes the tables of a program. The same program gives the same tables.
-func assemble(p *program) (*Image, error) {
-	return assembleWithin(p, fewStates, MaxStates)
+func assemble(p *program) (*Image, error) { return newAssembler(p).run() }
+
+func newAssembler(p *program) *assembler {
+	return &assembler{p: p, few: fewStates, most: MaxStates, img: &Image{Rules: p.Rules, Rows: make([]Row, 1)}}
 }
 
-func assembleWithin(p *program, few, most int) (*Image, error) {
-	if n := len(p.Rules); n > MaxRules {
+func (a *assembler) run() (*Image, error) {
+	if n := len(a.p.Rules); n > MaxRules {
 		return nil, fmt.Errorf("hold %s rules of %s", num(n), num(MaxRules))
 	}
-	a := &assembler{
-		p: p, few: few, most: most, img: &Image{Rules: p.Rules, Rows: make([]Row, 1)},
-		rowIDs: map[string]uint32{}, seqs: map[string]uint32{},
-	}
-	a.img.Protected = slices.Clone(p.Protected)
+	a.img.Protected = slices.Clone(a.p.Protected)
 	slices.Sort(a.img.Protected)
 	a.img.Protected = slices.Compact(a.img.Protected)
-	a.img.Rates, a.img.Sets, a.img.ProtectedSets = p.Rates, p.Sets, p.ProtectedSets
+	a.img.Rates, a.img.Sets, a.img.ProtectedSets = a.p.Rates, a.p.Sets, a.p.ProtectedSets
 
 	if err := a.selectClauses(); err != nil {
 		return nil, err
 	}
 	a.fuse()
-	a.mark = make([]int32, len(a.atomsOf))
+	n := len(a.atomsOf)
+	a.mark, a.place, a.asked = make([]int32, n), make([]int32, n), make([][]int32, n)
 	if err := a.automata(); err != nil {
 		return nil, err
 	}
@@ -119,14 +134,16 @@ func (a *assembler) selectClauses() error {
 		group uint16
 	}
 	defaults := map[opGroup]bool{}
+	n := 0
 	for i := range a.p.Clauses {
 		c := &a.p.Clauses[i]
 		if c.Op >= pavise.NumOps || int(c.Rule) >= len(a.p.Rules) || c.Kind < WordExplicit || c.Kind > WordDefault ||
 			c.Action >= pavise.NumActions || (c.Kind == WordExplicit) != (c.Group == 0) || int(c.Rate) > len(a.p.Rates) || c.Rate != 0 && c.Kind != WordExplicit {
 			return fmt.Errorf("assemble clause %d of rule %d: inconsistent: %+v", i, c.Rule, *c)
 		}
+		n += len(c.Preds)
 		for d, p := range c.Preds {
-			if err := a.checkPred(d, p); err != nil {
+			if err := a.checkPred(c, d, p); err != nil {
 				return fmt.Errorf("assemble clause %d of rule %d: %w", i, c.Rule, err)
 			}
 		}
@@ -134,6 +151,8 @@ func (a *assembler) selectClauses() error {
 			defaults[opGroup{c.Op, c.Group}] = true
 		}
 	}
+	a.clauses = make([]flatClause, 0, len(a.p.Clauses))
+	preds := make([]dimPred, 0, n)
 	for i := range a.p.Clauses {
 		c := &a.p.Clauses[i]
 		switch {
@@ -142,26 +161,29 @@ func (a *assembler) selectClauses() error {
 		case c.Kind != WordAllow && c.Action <= pavise.ActionAllow:
 			continue
 		}
-		if never := slices.ContainsFunc(dims(c), func(d Dim) bool {
-			p := c.Preds[d]
-			return constant(p) && !a.eval(p)
-		}); !never {
-			a.clauses = append(a.clauses, c)
+		first := len(preds)
+		for d, p := range c.Preds {
+			preds = append(preds, dimPred{d, p})
+		}
+		ps := preds[first:len(preds):len(preds)]
+		slices.SortFunc(ps, func(x, y dimPred) int { return cmp.Compare(x.dim, y.dim) })
+		if never := slices.ContainsFunc(ps, func(p dimPred) bool { return constant(p.pred) && !a.eval(p.pred, nil) }); !never {
+			a.clauses = append(a.clauses, flatClause{clause: c, preds: ps})
 		}
 	}
 	return nil
 }
 
-func (a *assembler) checkPred(d Dim, p *pred) error {
+func (a *assembler) checkPred(c *clause, d Dim, p *pred) error {
 	if d == DimNone || d >= NumDims {
 		return fmt.Errorf("use dimension %d of %d", d, NumDims)
 	}
 	switch p.Kind {
 	case predAtom:
-		if p.Atom < 0 || p.Atom >= len(a.p.Atoms) {
-			return fmt.Errorf("use atom %d of %d", p.Atom, len(a.p.Atoms))
+		if n := len(a.p.Atoms); p.Atom < 0 || c.Atoms == nil && p.Atom >= n || c.Atoms != nil && p.Atom >= len(c.Atoms) || c.atom(p.Atom) >= n {
+			return fmt.Errorf("use atom %d of %d", p.Atom, n)
 		}
-		if ad := a.p.Atoms[p.Atom].Dim; ad != d {
+		if ad := a.p.Atoms[c.atom(p.Atom)].Dim; ad != d {
 			return fmt.Errorf("use an atom of %v on %v", ad, d)
 		}
 	case predNot:
@@ -170,21 +192,11 @@ func (a *assembler) checkPred(d Dim, p *pred) error {
 		}
 	}
 	for _, s := range p.Subs {
-		if err := a.checkPred(d, s); err != nil {
+		if err := a.checkPred(c, d, s); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// dims returns the dimensions of c's predicates, in order.
-func dims(c *clause) []Dim {
-	ds := make([]Dim, 0, len(c.Preds))
-	for d := range c.Preds {
-		ds = append(ds, d)
-	}
-	slices.Sort(ds)
-	return ds
 }
 
 // constant reports whether p asks for no atom.
@@ -192,27 +204,27 @@ func constant(p *pred) bool {
 	return p.Kind != predAtom && !slices.ContainsFunc(p.Subs, func(s *pred) bool { return !constant(s) })
 }
 
-// eval evaluates p for the class whose tests are marked.
-func (a *assembler) eval(p *pred) bool {
+// eval evaluates p, whose atoms are those tests, for the class whose tests are marked.
+func (a *assembler) eval(p *pred, tests []int32) bool {
 	switch p.Kind {
 	case predAtom:
-		return a.mark[a.testOf[p.Atom]] == a.stamp
+		return a.mark[tests[p.Atom]] == a.stamp
 	case predAnd:
 		for _, s := range p.Subs {
-			if !a.eval(s) {
+			if !a.eval(s, tests) {
 				return false
 			}
 		}
 		return true
 	case predOr:
 		for _, s := range p.Subs {
-			if a.eval(s) {
+			if a.eval(s, tests) {
 				return true
 			}
 		}
 		return false
 	default:
-		return !a.eval(p.Subs[0])
+		return !a.eval(p.Subs[0], tests)
 	}
 }
 
@@ -229,25 +241,37 @@ func eachAtom(p *pred, f func(atom int)) {
 // fuse makes the tests. Atoms that stand side by side in the same disjunctions (or, negated, in the same conjunctions) and nowhere
 // else are one test: a rule on a thousand paths needs one class and not a thousand.
 func (a *assembler) fuse() {
-	places := make([][]byte, len(a.p.Atoms)) // of each atom: the numbers of the places where it stands
-	n := uint32(0)
+	// The place where an atom stands alone is nobody else's; at other places, atoms that stood together go on together.
+	type step struct{ from, place int32 }
+	stands := make([]int32, len(a.p.Atoms)) // 0: nowhere
+	places := int32(0)
+	together := map[step]int32{}
+	var c *flatClause
+	at := func(p *pred, place int32) {
+		i := c.atom(p.Atom)
+		k := step{stands[i], place}
+		s, ok := together[k]
+		if !ok {
+			places++
+			s = places
+			together[k] = s
+		}
+		stands[i] = s
+	}
 	seen := map[*pred]bool{}
 	var walk func(p *pred)
-	at := func(p *pred, place uint32) {
-		places[p.Atom] = binary.LittleEndian.AppendUint32(places[p.Atom], place)
-	}
 	walk = func(p *pred) {
+		if p.Kind == predAtom {
+			places++
+			stands[c.atom(p.Atom)] = places
+			return
+		}
 		if seen[p] {
 			return
 		}
 		seen[p] = true
-		if p.Kind == predAtom {
-			n++
-			at(p, n)
-			return
-		}
-		n++
-		place := n
+		places++
+		place := places
 		for _, s := range p.Subs {
 			switch {
 			case p.Kind == predOr && s.Kind == predAtom:
@@ -259,40 +283,79 @@ func (a *assembler) fuse() {
 			}
 		}
 	}
-	for _, c := range a.clauses {
-		for _, d := range dims(c) {
-			walk(c.Preds[d])
+	for i := range a.clauses {
+		c = &a.clauses[i]
+		for _, p := range c.preds {
+			walk(p.pred)
 		}
 	}
 	a.testOf = make([]int32, len(a.p.Atoms))
-	tests := map[string]int32{}
-	for i, p := range places {
-		if len(p) == 0 {
+	tests := make([]int32, places+1) // by where atoms stand; from 1
+	for i, s := range stands {
+		if s == 0 {
 			a.testOf[i] = -1
 			continue
 		}
-		t, ok := tests[string(p)]
-		if !ok {
-			t = int32(len(a.atomsOf))
-			tests[string(p)] = t
+		if tests[s] == 0 {
 			a.atomsOf = append(a.atomsOf, nil)
+			tests[s] = int32(len(a.atomsOf))
 		}
+		t := tests[s] - 1
 		a.testOf[i] = t
 		a.atomsOf[t] = append(a.atomsOf[t], int32(i))
 	}
+	for i := range a.clauses {
+		switch c := &a.clauses[i]; {
+		case c.Atoms == nil:
+			c.tests = a.testOf
+		case i > 0 && len(c.Atoms) > 0 && len(a.clauses[i-1].Atoms) > 0 && &c.Atoms[0] == &a.clauses[i-1].Atoms[0]: // of the same policy
+			c.tests = a.clauses[i-1].tests
+		default:
+			c.tests = make([]int32, len(c.Atoms))
+			for i, atom := range c.Atoms {
+				c.tests[i] = a.testOf[atom]
+			}
+		}
+	}
 }
 
-// patterns returns the patterns of a test.
-func (a *assembler) patterns(test int32) []pattern {
-	atoms := a.atomsOf[test]
-	if len(atoms) == 1 {
-		return a.p.Atoms[atoms[0]].Patterns
+// wordsOf returns the words of a test's atom.
+func (a *assembler) wordsOf(atom int32) []word {
+	x := &a.p.Atoms[atom]
+	if x.words == nil {
+		x.words = wordsOf(x.Patterns)
 	}
-	var ps []pattern
-	for _, i := range atoms {
-		ps = append(ps, a.p.Atoms[i].Patterns...)
+	return x.words
+}
+
+// words returns the words of some tests, sorted.
+func (a *assembler) words(tests []int32) []testWord {
+	out := make([]testWord, 0, len(tests)+len(tests)/2)
+	for _, t := range tests {
+		for _, i := range a.atomsOf[t] {
+			ws := a.wordsOf(i)
+			for j := range ws {
+				out = append(out, testWord{&ws[j], t})
+			}
+		}
 	}
-	return ps
+	sortWords(out)
+	return out
+}
+
+// pick returns those of words that are of tests, which are renumbered to their places.
+func (a *assembler) pick(words []testWord, tests []int32) []testWord {
+	a.stamp++
+	for i, t := range tests {
+		a.mark[t], a.place[t] = a.stamp, int32(i)
+	}
+	out := make([]testWord, 0, len(words))
+	for _, w := range words {
+		if a.mark[w.test] == a.stamp {
+			out = append(out, testWord{w.word, a.place[w.test]})
+		}
+	}
+	return out
 }
 
 // The kinds of groups, by the least tame of their patterns.
@@ -322,11 +385,12 @@ func (a *assembler) automata() error {
 		}
 		return t
 	}
-	for _, c := range a.clauses {
-		for _, p := range c.Preds {
+	for i := range a.clauses {
+		c := &a.clauses[i]
+		for _, p := range c.preds {
 			first := int32(-1)
-			eachAtom(p, func(i int) {
-				t := find(a.testOf[i])
+			eachAtom(p.pred, func(i int) {
+				t := find(c.tests[i])
 				if first < 0 {
 					first = t
 				}
@@ -347,8 +411,11 @@ func (a *assembler) automata() error {
 			groups[d] = append(groups[d], g)
 		}
 		g.tests = append(g.tests, int32(t))
-		for _, p := range a.patterns(int32(t)) {
-			g.kind = max(g.kind, kindOf(p))
+		for _, i := range a.atomsOf[t] {
+			ws := a.wordsOf(i)
+			for j := range ws {
+				g.kind = max(g.kind, ws[j].kind())
+			}
 		}
 	}
 	a.automatonOf = make([]int, len(a.atomsOf))
@@ -364,18 +431,6 @@ func (a *assembler) automata() error {
 		return fmt.Errorf("make %s automata of %s", num(n), num(MaxAutomata))
 	}
 	return nil
-}
-
-func kindOf(p pattern) int {
-	for i, it := range p.Items[:max(0, len(p.Items)-1)] {
-		if it.Loop && i == 0 {
-			return floating
-		}
-		if it.Loop {
-			return anchored
-		}
-	}
-	return tame
 }
 
 // limitError says which limit of an automaton was passed.
@@ -396,12 +451,25 @@ func (e *limitError) Error() string {
 
 // piece is the groups of some kinds of a dimension, or one of several equal parts of them, and their automaton.
 type piece struct {
-	groups    []*group
-	tests     []int32
+	groups []*group
+	tests  []int32
+	*build
+}
+
+// build is the automaton of some tests, or why there is none. It says nothing of their numbers, so that it serves again
+// as long as the tests are the same.
+type build struct {
+	dim       Dim
+	limit     int     // of states
+	sure      bool    // it was made however big it looked
+	words     []*word // the first of each of the tests' atoms, nil for none; endOfTest after each test. Atoms do not change, and the same one has the same words
 	automaton *Automaton
-	classes   [][]int32
+	classes   [][]int32 // places in the list of tests
 	err       *limitError
 }
+
+// endOfTest stands between the tests of a build.
+var endOfTest word
 
 // share asks for the groups of some kinds to be dealt out over parts automata.
 type share struct{ kinds, parts int }
@@ -431,21 +499,27 @@ const fewStates = 8192
 
 // dimension makes the automata of one dimension.
 func (a *assembler) dimension(d Dim, gs []*group) error {
-	type id struct{ kinds, parts, part, limit int }
+	type id struct {
+		kinds, parts, part, limit int
+		sure                      bool
+	}
 	made := map[id]*piece{}
 	kinds := 0
+	var tests []int32
 	for _, g := range gs {
 		kinds |= g.kind
+		tests = append(tests, g.tests...)
 	}
+	words := sync.OnceValue(func() []testWord { return a.words(tests) })
 	// try returns the pieces of a plan, or nil and the first piece that is too big.
-	try := func(plan []share, limit int) (ps []*piece, failed *piece) {
+	try := func(plan []share, limit int, sure bool) (ps []*piece, failed *piece) {
 		cells := 0
 		for _, s := range plan {
 			for part := range s.parts {
-				k := id{s.kinds & kinds, s.parts, part, limit}
+				k := id{s.kinds & kinds, s.parts, part, limit, sure}
 				p := made[k]
 				if p == nil {
-					p = a.piece(d, gs, k.kinds, k.parts, part, limit)
+					p = a.piece(d, gs, words, k.kinds, k.parts, part, limit, sure)
 					made[k] = p
 				}
 				if p.err != nil {
@@ -455,7 +529,8 @@ func (a *assembler) dimension(d Dim, gs []*group) error {
 					continue
 				}
 				if cells += len(p.automaton.Next); a.cells+cells > MaxCells {
-					return nil, &piece{tests: p.tests, err: &limitError{a.cells + cells, "transitions of all automata", MaxCells, false}}
+					err := &limitError{a.cells + cells, "transitions of all automata", MaxCells, false}
+					return nil, &piece{tests: p.tests, build: &build{err: err}}
 				}
 				ps = append(ps, p)
 			}
@@ -463,14 +538,14 @@ func (a *assembler) dimension(d Dim, gs []*group) error {
 		return ps, nil
 	}
 	for _, plan := range plans[:3] {
-		if ps, failed := try(plan, a.few); failed == nil {
+		if ps, failed := try(plan, a.few, false); failed == nil {
 			a.keep(ps)
 			return nil
 		}
 	}
 	var last *piece
-	for _, plan := range plans {
-		ps, failed := try(plan, a.most)
+	for i, plan := range plans {
+		ps, failed := try(plan, a.most, i == len(plans)-1)
 		if failed == nil {
 			a.keep(ps)
 			return nil
@@ -485,10 +560,11 @@ func (a *assembler) dimension(d Dim, gs []*group) error {
 }
 
 // piece makes one of parts automata of the groups of some kinds. Groups are dealt out in turn, for it is similar patterns that
-// multiply each other's states. It has no automaton when there are no groups for it.
-func (a *assembler) piece(d Dim, gs []*group, kinds, parts, part, limit int) *piece {
-	p := new(piece)
-	n := 0
+// multiply each other's states. It has no automaton when there are no groups for it. Unless sure is asked for, it is not tried
+// where it is most likely too big.
+func (a *assembler) piece(d Dim, gs []*group, words func() []testWord, kinds, parts, part, limit int, sure bool) *piece {
+	p := &piece{build: new(build)}
+	n, has := 0, 0
 	for _, g := range gs {
 		if g.kind&kinds == 0 {
 			continue
@@ -496,6 +572,7 @@ func (a *assembler) piece(d Dim, gs []*group, kinds, parts, part, limit int) *pi
 		if n%parts == part {
 			p.groups = append(p.groups, g)
 			p.tests = append(p.tests, g.tests...)
+			has |= g.kind
 		}
 		n++
 	}
@@ -503,12 +580,41 @@ func (a *assembler) piece(d Dim, gs []*group, kinds, parts, part, limit int) *pi
 		return p
 	}
 	slices.Sort(p.tests)
-	f := newDFA(newNFA(p.tests, a.patterns))
-	if !f.run(limit, false) {
-		p.err = f.over(limit)
+	first := make([]*word, 0, 2*len(p.tests)+8)
+	for _, t := range p.tests {
+		for _, i := range a.atomsOf[t] {
+			if ws := a.wordsOf(i); len(ws) > 0 {
+				first = append(first, &ws[0])
+			} else {
+				first = append(first, nil)
+			}
+		}
+		first = append(first, &endOfTest)
+	}
+	sure = sure || has&floating == 0 || has == floating
+	for _, b := range a.built {
+		if b.dim == d && b.limit == limit && b.sure == sure && slices.Equal(b.words, first) {
+			p.build = b
+			a.kept = append(a.kept, b)
+			return p
+		}
+	}
+	p.build = &build{dim: d, limit: limit, sure: sure, words: first}
+	a.kept = append(a.kept, p.build)
+	ws := a.pick(words(), p.tests)
+	if !sure {
+		// Beside a floating pattern no literal becomes a leaf: about each of its bytes is a state.
+		if n := positions(ws); n > limit {
+			p.err = &limitError{n, "states", limit, false}
+			return p
+		}
+	}
+	x := newDFA(newNFA(ws, len(p.tests)))
+	if !x.run(limit, false) {
+		p.err = x.over(limit)
 		return p
 	}
-	p.automaton, p.classes = f.automaton(d)
+	p.automaton, p.classes = x.automaton(d)
 	if n := p.automaton.Classes; n > 1<<16 {
 		p.err = &limitError{n, "classes", 1 << 16, false}
 	}
@@ -527,7 +633,7 @@ func (d *dfa) over(limit int) *limitError {
 // count says in numbers why a piece has no automaton.
 func (a *assembler) count(p *piece) *limitError {
 	if p.err.what == "states" || p.err.what == "leaves" {
-		f := newDFA(newNFA(p.tests, a.patterns))
+		f := newDFA(newNFA(a.pick(a.words(p.tests), p.tests), len(p.tests)))
 		f.run(a.most, true)
 		return f.over(a.most)
 	}
@@ -544,31 +650,24 @@ func (a *assembler) keep(ps []*piece) {
 		}
 		a.cells += len(p.automaton.Next)
 		a.img.Automata = append(a.img.Automata, *p.automaton)
-		a.classes = append(a.classes, p.classes)
+		a.pieces = append(a.pieces, p)
 	}
 }
 
-// sortKey is where a clause stands among those of its operation.
-type sortKey struct {
+// keyed is a clause and where it stands among those of its operation.
+type keyed struct {
+	*flatClause
 	phase    int
-	group    uint16
 	word     Word
 	narrowed uint32 // the automata in whose class of no test it does not hold; alike clauses stand together, so that rows share words
+	key      uint64
 	index    int
 }
 
-func (k sortKey) compare(o sortKey) int {
-	rated := func(k sortKey) int { return min(int(k.word.Rate), 1) }
-	return cmp.Or(
-		cmp.Compare(rated(k), rated(o)),
-		cmp.Compare(k.phase, o.phase),
-		cmp.Compare(k.group, o.group),
-		cmp.Compare(k.word.Kind, o.word.Kind),
-		cmp.Compare(o.word.Action, k.word.Action),
-		cmp.Compare(k.word.Rate, o.word.Rate),
-		cmp.Compare(k.narrowed, o.narrowed),
-		cmp.Compare(k.index, o.index),
-	)
+// order makes the key, by which clauses are sorted, before narrowed and index.
+func (k *keyed) order() {
+	rated := uint64(min(k.word.Rate, 1))
+	k.key = rated<<63 | uint64(k.phase)<<56 | uint64(k.word.Group)<<32 | uint64(k.word.Kind)<<24 | uint64(pavise.NumActions-k.word.Action)<<16 | uint64(k.word.Rate)
 }
 
 // The phases of an operation's words.
@@ -580,14 +679,11 @@ const (
 
 // orderClauses gives the clauses their bits.
 func (a *assembler) orderClauses() error {
-	type keyed struct {
-		sortKey
-		c *clause
-	}
 	var ops [pavise.NumOps][]keyed
 	groupPhase := map[[2]uint16]int{}
-	for i, c := range a.clauses {
-		k := sortKey{phase: phaseEnforced, group: c.Group, word: Word{Kind: c.Kind, Group: c.Group, Rate: c.Rate}, index: i}
+	for i := range a.clauses {
+		c := &a.clauses[i]
+		k := keyed{flatClause: c, phase: phaseEnforced, word: Word{Kind: c.Kind, Group: c.Group, Rate: c.Rate}, index: i}
 		if c.Kind != WordAllow {
 			k.word.Action = c.Action
 			switch {
@@ -612,25 +708,36 @@ func (a *assembler) orderClauses() error {
 			}
 			groupPhase[id] = k.phase
 		}
-		for _, d := range dims(c) {
-			a.stamp++
-			if !a.eval(c.Preds[d]) {
-				k.narrowed |= 1 << a.automatonOfPred(c.Preds[d]) // a constant holds here: selectClauses
+		a.stamp++
+		for _, p := range c.preds {
+			if !a.eval(p.pred, c.tests) {
+				k.narrowed |= 1 << a.automatonOfPred(p.pred, c.tests) // a constant holds here: selectClauses
 			}
 		}
-		ops[c.Op] = append(ops[c.Op], keyed{k, c})
+		ops[c.Op] = append(ops[c.Op], k)
 	}
 	all := 0
 	for op, ks := range ops {
 		for i := range ks {
-			if k := &ks[i]; k.group != 0 {
-				k.phase = groupPhase[[2]uint16{uint16(op), k.group}]
+			k := &ks[i]
+			if k.Group != 0 {
+				k.phase = groupPhase[[2]uint16{uint16(op), k.Group}]
 			}
-			ks[i].word.Monitor = ks[i].phase >= phaseMonitor && ks[i].phase < phaseAudit
+			k.word.Monitor = k.phase >= phaseMonitor && k.phase < phaseAudit
+			k.order()
 		}
-		slices.SortFunc(ks, func(x, y keyed) int { return x.compare(y.sortKey) })
+		slices.SortFunc(ks, func(x, y keyed) int {
+			switch {
+			case x.key != y.key:
+				return cmp.Compare(x.key, y.key)
+			case x.narrowed != y.narrowed:
+				return cmp.Compare(x.narrowed, y.narrowed)
+			}
+			return cmp.Compare(x.index, y.index)
+		})
 		t := &a.img.Ops[op]
-		for _, k := range ks {
+		for i := range ks {
+			k := &ks[i]
 			n := len(t.Words) - 1
 			last := k.word
 			if n >= 0 {
@@ -639,13 +746,13 @@ func (a *assembler) orderClauses() error {
 			if n < 0 || t.Words[n] != last || last.Clauses == 64 {
 				t.Words = append(t.Words, k.word)
 				t.Rule = append(t.Rule, make([]uint32, 64)...)
-				a.ops[op] = append(a.ops[op], make([]*clause, 64)...)
+				a.ops[op] = append(a.ops[op], make(opClauses, 64)...)
 				n++
 			}
 			bit := n*64 + int(t.Words[n].Clauses)
 			t.Words[n].Clauses++
-			t.Rule[bit] = k.c.Rule
-			a.ops[op][bit] = k.c
+			t.Rule[bit] = k.Rule
+			a.ops[op][bit] = k.flatClause
 		}
 		if n := len(t.Words); n > MaxOpWords {
 			return fmt.Errorf("judge %v: %s clauses need %s words of %s", pavise.Op(op), num(len(ks)), num(n), num(MaxOpWords))
@@ -659,10 +766,16 @@ func (a *assembler) orderClauses() error {
 }
 
 // automatonOfPred returns the automaton of p's tests; -1 for a constant.
-func (a *assembler) automatonOfPred(p *pred) int {
-	at := -1
-	eachAtom(p, func(i int) { at = a.automatonOf[a.testOf[i]] })
-	return at
+func (a *assembler) automatonOfPred(p *pred, tests []int32) int {
+	if p.Kind == predAtom {
+		return a.automatonOf[tests[p.Atom]]
+	}
+	for _, s := range p.Subs {
+		if at := a.automatonOfPred(s, tests); at >= 0 {
+			return at
+		}
+	}
+	return -1
 }
 
 // Late tells whether the dimension costs most to read, so that it is read after all others.
@@ -684,8 +797,9 @@ func slotOrder(d Dim) int {
 
 // user is a clause's predicate on a slot.
 type user struct {
-	bit  int
-	pred *pred
+	bit   int
+	pred  *pred
+	tests []int32 // of the pred's atoms
 }
 
 // rows makes the slots of an operation and their rows.
@@ -695,9 +809,9 @@ func (a *assembler) rows(op pavise.Op) error {
 		if c == nil {
 			continue
 		}
-		for _, d := range dims(c) {
-			if at := a.automatonOfPred(c.Preds[d]); at >= 0 {
-				users[at] = append(users[at], user{bit, c.Preds[d]})
+		for _, p := range c.preds {
+			if at := a.automatonOfPred(p.pred, c.tests); at >= 0 {
+				users[at] = append(users[at], user{bit, p.pred, c.tests})
 			}
 		}
 	}
@@ -734,34 +848,36 @@ func (a *assembler) slot(op pavise.Op, automaton int, users []user) []uint32 {
 	}
 	base := slices.Clone(full)
 	strict := slices.Clone(full)
-	byTest := map[int32][]int32{} // indices of the users that ask for a test
-	a.stamp++                     // no test is accepted
+	p := a.pieces[automaton]
+	for _, test := range p.tests {
+		a.asked[test] = a.asked[test][:0]
+	}
+	a.stamp++ // no test is accepted
 	for i, u := range users {
-		set(base, u.bit, a.eval(u.pred))
+		set(base, u.bit, a.eval(u.pred, u.tests))
 		set(strict, u.bit, a.ops[op][u.bit].Kind != WordAllow)
 		eachAtom(u.pred, func(atom int) {
-			test := a.testOf[atom]
-			if l := byTest[test]; len(l) == 0 || l[len(l)-1] != int32(i) {
-				byTest[test] = append(l, int32(i))
+			test := u.tests[atom]
+			if l := a.asked[test]; len(l) == 0 || l[len(l)-1] != int32(i) {
+				a.asked[test] = append(l, int32(i))
 			}
 		})
 	}
-	classes := a.classes[automaton]
-	out := make([]uint32, 0, len(classes)+1)
+	out := make([]uint32, 0, len(p.classes)+1)
 	row := slices.Clone(base)
-	for _, tests := range classes {
+	for _, places := range p.classes {
 		a.stamp++
-		for _, test := range tests {
-			a.mark[test] = a.stamp
+		for _, i := range places {
+			a.mark[p.tests[i]] = a.stamp
 		}
-		for _, test := range tests {
-			for _, i := range byTest[test] {
-				set(row, users[i].bit, a.eval(users[i].pred))
+		for _, i := range places {
+			for _, i := range a.asked[p.tests[i]] {
+				set(row, users[i].bit, a.eval(users[i].pred, users[i].tests))
 			}
 		}
 		out = append(out, a.row(row, full))
-		for _, test := range tests {
-			for _, i := range byTest[test] {
+		for _, i := range places {
+			for _, i := range a.asked[p.tests[i]] {
 				w := users[i].bit / 64
 				row[w] = base[w]
 			}
@@ -776,43 +892,42 @@ func (a *assembler) row(words, full []uint64) uint32 {
 		return 0
 	}
 	var r Row
-	const at = len(r.Summary) * 8
-	a.key = append(a.key[:0], make([]byte, at)...)
+	a.key = append(a.key[:0], r.Summary[:]...)
 	for i, w := range words {
 		if w != 0 {
 			r.Summary[i/64] |= 1 << (i % 64)
-			a.key = binary.LittleEndian.AppendUint64(a.key, w)
+			a.key = append(a.key, w)
 		}
 	}
-	for i, s := range r.Summary {
-		binary.LittleEndian.PutUint64(a.key[i*8:], s)
+	n := copy(a.key, r.Summary[:])
+	id, added := a.rowIDs.id(a.key)
+	if !added {
+		return uint32(id) + 1
 	}
-	if id, ok := a.rowIDs[string(a.key)]; ok {
-		return id
+	seq, added := a.wordIDs.id(a.key[n:])
+	if added {
+		a.wordOffs = append(a.wordOffs, uint32(len(a.img.Words)))
+		a.img.Words = append(a.img.Words, a.key[n:]...)
 	}
-	off, ok := a.seqs[string(a.key[at:])]
-	if !ok {
-		off = uint32(len(a.img.Words))
-		a.seqs[string(a.key[at:])] = off
-		for _, w := range words {
-			if w != 0 {
-				a.img.Words = append(a.img.Words, w)
-			}
-		}
-	}
-	r.Off = off
-	id := uint32(len(a.img.Rows))
+	r.Off = a.wordOffs[seq]
 	a.img.Rows = append(a.img.Rows, r)
-	a.rowIDs[string(a.key)] = id
-	return id
+	return uint32(id) + 1
 }
 
 // checkTotals compares the sizes of the Image's tables with the kernel's.
 func (a *assembler) checkTotals() error {
-	s := a.img.Stats()
-	classRows := 0
-	for _, o := range s.Ops {
-		classRows += o.ClassRows
+	classRows, cells, leaves, states, tails := 0, 0, 0, 0, 0
+	for op := range a.img.Ops {
+		for _, s := range a.img.Ops[op].Slots {
+			classRows += len(s.ClassRow)
+		}
+	}
+	for i := range a.img.Automata {
+		x := &a.img.Automata[i]
+		cells += len(x.Next)
+		leaves += len(x.Leaves)
+		states += len(x.Accept)
+		tails += len(x.Tails)
 	}
 	for _, l := range []struct {
 		what     string
@@ -821,10 +936,10 @@ func (a *assembler) checkTotals() error {
 		{"rows of clauses", len(a.img.Rows), MaxRows},
 		{"words of clauses", len(a.img.Words), MaxRowWords},
 		{"rows of classes", classRows, MaxClassRows},
-		{"transitions", s.Cells, MaxCells},
-		{"leaves", s.Leaves, MaxAllLeaves},
-		{"states", s.States, MaxAllStates},
-		{"bytes of tails", s.Tails, MaxTails},
+		{"transitions", cells, MaxCells},
+		{"leaves", leaves, MaxAllLeaves},
+		{"states", states, MaxAllStates},
+		{"bytes of tails", tails, MaxTails},
 	} {
 		if l.n > l.limit {
 			return fmt.Errorf("make tables: %s %s of %s", num(l.n), l.what, num(l.limit))

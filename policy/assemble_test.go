@@ -358,7 +358,9 @@ func checkProgram(t *testing.T, seed uint64, facts int) {
 		t.Fatalf("seed %d: %v", seed, err)
 	}
 	imgs := []*Image{img}
-	if img, err := assembleWithin(p, 1+r.IntN(10), 1+r.IntN(40)); err == nil {
+	small := newAssembler(p)
+	small.few, small.most = 1+r.IntN(10), 1+r.IntN(40)
+	if img, err := small.run(); err == nil {
 		imgs = append(imgs, img) // most often in several automata
 	}
 	for _, img := range imgs {

@@ -1,9 +1,9 @@
 package policy
 
 import (
-	"encoding/binary"
 	"math/bits"
 	"slices"
+	"strings"
 )
 
 // This file makes one Automaton of the tests of one dimension. The patterns of all tests are merged to a trie of
@@ -40,27 +40,21 @@ func (s *byteSet) split(t *byteSet) (in, out byteSet) {
 	return in, out
 }
 
-// intSets interns sorted sets of numbers. Number 0 is the empty set.
+// intSets interns sorted sets of numbers. Number 0 is the empty set, number n+1 that of n alone.
 type intSets struct {
-	sets   [][]int32
-	ids    map[string]int32
-	unions map[[2]int32]int32
-	key    []byte
+	seqs[int32]
+	unions  map[[2]int32]int32
+	scratch []int32
 }
 
-func newIntSets() *intSets {
-	return &intSets{sets: [][]int32{nil}, ids: map[string]int32{"": 0}, unions: map[[2]int32]int32{}}
-}
-
-func (s *intSets) intern(set []int32) int32 {
-	s.key = appendInts(s.key[:0], set)
-	if id, ok := s.ids[string(s.key)]; ok {
-		return id
+// newIntSets makes sets of the numbers below n.
+func newIntSets(n int) *intSets {
+	s := &intSets{unions: map[[2]int32]int32{}}
+	s.id(nil)
+	for i := range int32(n) {
+		s.id([]int32{i})
 	}
-	id := int32(len(s.sets))
-	s.sets = append(s.sets, slices.Clone(set))
-	s.ids[string(s.key)] = id
-	return id
+	return s
 }
 
 func (s *intSets) union(a, b int32) int32 {
@@ -74,23 +68,16 @@ func (s *intSets) union(a, b int32) int32 {
 	if id, ok := s.unions[k]; ok {
 		return id
 	}
-	set := append(slices.Clone(s.sets[a]), s.sets[b]...)
-	slices.Sort(set)
-	id := s.intern(slices.Compact(set))
+	s.scratch = append(append(s.scratch[:0], s.at(a)...), s.at(b)...)
+	slices.Sort(s.scratch)
+	id, _ := s.id(slices.Compact(s.scratch))
 	s.unions[k] = id
 	return id
 }
 
 func (s *intSets) has(id, n int32) bool {
-	_, ok := slices.BinarySearch(s.sets[id], n)
+	_, ok := slices.BinarySearch(s.at(id), n)
 	return ok
-}
-
-func appendInts(b []byte, s []int32) []byte {
-	for _, v := range s {
-		b = binary.LittleEndian.AppendUint32(b, uint32(v))
-	}
-	return b
 }
 
 // The symbols of a trie's edges: a byte's number; setSym+2n for one byte of set n; setSym+2n+1 for a loop over set n.
@@ -104,56 +91,51 @@ const (
 
 // node is a position in the patterns. A loop's node is alive with its parent, and stays alive on the bytes of its set.
 type node struct {
-	sym         int32 // of the edge that leads here
-	child, next int32 // first child; next sibling; 0 for none
-	end         int32 // set of tests that hold when the string ends here
-	under       int32 // set of tests that hold when it ends here or goes on with '/'
-	decided     int32 // set of tests that hold from here on, whatever follows
-	tail        int32 // bytes of the only, literal, way from here to an end; -1 when there is no such way
-	sole        int32 // the only test that can still be met from here
-	live        bool  // it matters that this node is alive: not when it has nothing but loops after it
+	sym         int32  // of the edge that leads here
+	child, next int32  // first child; next sibling; 0 for none
+	text        string // what is read before the only child's symbol, which is a byte: nodes that are not there until they are needed
+	end         int32  // set of tests that hold when the string ends here
+	under       int32  // set of tests that hold when it ends here or goes on with '/'
+	decided     int32  // set of tests that hold from here on, whatever follows
+	tail        int32  // bytes of the only, literal, way from here to an end; -1 when there is no such way
+	sole        int32  // the only test that can still be met from here
+	live        bool   // it matters that this node is alive: not when it has nothing but loops after it
 }
 
 func (n *node) loop() bool { return n.sym >= setSym && n.sym&1 != 0 }
 
 // nfa is the trie of all patterns of some tests.
 type nfa struct {
-	nodes []node
-	sets  []byteSet
-	tests *intSets
+	nodes  []node
+	sets   []byteSet
+	setIDs map[byteSet]int32
+	tests  *intSets
 }
 
-// symbols is a pattern as the symbols of its items.
-type symbols struct {
-	syms    []int32
+// word is a pattern in the form in which it is merged with others.
+type word struct {
+	lit     string // the bytes that it begins with
+	rest    []item // what follows them
 	under   bool
-	decided bool // ends with a loop over all bytes
-	test    int32
+	decided bool // ends with a loop over all bytes, which rest does not have
 }
 
-// newNFA merges the patterns of tests, which are numbered by ids.
-func newNFA(ids []int32, patterns func(id int32) []pattern) *nfa {
-	a := &nfa{nodes: make([]node, 1, 1024), tests: newIntSets()}
-	setIDs := map[byteSet]int32{}
-	var words []symbols
-	for _, id := range ids {
-		for _, p := range patterns(id) {
-			if w, ok := a.symbols(p, setIDs); ok {
-				w.test = id
-				words = append(words, w)
-			}
+// wordsOf returns the words of patterns, without those of patterns that match no string that is judged.
+func wordsOf(ps []pattern) []word {
+	if len(ps) == 0 {
+		return nil
+	}
+	words := make([]word, 0, len(ps))
+	for i := range ps {
+		if w, ok := ps[i].word(); ok {
+			words = append(words, w)
 		}
 	}
-	slices.SortFunc(words, func(x, y symbols) int { return slices.Compare(x.syms, y.syms) })
-	a.insert(words)
-	a.finish()
-	return a
+	return words
 }
 
-// symbols puts a pattern in the form in which it is merged with others. It reports false for one that matches no
-// string that is judged.
-func (a *nfa) symbols(p pattern, ids map[byteSet]int32) (symbols, bool) {
-	w := symbols{syms: make([]int32, 0, len(p.Items)), under: p.Under}
+func (p *pattern) word() (word, bool) {
+	w := word{under: p.Under}
 	items := p.Items
 	for len(items) > 0 && items[len(items)-1] == (item{Set: allBytes, Loop: true}) {
 		items, w.decided = items[:len(items)-1], true
@@ -164,8 +146,8 @@ func (a *nfa) symbols(p pattern, ids map[byteSet]int32) (symbols, bool) {
 			items = items[:len(items)-1]
 		}
 	}
+	lit := make([]byte, 0, len(items))
 	length := 0
-	var loop *byteSet // of the item before, when it was a loop
 	for i := range items {
 		it := &items[i]
 		n := it.Set.len()
@@ -174,66 +156,166 @@ func (a *nfa) symbols(p pattern, ids map[byteSet]int32) (symbols, bool) {
 			continue
 		case n == 0:
 			return w, false
-		case n == 1 && !it.Loop:
-			w.syms = append(w.syms, int32(it.Set.first()))
+		case n == 1 && !it.Loop && w.rest == nil:
+			lit = append(lit, it.Set.first())
 			length++
-			loop = nil
 			continue
-		}
-		id, ok := ids[it.Set]
-		if !ok {
-			id = int32(len(a.sets))
-			a.sets = append(a.sets, it.Set)
-			ids[it.Set] = id
-		}
-		sym := setSym + 2*id
-		if !it.Loop {
-			w.syms = append(w.syms, sym)
+		case !it.Loop:
 			length++
-			loop = nil
-			continue
-		}
-		// Of two loops in a row, one over a subset adds nothing.
-		if loop != nil {
-			if _, more := it.Set.split(loop); more == (byteSet{}) {
+		case len(w.rest) > 0:
+			// Of two loops in a row, one over a subset adds nothing.
+			last := &w.rest[len(w.rest)-1]
+			if !last.Loop {
+				break
+			}
+			if _, more := it.Set.split(&last.Set); more == (byteSet{}) {
 				continue
 			}
-			if _, more := loop.split(&it.Set); more == (byteSet{}) {
-				w.syms = w.syms[:len(w.syms)-1]
+			if _, more := last.Set.split(&it.Set); more == (byteSet{}) {
+				w.rest = w.rest[:len(w.rest)-1]
 			}
 		}
-		w.syms = append(w.syms, sym+1)
-		loop = &it.Set
+		w.rest = append(w.rest, *it)
 	}
+	w.lit = string(lit)
 	return w, length <= MaxString
 }
 
-// insert makes the trie. Each word, in order, shares its beginning with the one before.
-func (a *nfa) insert(words []symbols) {
-	path := []int32{0} // the nodes of the word before
-	var before []int32
-	for _, w := range words {
-		n := 0
-		for n < len(w.syms) && n < len(before) && w.syms[n] == before[n] {
+// exact returns the one string that w matches, if it is only one.
+func (w *word) exact() (string, bool) {
+	return w.lit, len(w.rest) == 0 && !w.under && !w.decided
+}
+
+func (w *word) kind() int {
+	for i := range w.rest {
+		switch {
+		case !w.rest[i].Loop:
+		case i == 0 && w.lit == "":
+			return floating
+		case i < len(w.rest)-1 || w.decided:
+			return anchored
+		}
+	}
+	return tame
+}
+
+func (w *word) len() int { return len(w.lit) + len(w.rest) }
+
+// compare brings words with the same beginning together.
+func (w *word) compare(o *word) int {
+	if c := strings.Compare(w.lit, o.lit); c != 0 || w.rest == nil && o.rest == nil {
+		return c
+	}
+	return slices.CompareFunc(w.rest, o.rest, func(x, y item) int {
+		if x.Loop != y.Loop {
+			if x.Loop {
+				return 1
+			}
+			return -1
+		}
+		return slices.Compare(x.Set[:], y.Set[:])
+	})
+}
+
+// common returns how many bytes and items two words begin with in common.
+func (w *word) common(o *word) int {
+	n := 0
+	for n < len(w.lit) && n < len(o.lit) && w.lit[n] == o.lit[n] {
+		n++
+	}
+	if n == len(w.lit) && n == len(o.lit) {
+		for i := 0; i < len(w.rest) && i < len(o.rest) && w.rest[i] == o.rest[i]; i++ {
 			n++
 		}
-		sibling := int32(0)
-		if n+1 < len(path) {
-			sibling = path[n+1]
+	}
+	return n
+}
+
+// testWord is a word of a test.
+type testWord struct {
+	*word
+	test int32
+}
+
+func sortWords(words []testWord) {
+	slices.SortFunc(words, func(x, y testWord) int { return x.compare(y.word) })
+}
+
+// positions returns how many bytes and items sorted words have, those in common counted once.
+func positions(words []testWord) (n int) {
+	for i, w := range words {
+		n += w.len()
+		if i > 0 {
+			n -= w.common(words[i-1].word)
 		}
-		path = path[:n+1]
-		for _, sym := range w.syms[n:] {
+	}
+	return n
+}
+
+// newNFA merges the words, which are sorted, of tests numbered from 0 to n-1.
+func newNFA(words []testWord, n int) *nfa {
+	a := &nfa{nodes: make([]node, 1, 1+4*len(words)), tests: newIntSets(n), setIDs: map[byteSet]int32{}}
+	a.insert(words)
+	a.finish()
+	return a
+}
+
+// symbol returns the symbol of a word's byte or item.
+func (a *nfa) symbol(w *word, at int) int32 {
+	if at < len(w.lit) {
+		return int32(w.lit[at])
+	}
+	it := &w.rest[at-len(w.lit)]
+	if b, ok := it.single(); ok {
+		return int32(b)
+	}
+	id, ok := a.setIDs[it.Set]
+	if !ok {
+		id = int32(len(a.sets))
+		a.sets = append(a.sets, it.Set)
+		a.setIDs[it.Set] = id
+	}
+	if it.Loop {
+		return setSym + 2*id + 1
+	}
+	return setSym + 2*id
+}
+
+// insert makes the trie. Each word, in order, shares its beginning with the one before.
+func (a *nfa) insert(words []testWord) {
+	path := []int32{0} // the nodes of the word before
+	shared := 0        // symbols in common with it
+	for i, w := range words {
+		after := 0 // symbols in common with the next
+		if i+1 < len(words) {
+			after = w.common(words[i+1].word)
+		}
+		sibling := int32(0)
+		if shared+1 < len(path) {
+			sibling = path[shared+1]
+		}
+		path = path[:shared+1]
+		alone := max(shared, after) // from here on the word is alone
+		for depth := shared; depth < w.len(); depth++ {
+			from := depth
+			if depth > alone && w.rest == nil {
+				depth = len(w.lit) - 1
+			}
 			id := int32(len(a.nodes))
-			a.nodes = append(a.nodes, node{sym: sym})
+			a.nodes = append(a.nodes, node{sym: a.symbol(w.word, depth)})
+			last := &a.nodes[path[len(path)-1]]
+			if depth > from {
+				last.text = w.lit[from:depth]
+			}
 			if sibling != 0 {
 				a.nodes[sibling].next = id
 			} else {
-				a.nodes[path[len(path)-1]].child = id
+				last.child = id
 			}
 			sibling = 0
 			path = append(path, id)
 		}
-		before = w.syms
+		shared = after
 		at := &a.nodes[path[len(path)-1]]
 		set := &at.end
 		if w.decided {
@@ -241,8 +323,24 @@ func (a *nfa) insert(words []symbols) {
 		} else if w.under {
 			set = &at.under
 		}
-		*set = a.tests.union(*set, a.tests.intern([]int32{w.test}))
+		*set = a.tests.union(*set, w.test+1)
 	}
+}
+
+// materialise makes the first of the nodes that are not there after node n, if any.
+func (a *nfa) materialise(n int32) {
+	text := a.nodes[n].text
+	if text == "" {
+		return
+	}
+	p := &a.nodes[n]
+	child := &a.nodes[p.child]
+	next := node{sym: int32(text[0]), text: text[1:], child: p.child, tail: -1, sole: child.sole, live: true}
+	if child.tail >= 0 {
+		next.tail = child.tail + int32(len(text))
+	}
+	p.text, p.child = "", int32(len(a.nodes))
+	a.nodes = append(a.nodes, next)
 }
 
 // finish computes tail, sole and live, from the leaves of the trie to its root.
@@ -251,7 +349,7 @@ func (a *nfa) finish() {
 		n := &a.nodes[i]
 		n.tail, n.sole = -1, soleNone
 		for _, id := range [...]int32{n.end, n.under, n.decided} {
-			for _, t := range a.tests.sets[id] {
+			for _, t := range a.tests.at(id) {
 				n.merge(t)
 			}
 		}
@@ -269,7 +367,7 @@ func (a *nfa) finish() {
 		case n.end == 0 && n.under == 0:
 			c := &a.nodes[n.child]
 			if c.next == 0 && c.sym < setSym && c.tail >= 0 {
-				n.tail = c.tail + 1
+				n.tail = c.tail + 1 + int32(len(n.text))
 			}
 		}
 	}
@@ -288,8 +386,8 @@ func (n *node) merge(t int32) {
 
 // dstate is a state of the subset construction.
 type dstate struct {
-	nodes   []int32 // live nodes, sorted
-	decided int32   // set of tests
+	key     int32 // in keys
+	decided int32 // set of tests
 }
 
 // edge leads from a live node to another on the bytes of a set.
@@ -301,17 +399,20 @@ type dfa struct {
 	reps    []byte     // one of each class of bytes that no pattern tells apart
 	repOf   [256]uint8 // the index in reps of a byte's class
 	states  []dstate
-	accept  []int32 // set of tests by state
-	next    []int32 // targets, len(reps) by state
-	targets map[string]int32
-	leaves  []Leaf // Match and Miss are indices of matches for now
+	accept  []int32     // set of tests by state
+	next    []int32     // targets, len(reps) by state
+	keys    seqs[int32] // a set of decided tests, then live nodes, sorted
+	targets []int32     // of each
+	leaves  []Leaf      // Match and Miss are indices of matches for now
 	matches []int32
 	leafIDs map[leafKey]int32
 	tails   []byte
-	tailOff map[string]uint32
+	tailIDs seqs[byte]
+	tailOff []uint32 // of each
 
 	// Scratch.
-	key     []byte
+	key     []int32
+	tail    []byte
 	live    []int32
 	byByte  [256][]int32
 	edges   []edge
@@ -327,8 +428,7 @@ type leafKey struct {
 }
 
 func newDFA(a *nfa) *dfa {
-	d := &dfa{nfa: a, targets: map[string]int32{}, leafIDs: map[leafKey]int32{}, tailOff: map[string]uint32{},
-		setSeen: make([]int32, len(a.sets))}
+	d := &dfa{nfa: a, leafIDs: map[leafKey]int32{}, setSeen: make([]int32, len(a.sets))}
 	d.classify()
 	return d
 }
@@ -348,10 +448,13 @@ func (d *dfa) classify() {
 	var named byteSet
 	for i := range d.nodes {
 		if s := d.nodes[i].sym; i > 0 && s < setSym {
-			named[s>>6] |= 1 << (s & 63)
+			named.add(byte(s))
+		}
+		for _, b := range []byte(d.nodes[i].text) {
+			named.add(b)
 		}
 		if d.nodes[i].under != 0 {
-			named['/'>>6] |= 1 << ('/' & 63)
+			named.add('/')
 		}
 	}
 	for b := range 256 {
@@ -399,41 +502,43 @@ func (d *dfa) target(decided int32) int32 {
 	}
 	slices.Sort(d.live)
 	d.live = slices.Compact(d.live)
-	d.key = appendInts(binary.LittleEndian.AppendUint32(d.key[:0], uint32(decided)), d.live)
-	if t, ok := d.targets[string(d.key)]; ok {
-		return t
+	d.key = append(append(d.key[:0], decided), d.live...)
+	id, added := d.keys.id(d.key)
+	if !added {
+		return d.targets[id]
 	}
 	var t int32
 	switch start := len(d.states) == 0; { // reading starts in a row, always
 	case start:
-		t = d.state(decided)
+		t = d.state(id, decided)
 	case len(d.live) == 0:
 		t = d.leaf(leafKey{match: decided, miss: decided})
 	case len(d.live) == 1 && d.nodes[d.live[0]].tail >= 0:
 		t = d.chain(d.live[0], decided)
 	default:
-		t = d.state(decided)
+		t = d.state(id, decided)
 	}
-	d.targets[string(d.key)] = t
+	d.targets = append(d.targets, t)
 	return t
 }
 
 // state makes a state of the scratch set of live nodes.
-func (d *dfa) state(decided int32) int32 {
+func (d *dfa) state(key, decided int32) int32 {
 	accept := decided
 	for _, n := range d.live {
 		accept = d.tests.union(accept, d.tests.union(d.nodes[n].end, d.nodes[n].under))
 	}
-	d.states = append(d.states, dstate{slices.Clone(d.live), decided})
+	d.states = append(d.states, dstate{key, decided})
 	d.accept = append(d.accept, accept)
 	return int32(len(d.states)) - 1
 }
 
 // chain returns the leaf for the only way on from node n.
 func (d *dfa) chain(n, decided int32) int32 {
-	var tail []byte
+	tail := d.tail[:0]
 	p := &d.nodes[n]
 	for p.child != 0 {
+		tail = append(tail, p.text...)
 		p = &d.nodes[p.child]
 		tail = append(tail, byte(p.sym))
 	}
@@ -445,15 +550,17 @@ func (d *dfa) chain(n, decided int32) int32 {
 		k.kind, k.match = LeafPrefix, d.tests.union(decided, p.decided)
 	}
 	if len(tail) > 0 {
-		off, ok := d.tailOff[string(tail)]
-		if !ok {
-			off = uint32(len(d.tails))
-			d.tailOff[string(tail)] = off
+		id, added := d.tailIDs.id(tail)
+		if added {
+			d.tailOff = append(d.tailOff, uint32(len(d.tails)))
 			d.tails = append(d.tails, tail...)
-			d.tails = append(d.tails, make([]byte, -len(tail)&7)...)
+			for len(d.tails)%8 != 0 {
+				d.tails = append(d.tails, 0)
+			}
 		}
-		k.off = off
+		k.off = d.tailOff[id]
 	}
+	d.tail = tail
 	return d.leaf(k)
 }
 
@@ -498,7 +605,8 @@ func (d *dfa) expand(i int, keep bool) {
 	d.edges = d.edges[:0]
 	parts := []byteSet{{}}
 	under := int32(0)
-	for _, n := range s.nodes {
+	for _, n := range d.keys.at(s.key)[1:] {
+		d.materialise(n)
 		p := &d.nodes[n]
 		if p.loop() {
 			d.edges = append(d.edges, edge{(p.sym - setSym) / 2, n})
@@ -578,26 +686,25 @@ func (d *dfa) step(b byte, nodes []int32, decided int32) int32 {
 func (d *dfa) merge() []int32 {
 	k := len(d.reps)
 	same := make([]int32, len(d.states))
-	rows := make(map[string]int32, len(d.states))
+	var rows seqs[int32]
+	rows.all = make([]int32, 0, len(d.states)*(k+1))
+	var first []int32 // state of each row
 	for i := len(d.states) - 1; i >= 0; i-- {
-		row := d.next[i*k : (i+1)*k]
-		d.key = binary.LittleEndian.AppendUint32(d.key[:0], uint32(d.accept[i]))
-		for j, t := range row {
+		d.key = append(d.key[:0], d.accept[i])
+		for _, t := range d.next[i*k : (i+1)*k] {
 			switch {
 			case t == int32(i):
 				t = int32(len(d.states)) // itself
 			case t > int32(i):
 				t = same[t]
-				row[j] = t
 			}
-			d.key = binary.LittleEndian.AppendUint32(d.key, uint32(t))
+			d.key = append(d.key, t)
 		}
-		first, ok := rows[string(d.key)]
-		if !ok {
-			first = int32(i)
-			rows[string(d.key)] = first
+		id, added := rows.id(d.key)
+		if added {
+			first = append(first, int32(i))
 		}
-		same[i] = first
+		same[i] = first[id]
 	}
 	return same
 }
@@ -630,7 +737,7 @@ func (d *dfa) automaton(dim Dim) (*Automaton, [][]int32) {
 		if !ok {
 			c = uint16(len(classes))
 			classOf[set] = c
-			classes = append(classes, d.tests.sets[set])
+			classes = append(classes, d.tests.at(set))
 		}
 		return c
 	}
@@ -643,21 +750,20 @@ func (d *dfa) automaton(dim Dim) (*Automaton, [][]int32) {
 	a.Classes = len(classes) + 1
 
 	// Bytes that behave alike in all rows share a column.
-	columns := make(map[string]uint8, k)
+	var columns seqs[int32]
+	columns.all = make([]int32, 0, k*len(order))
 	var reps []int // of each column
 	column := make([]uint8, k)
 	for j := range k {
 		d.key = d.key[:0]
 		for _, r := range order {
-			d.key = binary.LittleEndian.AppendUint32(d.key, uint32(d.next[int(r)*k+j]))
+			d.key = append(d.key, d.next[int(r)*k+j])
 		}
-		c, ok := columns[string(d.key)]
-		if !ok {
-			c = uint8(len(reps))
-			columns[string(d.key)] = c
+		c, added := columns.id(d.key)
+		if added {
 			reps = append(reps, j)
 		}
-		column[j] = c
+		column[j] = uint8(c)
 	}
 	for b := range a.Column {
 		a.Column[b] = column[d.repOf[b]]

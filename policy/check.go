@@ -42,6 +42,9 @@ type Condition struct {
 	starts map[int64][2]int // where a dotted name begins, by the id of its expression
 }
 
+// mayName reports whether the condition may name sets, so that more than its text tells what it asks for.
+func (c *Condition) mayName() bool { return strings.Contains(c.Source, "inSet") }
+
 // use is one mention of a field.
 type use struct {
 	field *Field

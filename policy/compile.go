@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync"
 
 	"github.com/pavise-project/pavise"
 )
@@ -112,10 +113,15 @@ func (r *Report) Warnings() []*Error {
 
 // normalPolicy is a policy in normal form for one machine.
 type normalPolicy struct {
-	machine *Machine
-	rules   []normalRule // in the policy's order, then the defaults
-	report  PolicyReport
-	errs    Errors
+	machine   *Machine
+	rules     []normalRule // in the policy's order, then the defaults
+	clauses   int          // of the rules
+	atoms     []atom       // that the rules name
+	protected []string     // the exact paths of its explicit rules on files, sorted
+	report    PolicyReport
+	errs      Errors
+
+	protectedSets []*Set
 }
 
 // normalRule is one rule, or a default, in normal form.
@@ -129,10 +135,17 @@ type normalRule struct {
 type normalPart struct {
 	op      pavise.Op
 	cubes   []cube
+	clauses []partClause // the same, of the policy's atoms
 	kind    WordKind
 	action  pavise.Action
 	monitor bool
 	skip    bool // not observed, or an allow without a default
+}
+
+// partClause is a clause of a part; its operation is the part's, or OpLate.
+type partClause struct {
+	op    pavise.Op
+	preds map[Dim]*pred
 }
 
 // normal returns the policy in normal form for m, and keeps it for the next time.
@@ -169,7 +182,40 @@ func normalisePolicy(p *Policy, m *Machine) *normalPolicy {
 	for _, op := range p.Default {
 		w.defaultRule(op, groups[op])
 	}
+	w.intern()
 	return w.n
+}
+
+// intern makes clauses of the cubes of all rules.
+func (w *policyNormaliser) intern() {
+	in := &interner{byKey: map[string]int32{}}
+	for r := range w.n.rules {
+		for i := range w.n.rules[r].parts {
+			part := &w.n.rules[r].parts[i]
+			if !part.skip {
+				for _, c := range part.cubes {
+					op := part.op
+					if c.late(op) {
+						op = OpLate
+					}
+					part.clauses = append(part.clauses, partClause{op, in.preds(c)})
+					if part.kind != WordExplicit || !onOldFile(part.op) {
+						continue
+					}
+					if q := c[DimPath]; q != nil {
+						q.exactPaths(false, func(s string) { w.n.protected = append(w.n.protected, s) })
+					}
+					if q := c[DimPathSets]; q != nil {
+						q.pathSets(false, func(s *Set) { w.n.protectedSets = append(w.n.protectedSets, s) })
+					}
+				}
+			}
+			w.n.clauses += len(part.clauses)
+		}
+	}
+	w.n.atoms = in.atoms
+	slices.Sort(w.n.protected)
+	w.n.protected = slices.Compact(w.n.protected)
 }
 
 // outcome is what becomes of a rule for one operation.
@@ -447,7 +493,7 @@ func (w *policyNormaliser) normalise(op pavise.Op, missing map[Dim]bool, at *Err
 		t := limit.node
 		if t.cond != nil {
 			line, col := t.cond.start(t.expr)
-			e = *t.cond.at.error(problem{line: line, col: col})
+			e = *t.at.error(problem{line: line, col: col})
 			e.Msg = fmt.Sprintf("too many alternatives for %s: %v, from: %s", op, limit, t.cond.text(t.expr))
 		}
 		e.Hint = "split the rule"
@@ -474,7 +520,7 @@ func (w *policyNormaliser) undecided(op pavise.Op, a pavise.Action, n *normal) {
 			continue
 		}
 		line, col := t.cond.start(t.expr)
-		e := t.cond.at.error(problem{line: line, col: col})
+		e := t.at.error(problem{line: line, col: col})
 		what := fmt.Sprintf("%s needs %s, which the kernel cannot decide", t.cond.text(t.expr), t.field)
 		if f := fieldByName[t.field]; f == nil {
 			what = fmt.Sprintf("%s is nothing that the kernel can decide", t.cond.text(t.expr))
@@ -500,7 +546,7 @@ func (w *policyNormaliser) undecided(op pavise.Op, a pavise.Action, n *normal) {
 	}
 }
 
-func unknownFields(ts []*cnode) []string {
+func unknownFields(ts []placed) []string {
 	var out []string
 	seen := map[string]bool{}
 	for _, t := range ts {
@@ -546,14 +592,31 @@ func residual(conds ...*Condition) (*Expr, error) {
 // Compile makes one Image of a set of policies for a machine. The error is an Errors with every fault. It changes nothing of
 // the policies but what they remember of it, so that compiling a set again costs little where nothing changed.
 func Compile(set []*Policy, m *Machine) (*Image, *Report, error) {
+	return new(Compiler).Compile(set, m)
+}
+
+// Compiler compiles one set of policies after another and keeps the automata of the last Image, so that a change costs what it
+// changes. What it makes is what Compile makes. The zero Compiler is ready; it may be used from any goroutine.
+type Compiler struct {
+	mu    sync.Mutex
+	built []*build
+}
+
+// Compile makes one Image, as the function of that name does.
+func (c *Compiler) Compile(set []*Policy, m *Machine) (*Image, *Report, error) {
 	prog, report, err := compile(set, m)
 	if err != nil {
 		return nil, report, err
 	}
-	img, err := assemble(prog)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a := newAssembler(prog)
+	a.built = c.built
+	img, err := a.run()
 	if err != nil {
 		return nil, report, fmt.Errorf("assemble image: %w", err)
 	}
+	c.built = a.kept
 	return img, report, nil
 }
 
@@ -563,10 +626,14 @@ func compile(set []*Policy, m *Machine) (*program, *Report, error) {
 	sort.SliceStable(sorted, func(i, j int) bool { return sorted[i].Name < sorted[j].Name })
 	var errs Errors
 	report := &Report{}
-	prog := &program{}
-	in := &interner{byKey: map[string]int{}}
+	var rules, clauses, atoms int
+	for _, p := range sorted {
+		n := p.normal(m)
+		rules, clauses, atoms = rules+len(n.rules), clauses+n.clauses, atoms+len(n.atoms)
+	}
+	prog := &program{Rules: make([]Rule, 0, rules), Clauses: make([]clause, 0, clauses)}
+	in := &interner{byKey: make(map[string]int32, atoms), atoms: make([]atom, 0, atoms)}
 	var groups [pavise.NumOps]uint16
-	protected := map[string]bool{}
 	for i, p := range sorted {
 		if i > 0 && sorted[i-1].Name == p.Name {
 			errs = append(errs, &Error{File: p.File, Line: p.Line, Column: 1, Field: "metadata.name", Msg: fmt.Sprintf("duplicate policy name %q: the first is in %s:%d", p.Name, sorted[i-1].File, sorted[i-1].Line)})
@@ -577,6 +644,10 @@ func compile(set []*Policy, m *Machine) (*program, *Report, error) {
 		report.Policies = append(report.Policies, n.report)
 		if len(errs) > 0 {
 			continue
+		}
+		atoms := make([]int32, len(n.atoms))
+		for i := range n.atoms {
+			atoms[i] = in.atom(&n.atoms[i])
 		}
 		var group [pavise.NumOps]uint16
 		for _, op := range p.Default {
@@ -595,31 +666,22 @@ func compile(set []*Policy, m *Machine) (*program, *Report, error) {
 				}
 			}
 			for _, part := range nr.parts {
-				if part.skip {
-					continue
+				cl := clause{Rule: number, Atoms: atoms, Kind: part.kind, Monitor: part.monitor, Rate: rate}
+				if part.kind != WordAllow {
+					cl.Action = part.action
 				}
-				for _, c := range part.cubes {
-					op := part.op
-					if c.late(op) {
-						op = OpLate
-					}
-					cl := clause{Op: op, Rule: number, Preds: in.preds(c), Kind: part.kind, Monitor: part.monitor, Rate: rate}
-					if part.kind != WordAllow {
-						cl.Action = part.action
-					}
-					if part.kind != WordExplicit {
-						cl.Group = group[part.op]
-					} else if onOldFile(part.op) {
-						if q := c[DimPath]; q != nil {
-							q.exactPaths(false, func(s string) { protected[s] = true })
-						}
-						if q := c[DimPathSets]; q != nil {
-							q.pathSets(false, prog.protectSet)
-						}
-					}
+				if part.kind != WordExplicit {
+					cl.Group = group[part.op]
+				}
+				for _, c := range part.clauses {
+					cl.Op, cl.Preds = c.op, c.preds
 					prog.Clauses = append(prog.Clauses, cl)
 				}
 			}
+		}
+		prog.Protected = append(prog.Protected, n.protected...)
+		for _, s := range n.protectedSets {
+			prog.protectSet(s)
 		}
 	}
 	if len(errs) > 0 {
@@ -632,10 +694,8 @@ func compile(set []*Policy, m *Machine) (*program, *Report, error) {
 	if err := prog.numberSets(); err != nil {
 		return nil, report, err
 	}
-	for s := range protected {
-		prog.Protected = append(prog.Protected, s)
-	}
-	sort.Strings(prog.Protected)
+	slices.Sort(prog.Protected)
+	prog.Protected = slices.Compact(prog.Protected)
 	return prog, report, nil
 }
 

@@ -28,6 +28,8 @@ type atom struct {
 	Key      string
 	Patterns []pattern
 	Set      *Set // what Dim's source is looked up in: Patterns are then those of its bit in program.Sets
+
+	words []word // of Patterns; nil until they are needed
 }
 
 // predKind is the kind of a pred.
@@ -43,7 +45,7 @@ const (
 // pred is a boolean function of atoms of one dimension.
 type pred struct {
 	Kind predKind
-	Atom int // index into program.Atoms, for predAtom
+	Atom int // for predAtom: clause.Atoms says which
 	Subs []*pred
 }
 
@@ -53,6 +55,7 @@ type clause struct {
 	Op    pavise.Op
 	Rule  uint32 // number in program.Rules
 	Preds map[Dim]*pred
+	Atoms []int32 // index into program.Atoms of the atoms that Preds names; nil: it names these themselves
 
 	Kind    WordKind
 	Action  pavise.Action // WordExplicit, WordDefault
@@ -71,4 +74,12 @@ type program struct {
 	Rates         []Rate
 	Sets          [NumSetKinds][]*Set
 	ProtectedSets []*Set
+}
+
+// atom returns the index into program.Atoms of an atom of c.Preds.
+func (c *clause) atom(i int) int {
+	if c.Atoms == nil {
+		return i
+	}
+	return int(c.Atoms[i])
 }

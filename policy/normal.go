@@ -68,7 +68,7 @@ func (c cube) dims() []Dim {
 	for d := range c {
 		ds = append(ds, d)
 	}
-	sort.Slice(ds, func(i, j int) bool { return ds[i] < ds[j] })
+	slices.Sort(ds)
 	return ds
 }
 
@@ -101,8 +101,14 @@ func (c cube) and(o cube) cube {
 // normal is the normal form of one condition for one operation.
 type normal struct {
 	cubes    []cube
-	unknown  []*cnode // what was taken for true because the kernel cannot decide it
+	unknown  []placed // what was taken for true because the kernel cannot decide it
 	warnings []*Error
+}
+
+// placed is a part of a condition, and where the condition stands: conditions that are written the same share their trees.
+type placed struct {
+	*cnode
+	at *place
 }
 
 // normaliser makes the normal form of one rule for one operation.
@@ -110,7 +116,8 @@ type normaliser struct {
 	op       pavise.Op
 	m        *Machine
 	missing  map[Dim]bool // dimensions that the kernel does not know here, taken for true
-	unknown  []*cnode
+	at       *place       // of the condition that is looked at
+	unknown  []placed
 	warnings []*Error
 	steps    int
 	err      error
@@ -120,7 +127,7 @@ type normaliser struct {
 type clauseError struct {
 	n, limit int
 	what     string
-	node     *cnode
+	node     placed
 }
 
 func (e *clauseError) Error() string {
@@ -135,6 +142,7 @@ func normalise(op pavise.Op, m *Machine, missing map[Dim]bool, conds ...*Conditi
 		if c == nil {
 			continue
 		}
+		n.at = &c.at
 		more := n.cubes(c.tree, false)
 		if n.err != nil {
 			return nil, n.err
@@ -155,7 +163,7 @@ func (n *normaliser) cubes(t *cnode, neg bool) []cube {
 		return nil
 	}
 	if n.steps++; n.steps > maxSteps {
-		n.err = &clauseError{n.steps, maxSteps, "steps", t}
+		n.err = &clauseError{n.steps, maxSteps, "steps", placed{t, n.at}}
 		return nil
 	}
 	constant := func(b bool) []cube {
@@ -232,8 +240,8 @@ func (n *normaliser) cubes(t *cnode, neg bool) []cube {
 
 // taken takes t for true, and notes that.
 func (n *normaliser) taken(t *cnode) []cube {
-	if !slices.Contains(n.unknown, t) {
-		n.unknown = append(n.unknown, t)
+	if u := (placed{t, n.at}); !slices.Contains(n.unknown, u) {
+		n.unknown = append(n.unknown, u)
 	}
 	if t.late {
 		return []cube{{DimName: {kind: predAtom, atom: anyLate, key: anyLate.key}}}
@@ -263,7 +271,7 @@ func (n *normaliser) userAtom(t *cnode) (*natom, error) {
 		}
 		if err != nil {
 			line, col := t.cond.start(t.expr)
-			n.warnings = append(n.warnings, t.cond.at.error(problem{line, col, fmt.Sprintf("user %q is not known on this machine: %v", name, err), "use process.user.id"}))
+			n.warnings = append(n.warnings, n.at.error(problem{line, col, fmt.Sprintf("user %q is not known on this machine: %v", name, err), "use process.user.id"}))
 			return nil, err
 		}
 		spans = append(spans, span{uint64(id), uint64(id)})
@@ -296,7 +304,7 @@ func (n *normaliser) bound(t *cnode, cubes []cube) []cube {
 
 func (n *normaliser) fail(t *cnode, count int) {
 	if n.err == nil {
-		n.err = &clauseError{count, maxClauses, "clauses", t}
+		n.err = &clauseError{count, maxClauses, "clauses", placed{t, n.at}}
 	}
 }
 
@@ -308,7 +316,7 @@ func merge(cubes []cube) []cube {
 	for again := true; again; {
 		again = false
 		// By every dimension: cubes that are the same but for it become one.
-		dims := map[Dim]bool{}
+		var dims [NumDims]bool
 		for _, c := range cubes {
 			if len(c) == 0 {
 				return []cube{{}}
@@ -317,12 +325,10 @@ func merge(cubes []cube) []cube {
 				dims[d] = true
 			}
 		}
-		order := make([]Dim, 0, len(dims))
-		for d := range dims {
-			order = append(order, d)
-		}
-		sort.Slice(order, func(i, j int) bool { return order[i] < order[j] })
-		for _, d := range order {
+		for d := range Dim(NumDims) {
+			if !dims[d] {
+				continue
+			}
 			groups := map[string]int{}
 			var out []cube
 			for _, c := range cubes {
@@ -402,22 +408,26 @@ func (c cube) covers(o cube) bool {
 	return true
 }
 
-// interner numbers atoms.
+// interner numbers atoms. Those with the same key are the same.
 type interner struct {
 	atoms []atom
-	byKey map[string]int
+	byKey map[string]int32
+}
+
+func (in *interner) atom(a *atom) int32 {
+	i, ok := in.byKey[a.Key]
+	if !ok {
+		i = int32(len(in.atoms)) //nolint:gosec // bounded by the size of files
+		in.byKey[a.Key] = i
+		in.atoms = append(in.atoms, *a)
+	}
+	return i
 }
 
 func (in *interner) pred(p *npred) *pred {
 	out := &pred{Kind: p.kind}
 	if p.kind == predAtom {
-		i, ok := in.byKey[p.key]
-		if !ok {
-			i = len(in.atoms)
-			in.byKey[p.key] = i
-			in.atoms = append(in.atoms, atom{Dim: p.atom.dim, Key: p.key, Patterns: p.atom.patterns, Set: p.atom.set})
-		}
-		out.Atom = i
+		out.Atom = int(in.atom(&atom{Dim: p.atom.dim, Key: p.key, Patterns: p.atom.patterns, Set: p.atom.set, words: p.atom.words}))
 		return out
 	}
 	out.Subs = make([]*pred, len(p.subs))
@@ -442,8 +452,8 @@ func (p *npred) exactPaths(not bool, add func(string)) {
 		if not {
 			return
 		}
-		for i := range p.atom.patterns {
-			if s, ok := p.atom.patterns[i].exactText(); ok && s != "" {
+		for i := range p.atom.words {
+			if s, ok := p.atom.words[i].exact(); ok && s != "" {
 				add(s)
 			}
 		}
@@ -481,7 +491,7 @@ func (p *program) String() string {
 				b.WriteString(" &&")
 			}
 			b.WriteByte(' ')
-			p.predText(&b, c.Preds[d])
+			p.predText(&b, c, c.Preds[d])
 		}
 		if c.Rate != 0 {
 			b.WriteString(" && " + p.Rates[c.Rate-1].String())
@@ -510,13 +520,13 @@ func clauseKind(c *clause) string {
 	return s
 }
 
-func (p *program) predText(b *strings.Builder, q *pred) {
+func (p *program) predText(b *strings.Builder, c *clause, q *pred) {
 	switch q.Kind {
 	case predAtom:
-		b.WriteString(p.Atoms[q.Atom].Key)
+		b.WriteString(p.Atoms[c.atom(q.Atom)].Key)
 	case predNot:
 		b.WriteByte('!')
-		p.predText(b, q.Subs[0])
+		p.predText(b, c, q.Subs[0])
 	default:
 		sep := " && "
 		if q.Kind == predOr {
@@ -527,7 +537,7 @@ func (p *program) predText(b *strings.Builder, q *pred) {
 			if i > 0 {
 				b.WriteString(sep)
 			}
-			p.predText(b, s)
+			p.predText(b, c, s)
 		}
 		b.WriteByte(')')
 	}

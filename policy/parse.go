@@ -151,13 +151,23 @@ func judgedOp(name string) (pavise.Op, bool) {
 }
 
 // Parse reads the policies of a file, one a YAML document, and checks them. The error is an Errors with every fault;
-// the policies that have none are returned with it. Name is the file's, for messages.
-func Parse(name string, data []byte) ([]*Policy, error) { return ParseWith(name, data, nil) }
+// the policies that have none are returned with it. Name is the file's, for messages. Known is as in ParseWith.
+func Parse(name string, data []byte, known ...*Policy) ([]*Policy, error) {
+	return ParseWith(name, data, nil, known...)
+}
 
 // ParseWith is Parse for policies with sets: read returns the contents of a file by its name relative to the policy's own directory, always without
-// ".." and not absolute.
-func ParseWith(name string, data []byte, read func(file string) ([]byte, error)) ([]*Policy, error) {
-	p := &parser{file: name, lines: splitLines(data), sets: &setFiles{read: read, dir: slash.Dir(name)}}
+// ".." and not absolute. A condition that is written as it is in a known policy is not checked again, so that a change of one rule costs one rule; but those with
+// sets are, for their files may have changed.
+func ParseWith(name string, data []byte, read func(file string) ([]byte, error), known ...*Policy) ([]*Policy, error) {
+	p := &parser{file: name, lines: splitLines(data), sets: &setFiles{read: read, dir: slash.Dir(name)}, checked: map[string]*Condition{}}
+	for _, pol := range known {
+		for _, c := range pol.conditions() {
+			if c != nil && !c.mayName() {
+				p.checked[c.Source] = c
+			}
+		}
+	}
 	switch {
 	case len(data) > maxFile:
 		p.fail(0, 0, "", "split it", "file of %d bytes is too long: the limit is %d", len(data), maxFile)
@@ -287,6 +297,7 @@ type parser struct {
 	count             int // of all errors
 	base              int // lines before the current document
 	nameLine, nameCol int
+	checked           map[string]*Condition // by source
 }
 
 func (p *parser) fail(line, col int, field, hint, format string, args ...any) {
@@ -307,6 +318,9 @@ func (p *parser) at(n *yaml.Node, field, hint, format string, args ...any) {
 // decode returns the root node of a document, nil when it is empty or bad.
 func (p *parser) decode(d document) (root *yaml.Node) {
 	p.base = d.line - 1
+	if text := bytes.Trim(d.text, " \r\n"); len(text) == 0 || string(text) == "---" {
+		return nil
+	}
 	defer func() {
 		if r := recover(); r != nil { // the YAML reader's own fault: a bad file all the same
 			p.fail(d.line, 1, "", "", "bad YAML")
@@ -558,11 +572,18 @@ func (p *parser) condition(v *yaml.Node, field string, ops []pavise.Op, subject 
 		return nil
 	}
 	at := place{file: p.file, field: field, line: p.base + v.Line, col: v.Column, locate: p.locator(v)}
-	c, problems := checkWith(src, true, p.sets)
-	for _, e := range p.sets.faults {
-		p.report(e)
+	c, problems := p.checked[src], []problem(nil)
+	if c == nil {
+		c, problems = checkWith(src, true, p.sets)
+		for _, e := range p.sets.faults {
+			p.report(e)
+		}
+		p.sets.faults = nil
+		if c != nil && !c.mayName() {
+			c.sets = nil // each copy has those of its file
+			p.checked[src] = c
+		}
 	}
-	p.sets.faults = nil
 	if c != nil {
 		problems = c.checkOps(ops, subject)
 	}
@@ -575,8 +596,9 @@ func (p *parser) condition(v *yaml.Node, field string, ops []pavise.Op, subject 
 	if c == nil {
 		return nil
 	}
-	c.at = at
-	return c
+	here := *c
+	here.at, here.sets = at, p.sets
+	return &here
 }
 
 // policy reads one policy.
@@ -762,11 +784,9 @@ func (p *parser) warn(pol *Policy) {
 	add := func(line, col int, field, hint, format string, args ...any) {
 		pol.Warnings = append(pol.Warnings, &Error{File: p.file, Line: line, Column: col, Field: field, Msg: fmt.Sprintf(format, args...), Hint: hint})
 	}
-	conds := []*Condition{pol.Subject}
 	for i := range pol.Rules {
 		r := &pol.Rules[i]
 		field := fmt.Sprintf("spec.rules[%d]", i)
-		conds = append(conds, r.When)
 		for _, op := range r.On {
 			if r.Action == pavise.ActionAllow && !slices.Contains(pol.Default, op) {
 				add(r.line, r.col, field+".action", fmt.Sprintf("add default: {%s: deny}, or remove the rule", op), "allow has no effect: the policy has no default for %s", op)
@@ -782,7 +802,7 @@ func (p *parser) warn(pol *Policy) {
 			add(at[0], at[1], "spec.default."+op.String(), "add a subject", "the default is about every process")
 		}
 	}
-	for _, c := range conds {
+	for _, c := range pol.conditions() {
 		if c == nil {
 			continue
 		}

@@ -70,39 +70,12 @@ func seq(parts ...any) []item {
 	return items
 }
 
-// exactText returns the one string that p matches, if it is only one.
-func (p *pattern) exactText() (string, bool) {
-	if p.Under {
-		return "", false
-	}
-	var b []byte
-	for _, it := range p.Items {
-		c, ok := it.single()
-		if !ok {
-			return "", false
-		}
-		b = append(b, c)
-	}
-	return string(b), true
-}
-
 // single returns the byte of an item that matches exactly one.
 func (it *item) single() (byte, bool) {
-	if it.Loop {
+	if it.Loop || it.Set.len() != 1 {
 		return 0, false
 	}
-	n, at := 0, 0
-	for w, bits := range it.Set {
-		for b := range 64 {
-			if bits&(1<<b) != 0 {
-				if n++; n > 1 {
-					return 0, false
-				}
-				at = w*64 + b
-			}
-		}
-	}
-	return byte(at), n == 1
+	return it.Set.first(), true
 }
 
 // match reports whether s is one of the strings of p. Its cost is at most len(s) × len(p.Items).

@@ -252,7 +252,7 @@ func (w *policyNormaliser) countable(op pavise.Op, at *Error, n *normal) bool {
 	case len(n.unknown) > 0:
 		for _, t := range n.unknown {
 			line, col := t.cond.start(t.expr)
-			e := t.cond.at.error(problem{line, col, fmt.Sprintf("cannot count for a rate on %s: %s is not decided in the kernel, which counts", op, t.cond.text(t.expr)), t.why})
+			e := t.at.error(problem{line, col, fmt.Sprintf("cannot count for a rate on %s: %s is not decided in the kernel, which counts", op, t.cond.text(t.expr)), t.why})
 			w.fail(e)
 		}
 	case len(n.cubes) > maxRateParts:

@@ -394,7 +394,7 @@ func relateAll(preds *[NumDims][]*npred) *[NumDims]*relations {
 // relate makes tables of rules with one predicate each and reads them; nil when they are too many or too big.
 func relate(d Dim, preds []*npred) *relations {
 	r := &relations{index: map[string]int{}}
-	in := &interner{byKey: map[string]int{}}
+	in := &interner{byKey: map[string]int32{}}
 	prog := &program{}
 	for _, p := range preds {
 		if _, ok := r.index[p.key]; ok {

@@ -45,7 +45,7 @@ type cnode struct {
 	field string // cUnknown: the field that the kernel does not know
 	why   string
 	expr  ast.Expr
-	cond  *Condition
+	cond  *Condition // written the same as that which it is a part of; its place may be another
 }
 
 // natom is an atom that is not interned yet.
@@ -53,8 +53,9 @@ type natom struct {
 	dim      Dim
 	key      string
 	patterns []pattern
-	moves    bool // its patterns are those of the moment: of the containers that are known
-	set      *Set // instead of patterns: those depend on the other sets of the Image
+	words    []word // of the patterns
+	moves    bool   // its patterns are those of the moment: of the containers that are known
+	set      *Set   // instead of patterns: those depend on the other sets of the Image
 }
 
 // dimKeys are the short names of dimensions, in keys and in explanations.
@@ -78,7 +79,7 @@ func (d Dim) key() string {
 }
 
 func newAtom(dim Dim, key string, patterns []pattern) *natom {
-	return &natom{dim: dim, key: dim.key() + " " + key, patterns: patterns}
+	return &natom{dim: dim, key: dim.key() + " " + key, patterns: patterns, words: wordsOf(patterns)}
 }
 
 // atomOf makes an atom of f's dimension, with what is asked of it in the key.

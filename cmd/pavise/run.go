@@ -56,7 +56,8 @@ Events go to the standard output, all else to the standard error.`,
 			}
 			log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: lv}))
 			// A bad policy is told before the kernel is touched.
-			if _, err := agent.LoadPolicies(policies); err != nil {
+			set, err := agent.LoadPolicies(policies)
+			if err != nil {
 				return err
 			}
 			ctx, cancel := context.WithCancelCause(c.Context())
@@ -66,7 +67,7 @@ Events go to the standard output, all else to the standard error.`,
 				return err
 			}
 			cfg := agent.Config{
-				Socket: a.socket, StateDir: state, Group: group, Policies: policies, Version: buildVersion(), Kernel: k, Log: log, ContainerState: roots,
+				Socket: a.socket, StateDir: state, Group: group, Policies: set, Version: buildVersion(), Kernel: k, Log: log, ContainerState: roots,
 				OnReady: func(s *agent.Status) { a.banner(s, span) },
 			}
 			if events != "none" {
