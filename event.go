@@ -268,6 +268,8 @@ type ExecInfo struct {
 	ParentPID    uint32
 	StartTime    uint64 // nanoseconds since boot
 	Exe          FileInfo
+	ExeDigest    string // of its content, "sha256:..."; empty when it is not known
+	ExeVerity    string // of fs-verity, likewise
 	Script       string
 	Args         []byte // NUL-separated, at most 4 KiB
 	ArgsCut      bool   // there was more
@@ -307,7 +309,7 @@ func (e *Event) Clone() *Event {
 	for _, s := range []*string{
 		&c.File.Path, &c.File.Alias, &c.File.FS, &c.Net.RemotePath, &c.Net.LocalPath,
 		&c.Act.NewPath, &c.Act.Name, &c.Act.Target.Path,
-		&c.Exec.Script, &c.Exec.CWD, &c.Exec.Cgroup, &c.Exec.Comm,
+		&c.Exec.ExeDigest, &c.Exec.ExeVerity, &c.Exec.Script, &c.Exec.CWD, &c.Exec.Cgroup, &c.Exec.Comm,
 		&c.Exec.Exe.Path, &c.Exec.Exe.Alias, &c.Exec.Exe.FS,
 	} {
 		clone(s)

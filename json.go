@@ -159,6 +159,8 @@ func (p *Process) appendFacts(b []byte) []byte {
 		b = append(b, `,"exe":`...)
 		b = p.Exe.appendJSON(b)
 	}
+	b = appendField(b, `,"exe_digest":`, p.ExeDigest)
+	b = appendField(b, `,"exe_verity":`, p.ExeVerity)
 	b = appendField(b, `,"script":`, p.Script)
 	if len(p.Args) > 0 {
 		b = append(b, `,"args":`...)
@@ -795,6 +797,8 @@ type (
 		ExitTime     *time.Time   `json:"exit_time"`
 		Found        bool         `json:"found"`
 		Exe          *fileJSON    `json:"exe"`
+		ExeDigest    string       `json:"exe_digest"`
+		ExeVerity    string       `json:"exe_verity"`
 		Script       string       `json:"script"`
 		Args         []string     `json:"args"`
 		ArgsCut      bool         `json:"args_truncated"`
@@ -928,7 +932,7 @@ func (p *Process) UnmarshalJSON(data []byte) error {
 
 func (j *processJSON) process() (*Process, error) {
 	p := &Process{
-		ExecID: j.ExecID, PID: j.PID, Unknown: j.Unknown, Found: j.Found, Script: j.Script, Args: j.Args,
+		ExecID: j.ExecID, PID: j.PID, Unknown: j.Unknown, Found: j.Found, ExeDigest: j.ExeDigest, ExeVerity: j.ExeVerity, Script: j.Script, Args: j.Args,
 		ArgsCut: j.ArgsCut, CWD: j.CWD, TTY: j.TTY, User: j.User, GroupID: j.GroupID, RealUID: j.RealUID,
 		RealGID: j.RealGID, LoginID: j.LoginID, SecureExec: j.SecureExec, OnRoot: j.OnRoot, Namespaces: j.Namespaces,
 		Cgroup: j.Cgroup, CgroupID: j.CgroupID, Unit: j.Unit, Container: j.Container, Pod: j.Pod, ParentExecID: j.ParentExecID,

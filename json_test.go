@@ -16,8 +16,8 @@ func sampleProcess() *Process {
 	parent := &Process{ExecID: 1<<63 + 1, PID: 1, Exe: FileInfo{Path: "/usr/lib/systemd/systemd"}}
 	return &Process{
 		ExecID: 1<<63 + 77, PID: 1234, StartTime: 1767225600000000001,
-		Exe:    FileInfo{Path: "/usr/sbin/nginx", Mode: 0o100755, Dev: 8 << 20, Inode: 1 << 60, Links: 1, FS: "ext4"},
-		Script: "", Args: []string{"nginx", "-g", "daemon off;"}, CWD: "/",
+		Exe:       FileInfo{Path: "/usr/sbin/nginx", Mode: 0o100755, Dev: 8 << 20, Inode: 1 << 60, Links: 1, FS: "ext4"},
+		ExeDigest: "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", ExeVerity: "sha512:00", Script: "", Args: []string{"nginx", "-g", "daemon off;"}, CWD: "/",
 		User: User{ID: 33, Name: "www-data"}, GroupID: 33, RealUID: 33, RealGID: 33, LoginID: login(0),
 		Caps: allCapsMask, Namespaces: Namespaces{Mnt: 4026531840, PID: 4026531836, Net: 4026531992, User: 4026531837, Cgroup: 4026531835, UTS: 4026531838, IPC: 4026531839, Host: NSMnt | NSIPC}, OnRoot: true,
 		Cgroup: "/system.slice/nginx.service", CgroupID: 1 << 62, Unit: "nginx.service",
@@ -192,7 +192,7 @@ func TestJSONForm(t *testing.T) {
 	e.Process.Caps = 1 << 21
 	want := `{"id":9,"time":"2026-01-01T00:00:00.123456789Z","op":"file.open","action":"deny","rung":"lsm","policy":"secrets","rule":"shadow","severity":"high","message":"reads the shadow file","matched":1,"count":3,` +
 		`"process":{"exec_id":"9223372036854775885","pid":1234,"start_time":"2026-01-01T00:00:00.000000001Z","exe":{"path":"/usr/sbin/nginx","mode":33261,"owner":0,"dev":8388608,"inode":"1152921504606846976","links":1,"fs":"ext4"},` +
-		`"args":["nginx","-g","daemon off;"],"cwd":"/","user":{"id":33,"name":"www-data"},"group_id":33,"real_uid":33,"real_gid":33,"login_id":0,"caps":["CAP_SYS_ADMIN"],"on_root":true,` +
+		`"exe_digest":"sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef","exe_verity":"sha512:00","args":["nginx","-g","daemon off;"],"cwd":"/","user":{"id":33,"name":"www-data"},"group_id":33,"real_uid":33,"real_gid":33,"login_id":0,"caps":["CAP_SYS_ADMIN"],"on_root":true,` +
 		`"namespaces":{"mnt":4026531840,"pid":4026531836,"net":4026531992,"user":4026531837,"cgroup":4026531835,"uts":4026531838,"ipc":4026531839,"host":["mnt","ipc"]},` +
 		`"cgroup":"/system.slice/nginx.service","cgroup_id":"4611686018427387904","unit":"nginx.service","container":{"id":"` + strings.Repeat("ab", 32) + `","runtime":"docker","name":"web","image":"nginx:1.27","labels":{"a":"1","b":"2"}},"pod":{"namespace":"shop","name":"web-0","labels":{"app":"web"}},` +
 		`"parent_exec_id":"9223372036854775809","parent":{"exec_id":"9223372036854775809","pid":1,"exe":{"path":"/usr/lib/systemd/systemd"}}},` +

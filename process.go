@@ -20,7 +20,11 @@ type Process struct {
 	ArgsCut bool     `json:"args_truncated,omitempty"`
 	OnRoot  bool     `json:"on_root,omitempty"` // Exe is on the machine's root file system
 	CWD     string   `json:"cwd,omitempty"`
-	TTY     bool     `json:"tty,omitempty"`
+
+	ExeDigest string `json:"exe_digest,omitempty"` // of its content, "sha256:..."; empty when no rule asked for it
+	ExeVerity string `json:"exe_verity,omitempty"` // of fs-verity, likewise
+
+	TTY bool `json:"tty,omitempty"`
 
 	User       User       `json:"user"`
 	GroupID    uint32     `json:"group_id"`

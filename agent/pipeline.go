@@ -51,7 +51,6 @@ func (a *Agent) handle(rec []byte) error {
 		}
 		return nil
 	}
-	a.received[min(e.Op, pavise.NumOps-1)].Add(1)
 	switch {
 	case e.Op == pavise.OpFork, e.Op == pavise.OpExit, e.Op == pavise.OpExec && e.Action == pavise.ActionNone:
 		// Update may forget what the record said of itself.
@@ -60,11 +59,13 @@ func (a *Agent) handle(rec []byte) error {
 			proc.ReadProc(e.PID, e)
 		}
 		a.table.Update(e)
+		a.received[min(e.Op, pavise.NumOps-1)].Add(1)
 		if found || thread || a.own(e) {
 			return nil
 		}
 	default:
 		a.table.Resolve(e)
+		a.received[min(e.Op, pavise.NumOps-1)].Add(1)
 		if a.own(e) {
 			return nil
 		}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -166,8 +167,9 @@ type OpDoctor struct {
 	Notes []string  `json:"notes,omitempty"`
 	Tried []RungTry `json:"tried,omitempty"`
 	// Facts that the rung does not have, and facts that it has only after the act, where it can still kill.
-	Missing  []string `json:"missing,omitempty"`
-	KillOnly []string `json:"kill_only,omitempty"`
+	Missing    []string          `json:"missing,omitempty"`
+	MissingWhy map[string]string `json:"missing_why,omitempty"` // of those that no rung of the machine has
+	KillOnly   []string          `json:"kill_only,omitempty"`
 }
 
 // RungTry is one rung that was tried.
@@ -184,6 +186,13 @@ func DoctorOps(in []enforce.OpStatus) []OpDoctor {
 		d := OpDoctor{Op: o.Op.String(), Rung: o.Rung.String(), Deny: o.Deny, Kill: o.Kill, Why: o.Why, Notes: o.Notes}
 		for _, dim := range o.Missing {
 			d.Missing = append(d.Missing, dim.String())
+			if why := o.MissingWhy[dim]; why != "" {
+				if d.MissingWhy == nil {
+					d.MissingWhy = map[string]string{}
+				}
+				d.MissingWhy[dim.String()] = why
+				d.Notes = append(d.Notes[:len(d.Notes):len(d.Notes)], fmt.Sprintf("%s is not known: %s", dim, why))
+			}
 		}
 		for _, dim := range o.KillOnly {
 			d.KillOnly = append(d.KillOnly, dim.String())
@@ -205,6 +214,20 @@ func dimsByName(names []string) (out []policy.Dim) {
 	for d := policy.DimNone + 1; d < policy.NumDims; d++ {
 		if slices.Contains(names, d.String()) {
 			out = append(out, d)
+		}
+	}
+	return out
+}
+
+// whysByName reads the reasons back.
+func whysByName(names map[string]string) map[policy.Dim]string {
+	var out map[policy.Dim]string
+	for d := policy.DimNone + 1; d < policy.NumDims && len(out) < len(names); d++ {
+		if why := names[d.String()]; why != "" {
+			if out == nil {
+				out = map[policy.Dim]string{}
+			}
+			out[d] = why
 		}
 	}
 	return out

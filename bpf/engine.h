@@ -44,6 +44,7 @@
 #define DIM_REAL_UID   13
 #define DIM_REAL_GID   14
 #define DIM_DIGEST     15
+#define DIM_VERITY     16
 #define DIM_EXE_SETS   20 /* the sets that hold DIM_EXE; their like: DIM_PATH_SETS and on */
 #define DIM_PATH       24 /* the first dimension of the object */
 #define DIM_ACCESS     25

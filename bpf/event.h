@@ -202,9 +202,11 @@ struct rec_proc {
 	__u8 fs_len;
 	__u8 flags; /* PROC_* */
 	__u8 ns_host; /* the namespaces that are the machine's own */
-	__u8 pad[3];
+	__u8 digest_len;
+	__u8 verity_len;
+	__u8 pad;
 	char comm[16];
-	/* exe path, script, args, cwd, cgroup path, fs. OP_FORK has no strings and no exe: a child is its parent's image. */
+	/* exe path, script, args, cwd, cgroup path, fs, digest of the content, digest of fs-verity. OP_FORK has no strings and no exe: a child is its parent's image. */
 };
 
 struct rec_exit {

@@ -84,6 +84,8 @@ int BPF_PROG(on_fork, struct task_struct *child, unsigned long clone_flags)
 	p->parent_exe_len = pp->exe_len;
 	__builtin_memcpy(p->parent_exe, pp->exe, PROC_STR);
 	texts_fork(s, si, pp->exec_id, p->exec_id);
+	if (digests_used)
+		digest_fork(parent, child);
 	if (exec_events) {
 		struct rec_proc *r = (void *)&s->bytes[OFF_REC];
 		struct op_stats *st = stats_of(OP_FORK);
@@ -134,6 +136,21 @@ static __always_inline void take_args(struct scratch *s, struct rec_proc *r, str
 	r->args_len = took(pos, len);
 }
 
+/* put_digests appends the digests of the current process's image, a new one's. */
+static __always_inline void put_digests(struct scratch *s, struct rec_proc *r, __u32 *pos)
+{
+	struct digests *d = bpf_task_storage_get(&image_digests, bpf_get_current_task_btf(), 0, 0);
+
+	if (!d || r->hdr.flags == REC_FOUND)
+		return;
+	r->digest_len = d->now[DIGEST_CONTENT].len;
+	bpf_probe_read_kernel(at(s, *pos), DIGEST_TEXT, d->now[DIGEST_CONTENT].text);
+	*pos += r->digest_len;
+	r->verity_len = d->now[DIGEST_VERITY].len;
+	bpf_probe_read_kernel(at(s, *pos), DIGEST_TEXT, d->now[DIGEST_VERITY].text);
+	*pos += r->verity_len;
+}
+
 /* finish_proc appends cwd, cgroup and file system to a record whose path, script and arguments stand, and sends it. */
 static __always_inline void finish_proc(struct scratch *s, __u32 si, struct rec_proc *r,
 					struct task_struct *t, struct file *exe, __u32 pos)
@@ -155,6 +172,8 @@ static __always_inline void finish_proc(struct scratch *s, __u32 si, struct rec_
 		r->fs_len = read_fs(s, pos, (__u64)BPF_CORE_READ(exe, f_inode));
 		pos += r->fs_len;
 	}
+	if (digests_used)
+		put_digests(s, r, &pos);
 	if (st)
 		__sync_fetch_and_add(&st->seen, 1);
 	send(s, &r->hdr, pos - OFF_REC, true, wake);
@@ -294,6 +313,8 @@ int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *b
 	p->found = 0;
 	p->gen = 0;
 	exe = bprm->file;
+	if (digests_used)
+		digest_exec(t, (__u64)exe);
 	fill_proc(r, t, p, OP_EXEC);
 	pos = OFF_REC + sizeof(*r);
 	len = path_build(si, pos, (__u64)BPF_CORE_READ(exe, f_path.dentry),

@@ -417,4 +417,8 @@ struct bpf_sock_addr {
 	struct bpf_sock *sk;
 };
 
+struct bpf_dynptr {
+	__u64 __opaque[2];
+} __attribute__((aligned(8)));
+
 #endif

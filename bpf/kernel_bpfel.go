@@ -40,6 +40,24 @@ type KernelControl struct {
 	Hooks        uint64
 }
 
+type KernelDigests struct {
+	_   structs.HostLayout
+	Now [2]struct {
+		_    structs.HostLayout
+		Len  uint32
+		Pad  uint32
+		Text [136]uint8
+	}
+	Next [2]struct {
+		_    structs.HostLayout
+		Len  uint32
+		Pad  uint32
+		Text [136]uint8
+	}
+	NextFile uint64
+	Raw      [72]uint8
+}
+
 type KernelFold struct {
 	_     structs.HostLayout
 	Start uint64
@@ -305,7 +323,9 @@ type KernelRecProc struct {
 	FsLen     uint8
 	Flags     uint8
 	NsHost    uint8
-	Pad       [3]uint8
+	DigestLen uint8
+	VerityLen uint8
+	Pad       uint8
 	Comm      [16]int8
 	_         [4]byte
 }
@@ -504,6 +524,7 @@ const (
 	KernelMapErrors            = "errors"
 	KernelMapFolds             = "folds"
 	KernelMapHits              = "hits"
+	KernelMapImageDigests      = "image_digests"
 	KernelMapInodes            = "inodes"
 	KernelMapLongTexts         = "long_texts"
 	KernelMapMounts            = "mounts"
@@ -538,6 +559,7 @@ const (
 	KernelProgLsmChown         = "lsm_chown"
 	KernelProgLsmChroot        = "lsm_chroot"
 	KernelProgLsmConnect       = "lsm_connect"
+	KernelProgLsmDigest        = "lsm_digest"
 	KernelProgLsmFileOpen      = "lsm_file_open"
 	KernelProgLsmFtruncate     = "lsm_ftruncate"
 	KernelProgLsmKeyAlloc      = "lsm_key_alloc"
@@ -580,6 +602,7 @@ const (
 	KernelProgLsmUringCreds    = "lsm_uring_creds"
 	KernelProgLsmUringSqpoll   = "lsm_uring_sqpoll"
 	KernelProgLsmUserns        = "lsm_userns"
+	KernelProgLsmVerity        = "lsm_verity"
 	KernelProgOnExec           = "on_exec"
 	KernelProgOnExit           = "on_exit"
 	KernelProgOnFork           = "on_fork"
@@ -591,6 +614,7 @@ const (
 	KernelProgRunExec          = "run_exec"
 	KernelProgRunJudge         = "run_judge"
 	KernelProgRunOpen          = "run_open"
+	KernelVarDigestsUsed       = "digests_used"
 	KernelVarExecEvents        = "exec_events"
 	KernelVarHost              = "host"
 	KernelVarIterPhase         = "iter_phase"
@@ -677,6 +701,7 @@ type KernelProgramSpecs struct {
 	LsmChown         *ebpf.ProgramSpec `ebpf:"lsm_chown"`
 	LsmChroot        *ebpf.ProgramSpec `ebpf:"lsm_chroot"`
 	LsmConnect       *ebpf.ProgramSpec `ebpf:"lsm_connect"`
+	LsmDigest        *ebpf.ProgramSpec `ebpf:"lsm_digest"`
 	LsmFileOpen      *ebpf.ProgramSpec `ebpf:"lsm_file_open"`
 	LsmFtruncate     *ebpf.ProgramSpec `ebpf:"lsm_ftruncate"`
 	LsmKeyAlloc      *ebpf.ProgramSpec `ebpf:"lsm_key_alloc"`
@@ -719,6 +744,7 @@ type KernelProgramSpecs struct {
 	LsmUringCreds    *ebpf.ProgramSpec `ebpf:"lsm_uring_creds"`
 	LsmUringSqpoll   *ebpf.ProgramSpec `ebpf:"lsm_uring_sqpoll"`
 	LsmUserns        *ebpf.ProgramSpec `ebpf:"lsm_userns"`
+	LsmVerity        *ebpf.ProgramSpec `ebpf:"lsm_verity"`
 	OnExec           *ebpf.ProgramSpec `ebpf:"on_exec"`
 	OnExit           *ebpf.ProgramSpec `ebpf:"on_exit"`
 	OnFork           *ebpf.ProgramSpec `ebpf:"on_fork"`
@@ -736,32 +762,34 @@ type KernelProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelMapSpecs struct {
-	Controls    *ebpf.MapSpec `ebpf:"controls"`
-	Critical    *ebpf.MapSpec `ebpf:"critical"`
-	Errors      *ebpf.MapSpec `ebpf:"errors"`
-	Folds       *ebpf.MapSpec `ebpf:"folds"`
-	Hits        *ebpf.MapSpec `ebpf:"hits"`
-	Inodes      *ebpf.MapSpec `ebpf:"inodes"`
-	LongTexts   *ebpf.MapSpec `ebpf:"long_texts"`
-	Mounts      *ebpf.MapSpec `ebpf:"mounts"`
-	Openeds     *ebpf.MapSpec `ebpf:"openeds"`
-	Pools       *ebpf.MapSpec `ebpf:"pools"`
-	Procs       *ebpf.MapSpec `ebpf:"procs"`
-	RateCounts  *ebpf.MapSpec `ebpf:"rate_counts"`
-	Scratches   *ebpf.MapSpec `ebpf:"scratches"`
-	SetPrefixes *ebpf.MapSpec `ebpf:"set_prefixes"`
-	SetStrings  *ebpf.MapSpec `ebpf:"set_strings"`
-	ShortTexts  *ebpf.MapSpec `ebpf:"short_texts"`
-	Sides       *ebpf.MapSpec `ebpf:"sides"`
-	Stats       *ebpf.MapSpec `ebpf:"stats"`
-	Telemetry   *ebpf.MapSpec `ebpf:"telemetry"`
-	TestJudges  *ebpf.MapSpec `ebpf:"test_judges"`
+	Controls     *ebpf.MapSpec `ebpf:"controls"`
+	Critical     *ebpf.MapSpec `ebpf:"critical"`
+	Errors       *ebpf.MapSpec `ebpf:"errors"`
+	Folds        *ebpf.MapSpec `ebpf:"folds"`
+	Hits         *ebpf.MapSpec `ebpf:"hits"`
+	ImageDigests *ebpf.MapSpec `ebpf:"image_digests"`
+	Inodes       *ebpf.MapSpec `ebpf:"inodes"`
+	LongTexts    *ebpf.MapSpec `ebpf:"long_texts"`
+	Mounts       *ebpf.MapSpec `ebpf:"mounts"`
+	Openeds      *ebpf.MapSpec `ebpf:"openeds"`
+	Pools        *ebpf.MapSpec `ebpf:"pools"`
+	Procs        *ebpf.MapSpec `ebpf:"procs"`
+	RateCounts   *ebpf.MapSpec `ebpf:"rate_counts"`
+	Scratches    *ebpf.MapSpec `ebpf:"scratches"`
+	SetPrefixes  *ebpf.MapSpec `ebpf:"set_prefixes"`
+	SetStrings   *ebpf.MapSpec `ebpf:"set_strings"`
+	ShortTexts   *ebpf.MapSpec `ebpf:"short_texts"`
+	Sides        *ebpf.MapSpec `ebpf:"sides"`
+	Stats        *ebpf.MapSpec `ebpf:"stats"`
+	Telemetry    *ebpf.MapSpec `ebpf:"telemetry"`
+	TestJudges   *ebpf.MapSpec `ebpf:"test_judges"`
 }
 
 // KernelVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelVariableSpecs struct {
+	DigestsUsed       *ebpf.VariableSpec `ebpf:"digests_used"`
 	ExecEvents        *ebpf.VariableSpec `ebpf:"exec_events"`
 	Host              *ebpf.VariableSpec `ebpf:"host"`
 	IterPhase         *ebpf.VariableSpec `ebpf:"iter_phase"`
@@ -807,26 +835,27 @@ func (o *KernelObjects) Close() error {
 //
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelMaps struct {
-	Controls    *ebpf.Map `ebpf:"controls"`
-	Critical    *ebpf.Map `ebpf:"critical"`
-	Errors      *ebpf.Map `ebpf:"errors"`
-	Folds       *ebpf.Map `ebpf:"folds"`
-	Hits        *ebpf.Map `ebpf:"hits"`
-	Inodes      *ebpf.Map `ebpf:"inodes"`
-	LongTexts   *ebpf.Map `ebpf:"long_texts"`
-	Mounts      *ebpf.Map `ebpf:"mounts"`
-	Openeds     *ebpf.Map `ebpf:"openeds"`
-	Pools       *ebpf.Map `ebpf:"pools"`
-	Procs       *ebpf.Map `ebpf:"procs"`
-	RateCounts  *ebpf.Map `ebpf:"rate_counts"`
-	Scratches   *ebpf.Map `ebpf:"scratches"`
-	SetPrefixes *ebpf.Map `ebpf:"set_prefixes"`
-	SetStrings  *ebpf.Map `ebpf:"set_strings"`
-	ShortTexts  *ebpf.Map `ebpf:"short_texts"`
-	Sides       *ebpf.Map `ebpf:"sides"`
-	Stats       *ebpf.Map `ebpf:"stats"`
-	Telemetry   *ebpf.Map `ebpf:"telemetry"`
-	TestJudges  *ebpf.Map `ebpf:"test_judges"`
+	Controls     *ebpf.Map `ebpf:"controls"`
+	Critical     *ebpf.Map `ebpf:"critical"`
+	Errors       *ebpf.Map `ebpf:"errors"`
+	Folds        *ebpf.Map `ebpf:"folds"`
+	Hits         *ebpf.Map `ebpf:"hits"`
+	ImageDigests *ebpf.Map `ebpf:"image_digests"`
+	Inodes       *ebpf.Map `ebpf:"inodes"`
+	LongTexts    *ebpf.Map `ebpf:"long_texts"`
+	Mounts       *ebpf.Map `ebpf:"mounts"`
+	Openeds      *ebpf.Map `ebpf:"openeds"`
+	Pools        *ebpf.Map `ebpf:"pools"`
+	Procs        *ebpf.Map `ebpf:"procs"`
+	RateCounts   *ebpf.Map `ebpf:"rate_counts"`
+	Scratches    *ebpf.Map `ebpf:"scratches"`
+	SetPrefixes  *ebpf.Map `ebpf:"set_prefixes"`
+	SetStrings   *ebpf.Map `ebpf:"set_strings"`
+	ShortTexts   *ebpf.Map `ebpf:"short_texts"`
+	Sides        *ebpf.Map `ebpf:"sides"`
+	Stats        *ebpf.Map `ebpf:"stats"`
+	Telemetry    *ebpf.Map `ebpf:"telemetry"`
+	TestJudges   *ebpf.Map `ebpf:"test_judges"`
 }
 
 func (m *KernelMaps) Close() error {
@@ -836,6 +865,7 @@ func (m *KernelMaps) Close() error {
 		m.Errors,
 		m.Folds,
 		m.Hits,
+		m.ImageDigests,
 		m.Inodes,
 		m.LongTexts,
 		m.Mounts,
@@ -858,6 +888,7 @@ func (m *KernelMaps) Close() error {
 //
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelVariables struct {
+	DigestsUsed       *ebpf.Variable `ebpf:"digests_used"`
 	ExecEvents        *ebpf.Variable `ebpf:"exec_events"`
 	Host              *ebpf.Variable `ebpf:"host"`
 	IterPhase         *ebpf.Variable `ebpf:"iter_phase"`
@@ -906,6 +937,7 @@ type KernelPrograms struct {
 	LsmChown         *ebpf.Program `ebpf:"lsm_chown"`
 	LsmChroot        *ebpf.Program `ebpf:"lsm_chroot"`
 	LsmConnect       *ebpf.Program `ebpf:"lsm_connect"`
+	LsmDigest        *ebpf.Program `ebpf:"lsm_digest"`
 	LsmFileOpen      *ebpf.Program `ebpf:"lsm_file_open"`
 	LsmFtruncate     *ebpf.Program `ebpf:"lsm_ftruncate"`
 	LsmKeyAlloc      *ebpf.Program `ebpf:"lsm_key_alloc"`
@@ -948,6 +980,7 @@ type KernelPrograms struct {
 	LsmUringCreds    *ebpf.Program `ebpf:"lsm_uring_creds"`
 	LsmUringSqpoll   *ebpf.Program `ebpf:"lsm_uring_sqpoll"`
 	LsmUserns        *ebpf.Program `ebpf:"lsm_userns"`
+	LsmVerity        *ebpf.Program `ebpf:"lsm_verity"`
 	OnExec           *ebpf.Program `ebpf:"on_exec"`
 	OnExit           *ebpf.Program `ebpf:"on_exit"`
 	OnFork           *ebpf.Program `ebpf:"on_fork"`
@@ -982,6 +1015,7 @@ func (p *KernelPrograms) Close() error {
 		p.LsmChown,
 		p.LsmChroot,
 		p.LsmConnect,
+		p.LsmDigest,
 		p.LsmFileOpen,
 		p.LsmFtruncate,
 		p.LsmKeyAlloc,
@@ -1024,6 +1058,7 @@ func (p *KernelPrograms) Close() error {
 		p.LsmUringCreds,
 		p.LsmUringSqpoll,
 		p.LsmUserns,
+		p.LsmVerity,
 		p.OnExec,
 		p.OnExit,
 		p.OnFork,

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -type rec_hdr -type rec_file -type rec_net -type rec_proc -type rec_exit -type rec_kind -type proc -type texts_short -type texts_long -type tables -type pool -type control -type hit -type verdict -type scratch -type automaton -type op_table -type word -type slot -type row -type leaf -type mount_info -type inode_key -type inode_name -type op_stats -type fold_key -type fold -type test_judge -type opened -type set_string -type set_prefix -type rate Kernel pavise.bpf.c -- -I. -O2 -g -Wall -Werror -mcpu=v3
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -type rec_hdr -type rec_file -type rec_net -type rec_proc -type rec_exit -type rec_kind -type proc -type texts_short -type texts_long -type tables -type pool -type control -type hit -type verdict -type scratch -type automaton -type op_table -type word -type slot -type row -type leaf -type mount_info -type inode_key -type inode_name -type op_stats -type fold_key -type fold -type test_judge -type opened -type set_string -type set_prefix -type rate -type digests Kernel pavise.bpf.c -- -I. -O2 -g -Wall -Werror -mcpu=v3
 
 // ErrPrivileges says that the process may not load programs.
 var ErrPrivileges = errors.New("no privileges: run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_SYS_ADMIN and CAP_SYS_PTRACE")
@@ -218,6 +218,11 @@ func (k *Kernel) Hooked(name string) (bool, error) {
 	if spec.Type == ebpf.LSM {
 		f = "bpf_lsm_" + f
 	}
+	return k.Function(f)
+}
+
+// Function reports whether the kernel has a function of that name.
+func (k *Kernel) Function(f string) (bool, error) {
 	k.mu.Lock()
 	types := k.types
 	k.mu.Unlock()

@@ -17,6 +17,7 @@
 
 #include "file.bpf.c"
 #include "exec.bpf.c"
+#include "digest.bpf.c"
 #include "net.bpf.c"
 #include "namei.bpf.c"
 #include "mount.bpf.c"

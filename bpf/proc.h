@@ -7,6 +7,7 @@
 #define PAVISE_PROC_H
 
 #include "path.h"
+#include "digest.h"
 
 #define PROC_STR \
 	256 /* bytes of a path kept with the process; a longer executable path is walked again when it is needed */
@@ -643,6 +644,7 @@ __noinline int identify(__u32 si)
 #define OFF_PARENT_EXE (OFF_TMP + 256)
 #define OFF_SCRIPT     (OFF_TMP + 512)
 #define OFF_CGROUP     (OFF_TMP + 1024)
+#define OFF_DIGESTS    (OFF_TMP + 1024 + CGROUP_PATH)
 
 /* subject_classes classifies the current thread's facts in these dimensions. */
 __noinline int subject_classes(__u32 si, __u64 dims)
@@ -695,6 +697,34 @@ __noinline int subject_texts(__u32 si)
 	return 0;
 }
 
+#define DIMS_CRED                                                                           \
+	(DIM(DIM_UID) | DIM(DIM_GID) | DIM(DIM_LOGIN) | DIM(DIM_CAPS) | DIM(DIM_REAL_UID) | \
+	 DIM(DIM_REAL_GID))
+#define DIMS_TEXTS  (DIM(DIM_ARGS) | DIM(DIM_ANCESTORS))
+#define DIMS_DIGEST (DIM(DIM_DIGEST) | DIM(DIM_VERITY))
+
+/* subject_digests lays out the digests of the current process's image. */
+__noinline int subject_digests(__u32 si)
+{
+	struct scratch *s = scratch_at(si);
+	struct digests *d = bpf_task_storage_get(&image_digests,
+						 bpf_get_current_task_btf()->group_leader, 0, 0);
+	__u32 off = OFF_DIGESTS + DIGEST_TEXT;
+
+	if (!s)
+		return 0;
+	set_dim(s, DIM_DIGEST, OFF_DIGESTS, 0);
+	set_dim(s, DIM_VERITY, off, 0);
+	if (!d)
+		return 0;
+	set_dim(s, DIM_DIGEST, OFF_DIGESTS, d->now[DIGEST_CONTENT].len);
+	__builtin_memcpy(&s->bytes[OFF_DIGESTS], d->now[DIGEST_CONTENT].text, DIGEST_TEXT);
+	set_dim(s, DIM_VERITY, off, d->now[DIGEST_VERITY].len);
+	__builtin_memcpy(&s->bytes[OFF_DIGESTS + DIGEST_TEXT], d->now[DIGEST_VERITY].text,
+			 DIGEST_TEXT);
+	return 0;
+}
+
 /* renew lays out a thread's own facts of these dimensions, for subject_classes. */
 static __always_inline void renew(struct scratch *s, __u32 si, struct task_struct *t,
 				  struct proc *p, __u64 stale)
@@ -721,6 +751,8 @@ static __always_inline void renew(struct scratch *s, __u32 si, struct task_struc
 			p->script_len < PROC_STR ? p->script_len : MAX_STRING + 1);
 		__builtin_memcpy(&s->bytes[OFF_SCRIPT], p->script, PROC_STR);
 	}
+	if (stale & DIMS_DIGEST)
+		subject_digests(si);
 	if (NEED(stale, DIM_PROC_FLAGS))
 		set_u8(s, DIM_PROC_FLAGS, p->flags);
 	set_be32(s, DIM_UID, p->euid);
@@ -732,11 +764,6 @@ static __always_inline void renew(struct scratch *s, __u32 si, struct task_struc
 	*(__u64 *)&s->bytes[OFF_SMALL + DIM_CAPS * 16] = __builtin_bswap64(p->caps);
 	set_dim(s, DIM_CAPS, OFF_SMALL + DIM_CAPS * 16, 8);
 }
-
-#define DIMS_CRED                                                                           \
-	(DIM(DIM_UID) | DIM(DIM_GID) | DIM(DIM_LOGIN) | DIM(DIM_CAPS) | DIM(DIM_REAL_UID) | \
-	 DIM(DIM_REAL_GID))
-#define DIMS_TEXTS (DIM(DIM_ARGS) | DIM(DIM_ANCESTORS))
 
 /*
  * moved takes those of the current thread's facts in the dimensions need that can change while it runs, and returns stale with those that

@@ -149,7 +149,7 @@ func decodeProc(rec []byte, boot int64, e *pavise.Event) bool {
 	}
 	var aligned bpf.KernelRecProc
 	r := view(rec, &aligned)
-	if !fits(len(rec), size, int(r.PathLen)+int(r.ScriptLen)+int(r.ArgsLen)+int(r.CwdLen)+int(r.CgroupLen)+int(r.FsLen)) {
+	if !fits(len(rec), size, int(r.PathLen)+int(r.ScriptLen)+int(r.ArgsLen)+int(r.CwdLen)+int(r.CgroupLen)+int(r.FsLen)+int(r.DigestLen)+int(r.VerityLen)) {
 		return false
 	}
 	header(&r.Hdr, boot, e)
@@ -176,7 +176,9 @@ func decodeProc(rec []byte, boot int64, e *pavise.Event) bool {
 	x.Args, s = s[:r.ArgsLen:r.ArgsLen], s[r.ArgsLen:]
 	x.CWD, s = text(s, int(r.CwdLen))
 	x.Cgroup, s = text(s, int(r.CgroupLen))
-	f.FS, _ = text(s, int(r.FsLen))
+	f.FS, s = text(s, int(r.FsLen))
+	x.ExeDigest, s = text(s, int(r.DigestLen))
+	x.ExeVerity, _ = text(s, int(r.VerityLen))
 
 	// Comm is taken from rec, not from r: r may be the copy on this stack.
 	comm := rec[unsafe.Offsetof(r.Comm):][:len(r.Comm)]

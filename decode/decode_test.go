@@ -57,11 +57,11 @@ func netRec(remote, local string) []byte {
 	return encode(&r, &r.Hdr, remote, local)
 }
 
-func procRec(op pavise.Op, flags uint8, path, script, args, cwd, cgroup, fs string) []byte {
+func procRec(op pavise.Op, flags uint8, path, script, args, cwd, cgroup, fs, digest, verity string) []byte {
 	r := bpf.KernelRecProc{
 		Hdr: header0(bpf.KernelRecKindREC_PROC, op), ParentExecId: 8, StartTime: 400, Caps: 3, CgroupId: 77,
 		ParentPid: 41, Uid: 1, Gid: 2, Euid: 3, Egid: 4, Login: 5, NsHost: 0x41,
-		PathLen: uint16(len(path)), ScriptLen: uint16(len(script)), ArgsLen: uint16(len(args)), CwdLen: uint16(len(cwd)), CgroupLen: uint16(len(cgroup)), FsLen: uint8(len(fs)),
+		PathLen: uint16(len(path)), ScriptLen: uint16(len(script)), ArgsLen: uint16(len(args)), CwdLen: uint16(len(cwd)), CgroupLen: uint16(len(cgroup)), FsLen: uint8(len(fs)), DigestLen: uint8(len(digest)), VerityLen: uint8(len(verity)),
 		Flags: procMemfd | procSecure | procTTY | procArgsCut | procOnRoot,
 	}
 	r.Ns.Mnt, r.Ns.Pid, r.Ns.Net, r.Ns.User, r.Ns.Cgroup, r.Ns.Uts, r.Ns.Ipc = 1, 2, 3, 4, 5, 6, 7
@@ -69,7 +69,7 @@ func procRec(op pavise.Op, flags uint8, path, script, args, cwd, cgroup, fs stri
 	for i, c := range "bash" {
 		r.Comm[i] = int8(c)
 	}
-	return encode(&r, &r.Hdr, path, script, args, cwd, cgroup, fs)
+	return encode(&r, &r.Hdr, path, script, args, cwd, cgroup, fs, digest, verity)
 }
 
 func exitRec(code uint32) []byte {
@@ -84,8 +84,8 @@ func records() map[string][]byte {
 		"none": actRec(pavise.OpUserns, "", "", "", "", "", ""),
 		"net":  netRec("", ""),
 		"unix": netRec("@abs\x00tract", "/run/sock"),
-		"exec": procRec(pavise.OpExec, recFound, "/bin/bash", "/x.sh", "bash\x00-c\x00id\x00", "/root", "/system.slice/a.service", "overlay"),
-		"fork": procRec(pavise.OpFork, recThread, "", "", "", "", "", ""),
+		"exec": procRec(pavise.OpExec, recFound, "/bin/bash", "/x.sh", "bash\x00-c\x00id\x00", "/root", "/system.slice/a.service", "overlay", "sha256:01", "sha512:02"),
+		"fork": procRec(pavise.OpFork, recThread, "", "", "", "", "", "", "", ""),
 		"exit": exitRec(3<<8 | 0x80 | 11),
 	}
 }
@@ -116,13 +116,14 @@ func TestDecode(t *testing.T) {
 	exec.Op = pavise.OpExec
 	exec.Exec = pavise.ExecInfo{
 		Found: true, ParentExecID: 8, ParentPID: 41, StartTime: 400, Exe: pavise.FileInfo{Path: "/bin/bash", Inode: 99, FS: "overlay", Memfd: true},
-		Script: "/x.sh", Args: []byte("bash\x00-c\x00id\x00"), ArgsCut: true, CWD: "/root", Cgroup: "/system.slice/a.service", CgroupID: 77,
+		ExeDigest: "sha256:01", ExeVerity: "sha512:02", Script: "/x.sh", Args: []byte("bash\x00-c\x00id\x00"), ArgsCut: true, CWD: "/root", Cgroup: "/system.slice/a.service", CgroupID: 77,
 		UID: 1, GID: 2, EUID: 3, EGID: 4, LoginID: 5, Caps: 3, SecureExec: true, TTY: true, OnRoot: true, Comm: "bash",
 		Namespaces: pavise.Namespaces{Mnt: 1, PID: 2, Net: 3, User: 4, Cgroup: 5, UTS: 6, IPC: 7, Host: pavise.NSMnt | pavise.NSIPC},
 	}
 	fork := exec
 	fork.Op = pavise.OpFork
 	fork.Exec.Found, fork.Exec.Thread = false, true
+	fork.Exec.ExeDigest, fork.Exec.ExeVerity = "", ""
 	fork.Exec.Exe.Path, fork.Exec.Exe.FS, fork.Exec.Script, fork.Exec.CWD, fork.Exec.Cgroup, fork.Exec.Args = "", "", "", "", "", nil
 	exit := base
 	exit.Op, exit.Exit = pavise.OpExit, pavise.ExitInfo{Code: 3, Signal: 11}
@@ -264,7 +265,7 @@ func FuzzDecode(f *testing.F) {
 		}
 		for _, s := range []string{
 			e.File.Path, e.File.Alias, e.File.FS, e.Net.RemotePath, e.Net.LocalPath, e.Exec.Exe.Path, e.Exec.Exe.FS,
-			e.Exec.Script, e.Exec.CWD, e.Exec.Cgroup, e.Exec.Comm, e.Act.NewPath, e.Act.Name, e.Act.Target.Path,
+			e.Exec.ExeDigest, e.Exec.ExeVerity, e.Exec.Script, e.Exec.CWD, e.Exec.Cgroup, e.Exec.Comm, e.Act.NewPath, e.Act.Name, e.Act.Target.Path,
 		} {
 			inside(unsafe.StringData(s), len(s))
 		}

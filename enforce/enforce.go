@@ -52,6 +52,7 @@ type Enforcer struct {
 	sets     sets
 	clock    clock
 	counting bool // rates have their map
+	digests  bool // the lifecycle programs look for digests
 }
 
 // Open loads the base, and finds for each operation the best rung by trying it. Nothing of the machine is judged yet. The error wraps ErrUnsupported
@@ -170,6 +171,14 @@ func (e *Enforcer) Apply(img *policy.Image) (Applied, error) {
 		}
 		return Applied{}, err
 	}
+	for _, d := range digests {
+		if _, ok := need[d.program]; ok && !e.digests {
+			if err := e.useDigests(true); err != nil {
+				return Applied{}, err
+			}
+			e.digests = true
+		}
+	}
 	e.k.Preload(slices.Collect(maps.Keys(need))...)
 	for p, op := range need {
 		if !e.k.Attached(p) {
@@ -280,6 +289,7 @@ func (e *Enforcer) programs(img *policy.Image) map[string]pavise.Op {
 			need[r.unix] = op
 		}
 	}
+	digestPrograms(img, need)
 	return need
 }
 

@@ -30,6 +30,7 @@ type OpStatus struct {
 	Notes      []string
 	Tried      []RungTry
 	Missing    []policy.Dim // facts that this rung does not have
+	MissingWhy map[policy.Dim]string
 	KillOnly   []policy.Dim // facts that it has only after the act
 }
 
@@ -159,6 +160,7 @@ func (e *Enforcer) choose(skip map[pavise.Rung]bool) {
 			e.ctl.Hooks |= 1 << op
 		}
 	}
+	e.chooseDigests(tried[pavise.RungLSM])
 }
 
 // hooked looks for the hooks of a rung's programs in this kernel: a program that is not optional must have one.
@@ -187,7 +189,7 @@ func (e *Enforcer) hooked(r rung) (rung, error) {
 // Machine returns what the compiler must know of this machine, by operation.
 func (e *Enforcer) Machine() (m [pavise.NumOps]policy.Support) {
 	for op, st := range e.status {
-		m[op] = policy.Support{Rung: st.Rung, Deny: st.Deny, Kill: st.Kill, Missing: st.Missing, KillOnly: st.KillOnly, Why: st.Why}
+		m[op] = policy.Support{Rung: st.Rung, Deny: st.Deny, Kill: st.Kill, Missing: st.Missing, MissingWhy: st.MissingWhy, KillOnly: st.KillOnly, Why: st.Why}
 	}
 	return m
 }

@@ -348,24 +348,7 @@ func killedChild() error {
 	if !ok {
 		return fmt.Errorf("there is no program to try on %s", runtime.GOARCH)
 	}
-	fd, err := unix.MemfdCreate(selftestName, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if _, err := unix.Write(fd, elf(code.machine, code.text)); err != nil {
-		return err
-	}
-	if err := unix.Fchmod(fd, 0o700); err != nil {
-		return err
-	}
-	// Open for writing it could not be executed: go through a new description.
-	ro, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(ro)
-	pid, err := syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", ro), []string{selftestName}, nil)
+	pid, err := startImage(elf(code.machine, code.text), nil)
 	if err != nil {
 		return fmt.Errorf("start the program to be killed: %w", err)
 	}

@@ -17,6 +17,8 @@ type Support struct {
 	Deny    bool
 	Kill    bool
 	Missing []Dim // facts that the kernel does not have at this rung
+	// MissingWhy is, for those of them that no rung of this machine has, why.
+	MissingWhy map[Dim]string
 	// KillOnly are facts that the kernel has only after the act, where it can still kill: no deny by them.
 	KillOnly []Dim
 	Why      string // why not more, for messages
@@ -260,9 +262,13 @@ func (w *policyNormaliser) ladder(op pavise.Op, a pavise.Action, dims map[Dim]bo
 	}
 	why := ""
 	var lacks []string
+	lackWhy := reason(s)
 	for _, d := range s.Missing {
 		if dims[d] {
 			lacks = append(lacks, d.of(op))
+			if w := s.MissingWhy[d]; w != "" {
+				lackWhy = w
+			}
 		}
 	}
 	can := s.Deny
@@ -280,7 +286,7 @@ func (w *policyNormaliser) ladder(op pavise.Op, a pavise.Action, dims map[Dim]bo
 	case s.Rung == pavise.RungNone:
 		why = "it cannot be observed: " + reason(s)
 	case len(lacks) > 0:
-		why = fmt.Sprintf("the kernel does not know %s at rung %s: %s", strings.Join(lacks, ", "), s.Rung, reason(s))
+		why = fmt.Sprintf("the kernel does not know %s at rung %s: %s", strings.Join(lacks, ", "), s.Rung, lackWhy)
 	case !can && late != "" && op == pavise.OpExec:
 		why = "the arguments of the new program are known only when it is in place, where the process can be killed, and the call cannot fail any more"
 	case !can:

@@ -27,6 +27,7 @@ func facts(e *pavise.Event) (f [NumDims]string) {
 		return 0
 	}
 	f[DimExe], f[DimScript], f[DimCgroup] = p.Exe.Path, p.Script, p.Cgroup
+	f[DimDigest], f[DimVerity] = p.ExeDigest, p.ExeVerity
 	if p.Parent != nil {
 		f[DimParentExe] = p.Parent.Exe.Path
 	}
@@ -169,6 +170,7 @@ func randomEvent(r *rand.Rand, op pavise.Op) *pavise.Event {
 	for range r.IntN(5) {
 		p.Args = append(p.Args, pick("", "-i", "-x", "--x", "--x=y", "--xy", "curl", "curl x", "x", "a b", "-o", "/etc/shadow", "y.z", " ", "é"))
 	}
+	p.ExeDigest, p.ExeVerity = pick("", "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde0"), pick("", "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", "sha512:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef")
 	p.User.ID = num()
 	p.User.Name = map[uint32]string{0: "root", 33: "www-data"}[p.User.ID]
 	if flip() {

@@ -45,6 +45,7 @@ const (
 	kindPath                    // an absolute path
 	kindName                    // the last component of the path in Dim
 	kindText                    // any string
+	kindDigest                  // "sha256:..."
 	kindSysctl                  // a string, with dots for its slashes if it has none
 	kindInt                     // a big-endian number
 	kindFlag                    // a bit
@@ -71,6 +72,7 @@ var works = map[fieldKind]string{
 	kindPath:      "==, !=, in, startsWith, endsWith, contains, under and glob with literal strings",
 	kindName:      "==, !=, in, startsWith, endsWith, contains and glob with literal strings",
 	kindText:      "==, !=, in, startsWith, endsWith, contains, under and glob with literal strings",
+	kindDigest:    "==, !=, in, inSet and startsWith with literal digests",
 	kindSysctl:    "==, !=, in, startsWith, endsWith, contains, under and glob with literal strings",
 	kindInt:       "==, !=, <, <=, >, >= and in with literal numbers",
 	kindFlag:      "the field itself, or its negation",
@@ -254,8 +256,10 @@ var processFields = append([]Field{
 		proc: func(p *pavise.Process) ref.Val { return textVal(p.Exe.Path) }},
 	{Name: "exe.name", Type: "string", Dim: DimExe, kind: kindName, Doc: "Last component of the executable's path.",
 		proc: func(p *pavise.Process) ref.Val { return textVal(baseName(p.Exe.Path)) }},
-	{Name: "exe.digest", Type: "string", Void: true, Doc: "Digest of the executable file, as \"sha256:...\".", Tip: "process.exe.path",
-		proc: func(*pavise.Process) ref.Val { return textVal("") }},
+	{Name: "exe.digest", Type: "string", Dim: DimDigest, kind: kindDigest, Doc: "Digest of the content of the executable, which IMA takes when it is started: \"sha256:...\", as sha256sum prints it. It costs the reading of the file. Empty when it is not known: of a process that was started before a rule asked for it.",
+		proc: func(p *pavise.Process) ref.Val { return textVal(p.ExeDigest) }},
+	{Name: "exe.verity", Type: "string", Dim: DimVerity, kind: kindDigest, Doc: "Digest of the executable that fs-verity enforces, \"sha256:...\", as fsverity measure prints it. It costs nothing. Empty when the file has none, or the process was started before a rule asked for it.",
+		proc: func(p *pavise.Process) ref.Val { return textVal(p.ExeVerity) }},
 	{Name: "exe.deleted", Type: "bool", Dim: DimProcFlags, kind: kindFlag, size: 1, bit: ProcFlagDeleted, Doc: "Whether the executable file had no name any more when it was started.",
 		proc: func(p *pavise.Process) ref.Val { return types.Bool(p.Exe.Deleted) }},
 	{Name: "exe.memfd", Type: "bool", Dim: DimProcFlags, kind: kindFlag, size: 1, bit: ProcFlagMemfd, Doc: "Whether the executable is an anonymous memory file.",

@@ -68,7 +68,10 @@ const (
 	DimNS            Dim = 12 // 1 byte, pavise.NamespaceSet: those that are the machine's own
 	DimRealUID       Dim = 13 // 4 bytes
 	DimRealGID       Dim = 14 // 4 bytes
-	DimDigest        Dim = 15 // of the executable, by fs-verity: 32 bytes of SHA-256, 64 of SHA-512, none when there is none
+	DimDigest        Dim = 15 // of the executable's content, as text: "sha256:..."; empty when it is not known
+	DimVerity        Dim = 16 // of fs-verity, likewise
+	DimDigestSets    Dim = 18
+	DimVeritySets    Dim = 19
 	DimExeSets       Dim = 20 // 8 bytes: the sets that hold DimExe, a bit each (Image.Sets)
 	DimParentExeSets Dim = 21
 	DimScriptSets    Dim = 22

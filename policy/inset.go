@@ -92,7 +92,7 @@ func (f *Field) inKernelSets() bool {
 	switch f.kind {
 	case kindInt, kindMode:
 		return true
-	case kindPath, kindText, kindName, kindAddr:
+	case kindPath, kindText, kindName, kindAddr, kindDigest:
 		return f.Dim.Sets() != DimNone
 	}
 	return false

@@ -102,6 +102,7 @@ const (
 	setOfPaths setWhat = iota
 	setOfTexts
 	setOfNames
+	setOfDigests
 	setOfAddresses
 	setOfNumbers
 )
@@ -118,6 +119,8 @@ func formOf(f *Field, isInt bool) setForm {
 	case f == nil:
 	case f.kind == kindAddr:
 		return setForm{what: setOfAddresses}
+	case f.kind == kindDigest:
+		return setForm{what: setOfDigests}
 	case globModeOf(f) == globPath:
 		return setForm{what: setOfPaths}
 	case globModeOf(f) == globName:
@@ -277,6 +280,11 @@ func (s *Set) add(l string, form setForm) error {
 			return fmt.Errorf("string of %d bytes is too long: the limit is %d", len(l), MaxString)
 		}
 		s.Strings = append(s.Strings, l)
+	case setOfDigests:
+		if err := checkDigest(l); err != nil {
+			return err
+		}
+		s.Strings = append(s.Strings, l)
 	case setOfNames:
 		if strings.Contains(l, "/") {
 			return fmt.Errorf("name %s has a \"/\", and a name has none", quoted(l))
@@ -383,6 +391,7 @@ var setSources = [NumDims]struct {
 	address bool
 }{
 	DimExeSets: {dim: DimExe}, DimParentExeSets: {dim: DimParentExe}, DimScriptSets: {dim: DimScript},
+	DimDigestSets: {dim: DimDigest}, DimVeritySets: {dim: DimVerity},
 	DimPathSets: {dim: DimPath}, DimNewPathSets: {dim: DimNewPath}, DimTargetExeSets: {dim: DimTargetExe},
 	DimRemotePathSets: {dim: DimRemotePath}, DimLocalPathSets: {dim: DimLocalPath},
 	DimRemoteAddrSets: {dim: DimRemoteAddr, address: true}, DimLocalAddrSets: {dim: DimLocalAddr, address: true},

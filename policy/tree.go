@@ -62,11 +62,11 @@ type natom struct {
 var dimKeys = [NumDims]string{
 	DimExe: "exe", DimParentExe: "parent-exe", DimScript: "script", DimCgroup: "cgroup", DimUID: "uid", DimGID: "gid", DimLogin: "login",
 	DimCaps: "caps", DimProcFlags: "process-flags", DimArgs: "args", DimAncestors: "ancestors", DimNS: "ns", DimRealUID: "real-uid",
-	DimRealGID: "real-gid", DimDigest: "digest", DimPath: "path", DimAccess: "access", DimOwner: "owner", DimMode: "mode", DimFS: "fs",
+	DimRealGID: "real-gid", DimDigest: "digest", DimVerity: "verity", DimPath: "path", DimAccess: "access", DimOwner: "owner", DimMode: "mode", DimFS: "fs",
 	DimFileFlags: "file-flags", DimRemoteAddr: "remote-address", DimLocalAddr: "local-address", DimRemotePort: "remote-port",
 	DimLocalPort: "local-port", DimSocket: "socket", DimRemotePath: "remote-path", DimLocalPath: "local-path",
 	DimValue: "value", DimValue2: "value2", DimName: "name", DimNewPath: "new-path", DimTargetExe: "target-exe", DimTargetUID: "target-uid",
-	DimExeSets: "exe", DimParentExeSets: "parent-exe", DimScriptSets: "script", DimPathSets: "path", DimNewPathSets: "new-path", DimTargetExeSets: "target-exe",
+	DimExeSets: "exe", DimParentExeSets: "parent-exe", DimScriptSets: "script", DimDigestSets: "digest", DimVeritySets: "verity", DimPathSets: "path", DimNewPathSets: "new-path", DimTargetExeSets: "target-exe",
 	DimRemotePathSets: "remote-path", DimLocalPathSets: "local-path", DimRemoteAddrSets: "remote-address", DimLocalAddrSets: "local-address",
 	DimTime: "time",
 }
@@ -316,7 +316,7 @@ func (c *checker) oneOf(e ast.Expr, f *Field, els []ast.Expr) *cnode {
 		}
 	}
 	switch f.kind {
-	case kindPath, kindText, kindSysctl, kindCmdline:
+	case kindPath, kindText, kindSysctl, kindCmdline, kindDigest:
 		var ps []pattern
 		for _, s := range texts {
 			ps = append(ps, pattern{Items: literal(s)})
@@ -444,6 +444,8 @@ func canonicalText(f *Field, s string) (out, hint string, err error) {
 		if len(s) > MaxString {
 			return "", "", fmt.Errorf("string of %d bytes is too long: the limit is %d", len(s), MaxString)
 		}
+	case kindDigest:
+		return s, "", checkDigest(s)
 	case kindAddr:
 		if s == "" {
 			return s, "", nil
@@ -472,6 +474,28 @@ func canonicalText(f *Field, s string) (out, hint string, err error) {
 		}
 	}
 	return s, "", nil
+}
+
+// digits are the hexadecimal digits of the digests that there are.
+var digits = map[string]int{"sha256": 64, "sha384": 96, "sha512": 128}
+
+// checkDigest says why no fact is s, a digest.
+func checkDigest(s string) error {
+	algo, hex, _ := strings.Cut(s, ":")
+	if s == "" || len(hex) > 0 && len(hex) == digits[algo] && isHex(hex) {
+		return nil
+	}
+	return fmt.Errorf("bad digest %s: want \"sha256:\" and 64 lower-case hexadecimal digits, or sha384 or sha512 with theirs", quoted(s))
+}
+
+func beginsDigest(s string) bool {
+	for algo, n := range digits {
+		algo += ":"
+		if strings.HasPrefix(algo, s) || strings.HasPrefix(s, algo) && len(s) <= len(algo)+n && isHex(s[len(algo):]) {
+			return true
+		}
+	}
+	return false
 }
 
 func isHex(s string) bool {
@@ -772,6 +796,14 @@ func (c *checker) part(e ast.Expr, fn string, target, arg ast.Expr) *cnode {
 			return c.unknown(e)
 		}
 		return c.leaf(e, f.textAtom([]pattern{{Items: around(fn, s, anyByte)}}))
+	case kindDigest:
+		if fn == "startsWith" {
+			if !beginsDigest(s) {
+				c.fail(arg, "", "%s begins no digest: they are \"sha256:\", \"sha384:\" or \"sha512:\" and lower-case hexadecimal digits", quoted(s))
+				return c.unknown(e)
+			}
+			return c.leaf(e, f.textAtom([]pattern{{Items: around(fn, s, anyByte)}}))
+		}
 	case kindName:
 		if _, ok := c.canonical(f, arg, s); !ok {
 			return c.unknown(e)

@@ -493,8 +493,9 @@ func (t *Table) facts(en *entry, p *pavise.Process, e *pavise.Event) *image {
 	p.Exe = x.Exe
 	p.Exe.Path, p.Exe.Alias, p.Exe.FS = t.strings.intern(x.Exe.Path), t.strings.intern(x.Exe.Alias), t.strings.intern(x.Exe.FS)
 	p.Script, p.CWD = t.strings.intern(x.Script), t.strings.intern(x.CWD)
+	p.ExeDigest, p.ExeVerity = t.strings.intern(x.ExeDigest), t.strings.intern(x.ExeVerity)
 	args, cut := x.Args, x.ArgsCut
-	paths := len(p.Exe.Path) + len(p.Exe.Alias) + len(p.Script) + len(p.CWD) + len(p.Cgroup)
+	paths := len(p.Exe.Path) + len(p.Exe.Alias) + len(p.Script) + len(p.CWD) + len(p.Cgroup) + len(p.ExeDigest) + len(p.ExeVerity)
 	cost := paths + argsCost(args)
 	for t.bytes+cost > t.maxBytes && t.evictEnded(en) {
 	}
@@ -513,6 +514,7 @@ func argsCost(args []byte) int { return len(args) + 16*(bytes.Count(args, []byte
 func (t *Table) inherit(p *pavise.Process, parent *entry) {
 	q := parent.p
 	p.Exe, p.Script, p.Args, p.ArgsCut, p.CWD = q.Exe, q.Script, q.Args, q.ArgsCut, q.CWD
+	p.ExeDigest, p.ExeVerity = q.ExeDigest, q.ExeVerity
 	p.SecureExec, p.TTY = p.SecureExec || q.SecureExec, p.TTY || q.TTY
 	if p.CgroupID == 0 || p.CgroupID == q.CgroupID { // CLONE_INTO_CGROUP makes them differ
 		p.CgroupID, p.Cgroup, p.Unit, p.Container, p.Pod = q.CgroupID, q.Cgroup, q.Unit, q.Container, q.Pod
