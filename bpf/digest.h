@@ -25,13 +25,13 @@ enum {
 };
 
 struct digests {
-	struct digest now[NUM_DIGESTS]; /* of the image of the process, at its leader */
+	struct digest now[NUM_DIGESTS]; /* of the image of the process */
 	struct digest next[NUM_DIGESTS]; /* of the file that the thread is about to make its image */
 	__u64 next_file;
 	__u8 raw[8 + DIGEST_BYTES];
 };
 
-/* One for each process that has called exec, or whose parent had, since a rule first asked for digests; the file's is here between two hooks. */
+/* One for each thread of a process that has called exec, or whose parent had, since a rule first asked for digests; the file's is here between two hooks. */
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -63,10 +63,10 @@ static __always_inline void digest_put(struct digests *d, struct digest *to, con
 	to->len = 7 + 2 * n;
 }
 
-/* digest_fork gives a new process the digests of its parent. */
+/* digest_fork gives a new process, or thread, the digests of the one that made it. */
 static __always_inline void digest_fork(struct task_struct *parent, struct task_struct *child)
 {
-	struct digests *d = bpf_task_storage_get(&image_digests, parent->group_leader, 0, 0);
+	struct digests *d = bpf_task_storage_get(&image_digests, parent, 0, 0);
 
 	if (!d)
 		return;

@@ -73,6 +73,8 @@ int BPF_PROG(on_fork, struct task_struct *child, unsigned long clone_flags)
 		count_err(ERR_PROC);
 		goto out;
 	}
+	if (digests_used)
+		digest_fork(parent, child);
 	if (child->pid != child->tgid)
 		goto out; /* a thread: the same process, the same identity */
 	p->parent_exec_id = pp->exec_id;
@@ -84,8 +86,6 @@ int BPF_PROG(on_fork, struct task_struct *child, unsigned long clone_flags)
 	p->parent_exe_len = pp->exe_len;
 	__builtin_memcpy(p->parent_exe, pp->exe, PROC_STR);
 	texts_fork(s, si, pp->exec_id, p->exec_id);
-	if (digests_used)
-		digest_fork(parent, child);
 	if (exec_events) {
 		struct rec_proc *r = (void *)&s->bytes[OFF_REC];
 		struct op_stats *st = stats_of(OP_FORK);

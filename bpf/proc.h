@@ -707,8 +707,7 @@ __noinline int subject_texts(__u32 si)
 __noinline int subject_digests(__u32 si)
 {
 	struct scratch *s = scratch_at(si);
-	struct digests *d = bpf_task_storage_get(&image_digests,
-						 bpf_get_current_task_btf()->group_leader, 0, 0);
+	struct digests *d = bpf_task_storage_get(&image_digests, bpf_get_current_task_btf(), 0, 0);
 	__u32 off = OFF_DIGESTS + DIGEST_TEXT;
 
 	if (!s)

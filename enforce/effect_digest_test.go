@@ -75,6 +75,7 @@ func TestKernelSubjectDigest(t *testing.T) {
 	must(t, f.Close())
 
 	x.apply(t)
+	done(t, x.subject, "", "nothing") // it runs before a rule asks for digests
 	for _, p := range []string{sh, alike, other} {
 		if !reads(t, file, p) {
 			t.Fatal("cannot read without a rule:", p)
@@ -95,6 +96,11 @@ func TestKernelSubjectDigest(t *testing.T) {
 			t.Errorf("%q has another digest, and cannot read", run)
 		}
 	}
+	// Every thread has it; a process from before the rule has none.
+	x.applyText(t, ruleOn(pavise.OpOpen, on+fmt.Sprintf("process.exe.digest == %q", digestOf(t, x.subject.exe))))
+	done(t, x.subject, secret, "read", file)
+	x.subject.stop()
+	x.stopped(t, pavise.OpOpen, "read", file) // each deed is a thread's
 	// Only these may, which is the other way round; and of a set in a file.
 	set, err := policy.ParseWith("test.yaml", []byte(ruleOn(pavise.OpOpen, on+`!process.exe.digest.inSet("allowed")`)),
 		func(string) ([]byte, error) {
