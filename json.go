@@ -1,6 +1,7 @@
 package pavise
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"iter"
@@ -870,6 +871,25 @@ func (e *Event) UnmarshalJSON(data []byte) error {
 	if err := json.Unmarshal(data, &j); err != nil {
 		return fmt.Errorf("read event: %w", err)
 	}
+	return e.from(&j)
+}
+
+// ParseEvent reads an event that a person wrote: as UnmarshalJSON does, but a field that it does not know is an error.
+func ParseEvent(data []byte) (*Event, error) {
+	var j eventJSON
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&j); err != nil {
+		return nil, fmt.Errorf("read event: %s", strings.TrimPrefix(err.Error(), "json: "))
+	}
+	e := new(Event)
+	if err := e.from(&j); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+func (e *Event) from(j *eventJSON) error {
 	r := Event{
 		ID: j.ID, Time: unixNano(j.Time), Monitor: j.Monitor, Policy: j.Policy, Rule: j.Rule,
 		Severity: j.Severity, Message: j.Message, Matched: j.Matched, Count: j.Count,

@@ -164,6 +164,9 @@ func (a *Agent) compile(ps []*policy.Policy) (*policySet, error) {
 	if err != nil {
 		return nil, Faults(err)
 	}
+	if err := policy.TestErrors(ps); err != nil {
+		return nil, err
+	}
 	return &policySet{policies: ps, machine: a.machine, image: img, report: rep}, nil
 }
 

@@ -60,6 +60,7 @@ type Policy struct {
 	Subject     *Condition  // nil: every process
 	Default     []pavise.Op // operations that are denied unless a rule allows them, in order of their numbers
 	Rules       []RuleSpec
+	Tests       []Test
 	Source      []byte // the document as written, but for what WithMode changed
 	File        string
 	Line        int // of the document's first line
@@ -74,6 +75,8 @@ type memo struct {
 	mu     sync.Mutex
 	cache  *normalPolicy // the last normal form, by machine
 	review *review       // the last one, by machine
+
+	results []TestResult // of its tests
 }
 
 // RuleSpec is one rule of a policy, as written.
@@ -605,7 +608,7 @@ func (p *parser) condition(v *yaml.Node, field string, ops []pavise.Op, subject 
 func (p *parser) policy(root *yaml.Node) *Policy {
 	pol := &Policy{Mode: ModeMonitor, Fallback: FallbackRefuse, defaultLines: map[pavise.Op][2]int{}, memo: new(memo)}
 	var apiVersion, kind string
-	var spec, rules, named *yaml.Node
+	var spec, rules, tests, named *yaml.Node
 	p.nameLine, p.nameCol = p.base+root.Line, root.Column
 	p.mapping(root, "", map[string]func(*yaml.Node, string){
 		"apiVersion": func(v *yaml.Node, f string) {
@@ -656,9 +659,13 @@ func (p *parser) policy(root *yaml.Node) *Policy {
 		"subject": func(v *yaml.Node, f string) { pol.Subject = p.condition(v, f, nil, true) },
 		"default": func(v *yaml.Node, f string) { p.defaults(pol, v, f) },
 		"rules":   func(v *yaml.Node, _ string) { rules = v },
+		"tests":   func(v *yaml.Node, _ string) { tests = v },
 	})
 	if rules != nil {
 		p.rules(pol, rules)
+	}
+	if tests != nil {
+		p.tests(pol, tests)
 	}
 	if spec.Kind == yaml.MappingNode && (rules == nil || len(rules.Content) == 0 && rules.Kind == yaml.SequenceNode) && len(pol.Default) == 0 {
 		p.at(spec, "spec", "add rules or a default", "policy asks for nothing")

@@ -15,7 +15,7 @@ func (a *app) check() *cobra.Command {
 	var strict bool
 	c := &cobra.Command{
 		Use: "check FILE...", Short: "Compile policies, and change nothing",
-		Long: `Compile policies as one set, and change nothing. It needs no privileges. When an agent answers, they are checked against
+		Long: `Compile policies as one set and run the tests that stand in them, and change nothing. It needs no privileges. When an agent answers, they are checked against
 what its machine can do; else against a machine that can do everything.
 
 With --strict, a warning or a rule that would be degraded is a failure.`,
@@ -32,6 +32,9 @@ With --strict, a warning or a rule that would be degraded is a failure.`,
 				var rep *policy.Report
 				_, rep, err = policy.Compile(ps, m)
 				if err = agent.Faults(err); err == nil {
+					err = policy.TestErrors(ps)
+				}
+				if err == nil {
 					st = agent.StatusOf(ps, policy.Review(ps, m, rep))
 				}
 			}
