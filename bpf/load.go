@@ -260,9 +260,14 @@ func (k *Kernel) load(name string) (*ebpf.Program, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Only the kernel's own types: the programs read no module's, and a module's are not safe to read side by side with the kernel's, on which they build.
+	kernel, err := k.types.Kernel()
+	if err != nil {
+		return nil, fmt.Errorf("read the kernel's types: %w", err)
+	}
 	coll, err := ebpf.NewCollectionWithOptions(&ebpf.CollectionSpec{
 		Maps: k.spec.Maps, Programs: map[string]*ebpf.ProgramSpec{name: spec}, Types: k.spec.Types, ByteOrder: k.spec.ByteOrder,
-	}, ebpf.CollectionOptions{MapReplacements: k.maps, Cache: k.types})
+	}, ebpf.CollectionOptions{MapReplacements: k.maps, Cache: k.types, Programs: ebpf.ProgramOptions{KernelTypes: kernel}})
 	if err != nil {
 		return nil, cause(err)
 	}
