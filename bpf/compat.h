@@ -124,6 +124,11 @@ static __always_inline __u64 reg_at(void *regs, __u32 off)
 	return v;
 }
 
+/* A constant of the preprocessor, 1 << 28, up to 6.12; an enum of other numbers in 6.18. */
+enum dentry_flags___pavise {
+	DCACHE_PAR_LOOKUP___pavise = 1 << 28,
+};
+
 /* The v1 controller whose hierarchy is taken when a process is at the root of v2 (hybrid hosts); found by name since numbers differ. */
 enum cgroup_subsys_id___pavise {
 	memory_cgrp_id___pavise = 100,

@@ -310,7 +310,7 @@ struct object {
 	__u32 name_len; /* of the name at OFF_NAME */
 	__u16 mode; /* of a file that is to be made */
 	__u8 access;
-	__u8 pad;
+	__u8 unsure; /* whether there is such a file already is not known: hold() */
 };
 
 struct scratch {

@@ -267,6 +267,73 @@ __noinline int put_act(__u32 si)
 	return 0;
 }
 
+/*
+ * An open with O_CREAT asks whether it may make a file before it looks whether the name is there (lookup_open in fs/namei.c), unless the kernel still knows that. A
+ * refusal then only means that none is made, and the file that is there is opened all the same. So what is decided about such a name is held until the open is done, by
+ * thread: on_opened tells it, and kills, if a file was made or refused. 8,192 opens at once; beyond that, and where a record is longer, it is done at once. A thread whose
+ * open ends elsewhere leaves its entry to the next open that asks.
+ */
+#define HELD_REC 3840
+
+struct held {
+	__u64 object;
+	__u64 dentry; /* of the name, and what it was, to know it again */
+	__u64 parent;
+	__u64 hash;
+	__u32 side;
+	__u32 gen;
+	__u32 len; /* of rec */
+	struct verdict v;
+	__u8 rec[HELD_REC];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 8192);
+	__type(key, __u32);
+	__type(value, struct held);
+} helds SEC(".maps");
+
+static __always_inline __u64 parent_of(__u64 dentry)
+{
+	return READ_PTR((struct dentry *)dentry, d_parent);
+}
+
+static __always_inline __u64 hash_of(__u64 dentry)
+{
+	return READ((struct dentry *)dentry, d_name.hash_len);
+}
+
+/* hold keeps the verdict and the record of len bytes at OFF_REC for on_opened. Returns the action to take until then; -1 when it cannot be kept. */
+__noinline int hold(__u32 si, __u64 object, __u32 len)
+{
+	struct scratch *s = scratch_at(si);
+	__u32 side, tid = bpf_get_current_pid_tgid();
+	struct tables *t;
+	struct held *h;
+
+	if (!s || len > HELD_REC)
+		return -1;
+	side = s->side;
+	t = bpf_map_lookup_elem(&sides, &side);
+	if (!t)
+		return -1;
+	h = (void *)&s->bytes[OFF_TMP];
+	h->object = object;
+	h->dentry = s->obj.dentry;
+	h->parent = parent_of(h->dentry);
+	h->hash = hash_of(h->dentry);
+	h->side = side;
+	h->gen = t->gen;
+	h->len = len;
+	h->v = s->v;
+	bpf_probe_read_kernel(h->rec, HELD_REC, &s->bytes[OFF_REC]);
+	if (bpf_map_update_elem(&helds, &tid, h, BPF_ANY))
+		return -1;
+	return s->v.action[DECIDED_ENFORCED] >= ACT_DENY ? ACT_DENY : ACT_NONE;
+}
+
 /* judge_file judges op on s->obj, reports, and returns the action to take. */
 static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op)
 {
@@ -310,6 +377,12 @@ static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op)
 		r->fs_len = read_fs(s, s->rec_end, o->inode);
 	if (op == OP_LATE)
 		s->op = OP_EXEC;
+	if (o->unsure) {
+		int act = hold(si, object, s->rec_end + r->fs_len - OFF_REC);
+
+		if (act >= 0)
+			return act;
+	}
 	return report(si, REC_FILE, s->rung, object, s->rec_end + r->fs_len - OFF_REC);
 }
 

@@ -72,6 +72,19 @@ type KernelFoldKey struct {
 	Op     uint32
 }
 
+type KernelHeld struct {
+	_      structs.HostLayout
+	Object uint64
+	Dentry uint64
+	Parent uint64
+	Hash   uint64
+	Side   uint32
+	Gen    uint32
+	Len    uint32
+	V      KernelVerdict
+	Rec    [3840]uint8
+}
+
 type KernelHit struct {
 	_    structs.HostLayout
 	Hits uint64
@@ -396,7 +409,7 @@ type KernelScratch struct {
 		NameLen      uint32
 		Mode         uint16
 		Access       uint8
-		Pad          uint8
+		Unsure       uint8
 	}
 	Task     uint64
 	LineLen  uint32
@@ -523,6 +536,7 @@ const (
 	KernelMapCritical          = "critical"
 	KernelMapErrors            = "errors"
 	KernelMapFolds             = "folds"
+	KernelMapHelds             = "helds"
 	KernelMapHits              = "hits"
 	KernelMapImageDigests      = "image_digests"
 	KernelMapInodes            = "inodes"
@@ -606,6 +620,7 @@ const (
 	KernelProgOnExec           = "on_exec"
 	KernelProgOnExit           = "on_exit"
 	KernelProgOnFork           = "on_fork"
+	KernelProgOnOpened         = "on_opened"
 	KernelProgOnSysExit        = "on_sys_exit"
 	KernelProgProbeCgroup      = "probe_cgroup"
 	KernelProgProbeReturn      = "probe_return"
@@ -748,6 +763,7 @@ type KernelProgramSpecs struct {
 	OnExec           *ebpf.ProgramSpec `ebpf:"on_exec"`
 	OnExit           *ebpf.ProgramSpec `ebpf:"on_exit"`
 	OnFork           *ebpf.ProgramSpec `ebpf:"on_fork"`
+	OnOpened         *ebpf.ProgramSpec `ebpf:"on_opened"`
 	OnSysExit        *ebpf.ProgramSpec `ebpf:"on_sys_exit"`
 	ProbeCgroup      *ebpf.ProgramSpec `ebpf:"probe_cgroup"`
 	ProbeReturn      *ebpf.ProgramSpec `ebpf:"probe_return"`
@@ -766,6 +782,7 @@ type KernelMapSpecs struct {
 	Critical     *ebpf.MapSpec `ebpf:"critical"`
 	Errors       *ebpf.MapSpec `ebpf:"errors"`
 	Folds        *ebpf.MapSpec `ebpf:"folds"`
+	Helds        *ebpf.MapSpec `ebpf:"helds"`
 	Hits         *ebpf.MapSpec `ebpf:"hits"`
 	ImageDigests *ebpf.MapSpec `ebpf:"image_digests"`
 	Inodes       *ebpf.MapSpec `ebpf:"inodes"`
@@ -839,6 +856,7 @@ type KernelMaps struct {
 	Critical     *ebpf.Map `ebpf:"critical"`
 	Errors       *ebpf.Map `ebpf:"errors"`
 	Folds        *ebpf.Map `ebpf:"folds"`
+	Helds        *ebpf.Map `ebpf:"helds"`
 	Hits         *ebpf.Map `ebpf:"hits"`
 	ImageDigests *ebpf.Map `ebpf:"image_digests"`
 	Inodes       *ebpf.Map `ebpf:"inodes"`
@@ -864,6 +882,7 @@ func (m *KernelMaps) Close() error {
 		m.Critical,
 		m.Errors,
 		m.Folds,
+		m.Helds,
 		m.Hits,
 		m.ImageDigests,
 		m.Inodes,
@@ -984,6 +1003,7 @@ type KernelPrograms struct {
 	OnExec           *ebpf.Program `ebpf:"on_exec"`
 	OnExit           *ebpf.Program `ebpf:"on_exit"`
 	OnFork           *ebpf.Program `ebpf:"on_fork"`
+	OnOpened         *ebpf.Program `ebpf:"on_opened"`
 	OnSysExit        *ebpf.Program `ebpf:"on_sys_exit"`
 	ProbeCgroup      *ebpf.Program `ebpf:"probe_cgroup"`
 	ProbeReturn      *ebpf.Program `ebpf:"probe_return"`
@@ -1062,6 +1082,7 @@ func (p *KernelPrograms) Close() error {
 		p.OnExec,
 		p.OnExit,
 		p.OnFork,
+		p.OnOpened,
 		p.OnSysExit,
 		p.ProbeCgroup,
 		p.ProbeReturn,

@@ -208,7 +208,10 @@ func (k *Kernel) programSpec(name string) (*ebpf.ProgramSpec, error) {
 // securityNames are the functions that are not named as their hook is.
 var securityNames = map[string]string{"bprm_check_security": "bprm_check", "userns_create": "create_user_ns"}
 
-// Hooked reports whether this kernel has what a program of the lsm or fmod_ret type attaches to, by BTF.
+// renamed are functions of the kernel that later ones have under another name.
+var renamed = map[string]string{"do_filp_open": "do_file_open"} // after 6.18
+
+// Hooked reports whether this kernel has what a program of the lsm, fmod_ret or fexit type attaches to, by BTF.
 func (k *Kernel) Hooked(name string) (bool, error) {
 	spec, err := k.programSpec(name)
 	if err != nil {
@@ -221,11 +224,20 @@ func (k *Kernel) Hooked(name string) (bool, error) {
 	return k.Function(f)
 }
 
-// Function reports whether the kernel has a function of that name.
+// Function reports whether the kernel has a function of that name, or of the one it was given later.
 func (k *Kernel) Function(f string) (bool, error) {
 	k.mu.Lock()
 	types := k.types
 	k.mu.Unlock()
+	ok, err := hasFunc(types, f)
+	if !ok && err == nil && renamed[f] != "" {
+		return hasFunc(types, renamed[f])
+	}
+	return ok, err
+}
+
+// hasFunc reports whether the kernel has a function of this name that programs can attach to.
+func hasFunc(types *btf.Cache, f string) (bool, error) {
 	kernel, err := types.Kernel()
 	if err != nil {
 		return false, fmt.Errorf("read the kernel's types: %w", err)
@@ -260,9 +272,20 @@ func (k *Kernel) load(name string) (*ebpf.Program, error) {
 	if err != nil {
 		return nil, err
 	}
+	if to := renamed[spec.AttachTo]; to != "" {
+		if ok, err := hasFunc(k.types, spec.AttachTo); err == nil && !ok {
+			spec = spec.Copy()
+			spec.AttachTo = to
+		}
+	}
+	// Only the kernel's own types: the programs read no module's, and a module's are not safe to read side by side with the kernel's, on which they build.
+	kernel, err := k.types.Kernel()
+	if err != nil {
+		return nil, fmt.Errorf("read the kernel's types: %w", err)
+	}
 	coll, err := ebpf.NewCollectionWithOptions(&ebpf.CollectionSpec{
 		Maps: k.spec.Maps, Programs: map[string]*ebpf.ProgramSpec{name: spec}, Types: k.spec.Types, ByteOrder: k.spec.ByteOrder,
-	}, ebpf.CollectionOptions{MapReplacements: k.maps, Cache: k.types})
+	}, ebpf.CollectionOptions{MapReplacements: k.maps, Cache: k.types, Programs: ebpf.ProgramOptions{KernelTypes: kernel}})
 	if err != nil {
 		return nil, cause(err)
 	}

@@ -59,7 +59,7 @@ func TestKernelLoad(t *testing.T) {
 					t.Fatalf("this kernel has no hook for it (%v)", err)
 				}
 			case ebpf.Tracing:
-				if p.AttachType == ebpf.AttachModifyReturn {
+				if p.AttachType == ebpf.AttachModifyReturn || p.AttachType == ebpf.AttachTraceFExit {
 					kerntest.Require(t, kerntest.Trampoline)
 				}
 			case ebpf.CGroupSockAddr:

@@ -6,15 +6,16 @@
  * while a rule judges the operation. When working memory runs out, an operation that some enforced rule judges is refused.
  *
  * A new name is judged as file.create whichever call makes it, and one that goes as file.delete: a rename into a directory is a way to create
- * there.
+ * there. fexit of do_filp_open tells what an open with O_CREAT came to.
  */
 
 /*
  * judge_entry judges op on a directory entry: file.create, on one that has no file yet and gets one of a mode; file.delete; and file.rename and file.link, where
- * the file's new name is (dentry2, mnt2). A function of its own, as a rename calls it six times; and it takes numbers, as kernels before 6.8 or so give such a
+ * the file's new name is (dentry2, mnt2). unsure: there may be a file (hold). A function of its own, as a rename calls it six times; and it takes numbers, as kernels before 6.8 or so give such a
  * function nothing else of an argument.
  */
-__noinline int judge_entry(__u32 op, __u64 dentry, __u64 mnt, __u64 dentry2, __u64 mnt2_or_mode)
+__noinline int judge_entry(__u32 op, __u64 dentry, __u64 mnt, __u64 dentry2_or_unsure,
+			   __u64 mnt2_or_mode)
 {
 	struct scratch *s;
 	__u32 si;
@@ -27,9 +28,10 @@ __noinline int judge_entry(__u32 op, __u64 dentry, __u64 mnt, __u64 dentry2, __u
 		s->obj.dentry = dentry;
 		s->obj.mnt = mnt;
 		s->obj.mode = mnt2_or_mode;
+		s->obj.unsure = dentry2_or_unsure;
 	} else {
 		set_file(s, dentry, mnt);
-		s->obj.dentry2 = dentry2;
+		s->obj.dentry2 = dentry2_or_unsure;
 		s->obj.mnt2 = mnt2_or_mode;
 	}
 	ret = deny_lsm(judge_file(s, si, op & (NUM_JUDGED - 1)));
@@ -38,10 +40,10 @@ __noinline int judge_entry(__u32 op, __u64 dentry, __u64 mnt, __u64 dentry2, __u
 }
 
 /* judge_name is judge_entry with what the verifier lets a hook return: of a function it knows nothing. */
-static __always_inline int judge_name(__u32 op, __u64 dentry, __u64 mnt, __u64 dentry2,
+static __always_inline int judge_name(__u32 op, __u64 dentry, __u64 mnt, __u64 dentry2_or_unsure,
 				      __u64 mnt2_or_mode)
 {
-	return refuse(judge_entry(op, dentry, mnt, dentry2, mnt2_or_mode));
+	return refuse(judge_entry(op, dentry, mnt, dentry2_or_unsure, mnt2_or_mode));
 }
 
 static __always_inline __u64 mount_of(const struct path *dir)
@@ -64,14 +66,90 @@ static __always_inline __u32 mode_of(__u64 dentry)
 	return READ((struct inode *)READ_PTR((struct dentry *)dentry, d_inode), i_mode);
 }
 
+/* in_lookup tells that the kernel does not know yet whether a name has a file. */
+static __always_inline bool in_lookup(__u64 dentry)
+{
+	__u32 flag =
+		bpf_core_enum_value_exists(enum dentry_flags___pavise, DCACHE_PAR_LOOKUP___pavise)
+			? bpf_core_enum_value(enum dentry_flags___pavise,
+					      DCACHE_PAR_LOOKUP___pavise)
+			: 1 << 28;
+
+	return READ((struct dentry *)dentry, d_flags) & flag;
+}
+
 SEC("lsm/path_mknod")
 int BPF_PROG(lsm_mknod, const struct path *dir, struct dentry *dentry, __u32 mode, __u32 dev,
 	     int ret)
 {
 	mode &= 0xffff;
 	return ret
-		       ?: judge_new(mount_of(dir), arg_at(ctx, 1),
-				    mode & S_IFMT ? mode : mode | S_IFREG);
+		       ?: judge_name(OP_CREATE, arg_at(ctx, 1), mount_of(dir),
+				     in_lookup(arg_at(ctx, 1)),
+				     mode & S_IFMT ? mode : mode | S_IFREG);
+}
+
+/* there tells whether the name of an open that has failed has a file. A dentry that is another by now, as the kernel does not keep it, had none. */
+static __always_inline bool there(struct held *h)
+{
+	__u64 d = h->dentry;
+
+	return READ_PTR((struct dentry *)d, d_inode) && parent_of(d) == h->parent &&
+	       hash_of(d) == h->hash;
+}
+
+/* The end of an open by name, also io_uring's: what was held is told, unless the file was there before. Kernels after 6.18 call it do_file_open. */
+SEC("fexit/do_filp_open")
+int on_opened(unsigned long long *ctx)
+{
+	__u32 side, tid = bpf_get_current_pid_tgid();
+	struct control *c = ctl();
+	struct held *h = bpf_map_lookup_elem(&helds, &tid);
+	struct op_stats *st;
+	struct scratch *s;
+	struct tables *t;
+	bool refused, made;
+	__u64 ret;
+	int i, act;
+
+	if (!h || !c)
+		return 0;
+	ret = arg_at(ctx, 3);
+	act = h->v.action[DECIDED_ENFORCED];
+	refused = act >= ACT_DENY;
+	if ((__s64)ret < 0 && (__s64)ret >= -4095)
+		made = refused && (__s64)ret == -EPERM && !there(h);
+	else
+		made = READ((struct file *)ret, f_mode) & FMODE_CREATED;
+	if (!made)
+		goto out;
+	side = h->side;
+	t = bpf_map_lookup_elem(&sides, &side);
+	i = scratch_get();
+	s = i < 0 ? NULL : scratch_at(i);
+	if (!s)
+		count_err(ERR_SCRATCH);
+	if (s && t && t->gen == h->gen) {
+		s->side = side;
+		s->op = OP_CREATE;
+		s->v = h->v;
+		bpf_probe_read_kernel(&s->bytes[OFF_REC], HELD_REC, h->rec);
+		report(i, REC_FILE, c->rung, h->object, h->len);
+	} else {
+		/* Its rules are not known any more. */
+		st = stats_of(OP_CREATE);
+		if (st) {
+			__sync_fetch_and_add(&st->seen, 1);
+			__sync_fetch_and_add(&st->lost, 1);
+		}
+	}
+	if (s)
+		scratch_put(s);
+	if (act == ACT_KILL)
+		bpf_send_signal(SIGKILL);
+out:
+	bpf_map_delete_elem(&helds, &tid);
+	return 0;
 }
 
 SEC("lsm/path_mkdir")

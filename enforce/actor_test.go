@@ -223,7 +223,7 @@ const readOnly = unix.O_RDONLY | unix.O_CLOEXEC
 
 var openFlags = map[string]int{
 	"read": unix.O_RDONLY, "write": unix.O_WRONLY, "rdwr": unix.O_RDWR, "append": unix.O_WRONLY | unix.O_APPEND,
-	"create": unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL, "trunc": unix.O_WRONLY | unix.O_TRUNC,
+	"create": unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL, "creates": unix.O_WRONLY | unix.O_CREAT, "trunc": unix.O_WRONLY | unix.O_TRUNC,
 }
 
 var deeds map[string]func(a []string) (string, error)
@@ -500,11 +500,13 @@ func init() {
 			return spawn(fmt.Sprintf("/proc/self/fd/%d", fd), a, nil)
 		},
 	}
-	for name, d := range subjectDeeds {
-		deeds[name] = d
-	}
-	for name, d := range netDeeds {
-		deeds[name] = d
+	for _, more := range []map[string]func(a []string) (string, error){subjectDeeds, netDeeds, fileDeeds, mountDeeds, processDeeds, memoryDeeds, kernelDeeds} {
+		for name, d := range more {
+			if deeds[name] != nil {
+				panic("two deeds of the name " + name)
+			}
+			deeds[name] = d
+		}
 	}
 }
 
@@ -549,13 +551,13 @@ func cloneOpen(path *byte) (int, syscall.Errno) {
 }
 
 // spawn runs a program as a child and returns what it prints.
-func spawn(path string, argv, env []string) (string, error) {
+func spawn(path string, argv []string, sys *syscall.SysProcAttr) (string, error) {
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		return "", err
 	}
 	defer unix.Close(p[0])
-	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Env: env, Files: []uintptr{0, uintptr(p[1]), 2}})
+	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Files: []uintptr{0, uintptr(p[1]), 2}, Sys: sys})
 	unix.Close(p[1])
 	return output(pid, p[0], err)
 }

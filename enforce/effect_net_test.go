@@ -104,7 +104,7 @@ func TestKernelConnect(t *testing.T) {
 	// The kernel makes io_uring's workers without a fork that is traced: they are who their process is all the same.
 	t.Run("identity of io_uring's worker", func(t *testing.T) {
 		x.applyText(t, fmt.Sprintf(`{apiVersion: pavise.dev/v1alpha1, kind: Policy, metadata: {name: p}, spec: {mode: enforce, fallback: kill,
-  subject: process.parent.exe.path == %q, rules: [{name: r0, on: [net.connect], action: deny, when: net.remote.port == %d}]}}`, x.other.exe, port))
+  subject: process.parent.exe.path == %q, rules: [{name: r0, on: [net.connect], action: deny, when: net.remote.port == %d}]}}`, x.self, port))
 		x.subject.stop()
 		x.forget()
 		pid := x.subject.pid(t)

@@ -264,9 +264,9 @@ func TestKernelSubjectAncestors(t *testing.T) {
 	})
 	t.Run("of a process from before", func(t *testing.T) {
 		a := x.early[1]
-		x.apply(t, fmt.Sprintf(`on: [file.open], action: deny, when: 'file.path == %q && !process.ancestors.exists(a, a.exe.path == %q)'`, file, x.other.exe))
+		x.apply(t, fmt.Sprintf(`on: [file.open], action: deny, when: 'file.path == %q && !process.ancestors.exists(a, a.exe.path == %q)'`, file, x.self))
 		done(t, a, secret, "read", file)
-		x.apply(t, fmt.Sprintf(`on: [file.open], action: deny, when: 'file.path == %q && process.ancestors.exists(a, a.exe.path == %q)'`, file, x.other.exe))
+		x.apply(t, fmt.Sprintf(`on: [file.open], action: deny, when: 'file.path == %q && process.ancestors.exists(a, a.exe.path == %q)'`, file, x.self))
 		refused(t, a, "read", file)
 	})
 }
@@ -366,7 +366,7 @@ func TestKernelSubjectTexts(t *testing.T) {
 		if want := len(x.subject.exe) + len(a.args[0]) + 2; !ok || int(texts.T.ArgsLen) != want {
 			t.Errorf("texts of a process: %v, %+v, want %d bytes of arguments", ok, texts.T, want)
 		}
-		if line := string(texts.Bytes[:texts.T.LineLen]); !strings.HasPrefix(line, x.subject.exe+"\x00"+x.other.exe+"\x00") || int(texts.T.From) != len(x.subject.exe)+1 {
+		if line := string(texts.Bytes[:texts.T.LineLen]); !strings.HasPrefix(line, x.subject.exe+"\x00"+x.self+"\x00") || int(texts.T.From) != len(x.subject.exe)+1 {
 			t.Errorf("line %q, ancestors from %d", line, texts.T.From)
 		}
 		must(t, x.e.dropEnded())

@@ -27,6 +27,7 @@ type effect struct {
 	m    *policy.Machine
 	img  *policy.Image
 	dir  string
+	self string // this program
 	done chan error
 	end  context.CancelFunc
 
@@ -74,13 +75,16 @@ func newEffect() (*effect, error) {
 	if err != nil {
 		return nil, err
 	}
-	copied := filepath.Join(dir, "subject")
-	if err := copyFile(copied, self); err != nil {
+	// In a virtual machine they start faster from there than from the shared root.
+	x := &effect{dir: dir, self: self, done: make(chan error, 1), subject: &actor{exe: filepath.Join(dir, "subject")}, other: &actor{exe: filepath.Join(dir, "other")}}
+	if err := copyFile(x.subject.exe, self); err != nil {
 		return nil, err
 	}
-	x := &effect{dir: dir, done: make(chan error, 1), subject: &actor{exe: copied}, other: &actor{exe: self}}
+	if err := os.Link(x.subject.exe, x.other.exe); err != nil {
+		return nil, err
+	}
 	for i := range x.early {
-		x.early[i] = &actor{exe: copied, args: []string{"--early", "x y"}}
+		x.early[i] = &actor{exe: x.subject.exe, args: []string{"--early", "x y"}}
 		if err := x.early[i].begin(); err != nil {
 			return nil, err
 		}
@@ -275,7 +279,7 @@ func (x *effect) event(t *testing.T, what string, match func(*pavise.Event) bool
 				x.mu.Unlock()
 				return e
 			} else {
-				all = append(all, fmt.Sprintf("%s %s %s pid %d %+v %+v", e.Op, e.Action, e.Rung, e.PID, e.File, e.Net))
+				all = append(all, fmt.Sprintf("%s %s %s pid %d %+v %+v %+v", e.Op, e.Action, e.Rung, e.PID, e.File, e.Net, e.Act))
 			}
 		}
 		x.mu.Unlock()

@@ -76,7 +76,7 @@ var hooks = map[pavise.Op]hook{
 		"the mappings that execve makes are judged as made by the program before; an executable stack that a program's header asks for is not judged",
 	}},
 
-	pavise.OpCreate:   {programs: []string{"lsm_mknod", "lsm_mkdir", "lsm_symlink", "lsm_link", "lsm_rename"}},
+	pavise.OpCreate:   {programs: []string{"lsm_mknod", "on_opened", "lsm_mkdir", "lsm_symlink", "lsm_link", "lsm_rename"}},
 	pavise.OpDelete:   {programs: []string{"lsm_unlink", "lsm_rmdir", "lsm_rename"}},
 	pavise.OpRename:   {programs: []string{"lsm_rename"}},
 	pavise.OpLink:     {programs: []string{"lsm_link"}},
@@ -124,11 +124,13 @@ var ladder = func() map[pavise.Op][]rung {
 	return m
 }()
 
-// fmodNames are the names that the loader gives lsm programs on the fmod_ret rung.
+// fmodNames are the names that the loader gives lsm programs on the fmod_ret rung; others stay what they are.
 func fmodNames(programs []string) []string {
 	out := slices.Clone(programs)
 	for i, p := range out {
-		out[i] = "fmod_" + strings.TrimPrefix(p, "lsm_")
+		if hook, ok := strings.CutPrefix(p, "lsm_"); ok {
+			out[i] = "fmod_" + hook
+		}
 	}
 	return out
 }
