@@ -265,6 +265,7 @@ func TestKernelExamples(t *testing.T) {
 				continue
 			}
 			x.forget()
+			user.stop() // of another process it is no repeat, which would be folded
 			if o := user.do(t, "accept", addr); rung == pavise.RungLSM && (o.Killed || o.Errno != unix.EPERM) || rung == pavise.RungKillOnReturn && !o.Killed {
 				t.Errorf("%s, %s, rung %s: %s", c.day, c.clock, rung, o)
 			}
