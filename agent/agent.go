@@ -24,6 +24,7 @@ import (
 	"github.com/pavise-project/pavise/enforce"
 	"github.com/pavise-project/pavise/policy"
 	"github.com/pavise-project/pavise/proc"
+	"github.com/pavise-project/pavise/store"
 	"golang.org/x/sys/unix"
 )
 
@@ -114,10 +115,15 @@ type Agent struct {
 	machine  *policy.Machine
 	compiler policy.Compiler
 	set      atomic.Pointer[policySet]
-	carry    map[string]uint64 // hits of rules from before the active generation
-	past     past
-	closed   bool
-	behind   atomic.Pointer[string] // why the active set is of other containers than those that are known; nil when it is not
+	// The revisions on disk, nil without a state directory; whether the first set is the one that was in force, and where it comes from else.
+	revisions *store.Revisions
+	restored  bool
+	from      string
+
+	carry  map[string]uint64 // hits of rules from before the active generation
+	past   past
+	closed bool
+	behind atomic.Pointer[string] // why the active set is of other containers than those that are known; nil when it is not
 }
 
 // New checks the configuration and compiles the start policies; it changes nothing. Errors in policies are policy.Errors.
@@ -152,7 +158,13 @@ func New(cfg Config) (*Agent, error) {
 	if err := Duplicates(cfg.Policies); err != nil {
 		return nil, err
 	}
-	set, err := a.compile(cfg.Policies)
+	a.cfg.Policies = make([]*policy.Policy, len(cfg.Policies))
+	for i, p := range cfg.Policies {
+		started := *p
+		started.Start = true
+		a.cfg.Policies[i] = &started
+	}
+	set, err := a.compile(a.cfg.Policies)
 	if err != nil {
 		return nil, err
 	}
@@ -171,6 +183,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer unlock()
+	if err := a.restore(); err != nil {
+		return err
+	}
 	ln, err := listen(a.cfg.Socket, a.cfg.Group)
 	if err != nil {
 		return err
@@ -235,6 +250,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if err := a.activate(first); err != nil {
 		return err
 	}
+	if err := a.keepStart(); err != nil {
+		return err
+	}
 	wg.Go(func() {
 		if err := srv.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) {
 			cancel(fmt.Errorf("serve %s: %w", a.cfg.Socket, err))
@@ -274,6 +292,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 				a.log.Warn("follow mounts and protected files", "err", err)
 			}
 			a.followClock()
+			a.followPending()
 			if a.behind.Load() != nil {
 				a.followContainers()
 			}

@@ -333,7 +333,7 @@ func TestChangeIsAllOrNothing(t *testing.T) {
 	if err := a.activate(a.set.Load()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := a.Apply(parse(t, shadow("one", "monitor")), false); err != nil {
+	if _, err := a.Apply(parse(t, shadow("one", "monitor")), Request{}); err != nil {
 		t.Fatal(err)
 	}
 	before, book := a.set.Load(), a.rules.Load()
@@ -343,33 +343,33 @@ func TestChangeIsAllOrNothing(t *testing.T) {
 			t.Errorf("%s changed the policies", what)
 		}
 	}
-	if c, err := a.Apply(parse(t, shadow("two", "monitor")), true); err != nil || !c.DryRun || len(c.Policies) != 1 {
+	if c, err := a.Apply(parse(t, shadow("two", "monitor")), Request{DryRun: true}); err != nil || !c.DryRun || len(c.Policies) != 1 {
 		t.Errorf("dry run: %+v, %v", c, err)
 	}
 	same("a dry run")
 	f.apply = func(*policy.Image) (enforce.Applied, error) { return enforce.Applied{}, errors.New("stage: no space") }
-	if _, err := a.Apply(parse(t, shadow("two", "monitor")), false); err == nil {
+	if _, err := a.Apply(parse(t, shadow("two", "monitor")), Request{}); err == nil {
 		t.Error("a failing kernel was not told")
 	}
 	same("a failing kernel")
-	if _, err := a.Delete("one"); err == nil {
+	if _, err := a.Delete("one", Request{}); err == nil {
 		t.Error("a failing kernel was not told")
 	}
 	same("a failing kernel")
 	f.apply = nil
-	if _, err := a.Delete("nothing"); !errors.Is(err, ErrNoPolicy) {
+	if _, err := a.Delete("nothing", Request{}); !errors.Is(err, ErrNoPolicy) {
 		t.Errorf("delete of nothing: %v", err)
 	}
 	same("delete of nothing")
-	if _, err := a.Apply(append(parse(t, shadow("two", "monitor")), parse(t, shadow("two", "monitor"))...), false); err == nil {
+	if _, err := a.Apply(append(parse(t, shadow("two", "monitor")), parse(t, shadow("two", "monitor"))...), Request{}); err == nil {
 		t.Error("a name that stands twice was accepted")
 	}
 	same("a name that stands twice")
-	if _, err := a.Apply(nil, false); err == nil {
+	if _, err := a.Apply(nil, Request{}); err == nil {
 		t.Error("nothing was accepted")
 	}
 	a.closed = true
-	if _, err := a.Delete("one"); !errors.Is(err, ErrStopping) {
+	if _, err := a.Delete("one", Request{}); !errors.Is(err, ErrStopping) {
 		t.Errorf("change of a stopping agent: %v", err)
 	}
 	same("a stopping agent")
@@ -383,7 +383,7 @@ func TestHitsAreKeptForWhatDidNotChange(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, src := range []string{shadow("kept", "monitor"), shadow("changed", "monitor"), shadow("changed", "enforce")} {
-		if _, err := a.Apply(parse(t, src), false); err != nil {
+		if _, err := a.Apply(parse(t, src), Request{}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/policy"
+	"github.com/pavise-project/pavise/store"
 )
 
 // The API's time limits. A stream has no end, but each line must be taken within writeTimeout.
@@ -65,6 +66,10 @@ func (a *Agent) routes() *http.ServeMux {
 	mux.HandleFunc("PUT /v1/policies", a.putPolicies)
 	mux.HandleFunc("PUT /v1/policies/{name}/mode", a.putMode)
 	mux.HandleFunc("DELETE /v1/policies/{name}", a.deletePolicy)
+	mux.HandleFunc("GET /v1/revisions", a.getRevisions)
+	mux.HandleFunc("GET /v1/revisions/{number}", a.getRevision)
+	mux.HandleFunc("POST /v1/revisions/{number}/rollback", a.postRollback)
+	mux.HandleFunc("POST /v1/confirm", a.postConfirm)
 	mux.HandleFunc("GET /v1/doctor", a.getDoctor)
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, a.status()) })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -146,8 +151,12 @@ func codeOf(err error) int {
 		return http.StatusUnprocessableEntity
 	case errors.As(err, &big):
 		return http.StatusRequestEntityTooLarge
-	case errors.Is(err, ErrNoPolicy):
+	case errors.Is(err, ErrNoPolicy), errors.Is(err, store.ErrNoRevision):
 		return http.StatusNotFound
+	case errors.Is(err, ErrNoState), errors.Is(err, ErrPending), errors.Is(err, ErrNotPending), errors.Is(err, errNoOlder):
+		return http.StatusConflict
+	case errors.Is(err, ErrBadConfirm):
+		return http.StatusBadRequest
 	case errors.Is(err, ErrStopping):
 		return http.StatusServiceUnavailable
 	}
@@ -301,7 +310,12 @@ func (a *Agent) putPolicies(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusUnprocessableEntity, errors.New("no policy in the request's body"))
 		return
 	}
-	c, err := a.Apply(ps, r.URL.Query().Get("dry-run") == "1")
+	q, err := requestOf(r)
+	if err != nil {
+		fail(w, http.StatusBadRequest, err)
+		return
+	}
+	c, err := a.Apply(ps, q)
 	a.replyChange(w, c, err)
 }
 
@@ -326,12 +340,22 @@ func (a *Agent) putMode(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, errors.New(`the body is not {"mode": "monitor"} or {"mode": "enforce"}`))
 		return
 	}
-	c, err := a.SetMode(r.PathValue("name"), body.Mode, r.URL.Query().Get("dry-run") == "1")
+	q, err := requestOf(r)
+	if err != nil {
+		fail(w, http.StatusBadRequest, err)
+		return
+	}
+	c, err := a.SetMode(r.PathValue("name"), body.Mode, q)
 	a.replyChange(w, c, err)
 }
 
 func (a *Agent) deletePolicy(w http.ResponseWriter, r *http.Request) {
-	c, err := a.Delete(r.PathValue("name"))
+	q, err := requestOf(r)
+	if err != nil {
+		fail(w, http.StatusBadRequest, err)
+		return
+	}
+	c, err := a.Delete(r.PathValue("name"), q)
 	if err != nil {
 		fail(w, codeOf(err), err)
 		return

@@ -113,7 +113,7 @@ func TestSetMode(t *testing.T) {
 	}
 	_, c := running(t, f, nil)
 	accept := strings.Replace(shadow("accept", "monitor"), "on: [file.open]\n    when: file.path == \"/etc/shadow\"", "on: [net.accept]\n    when: net.local.port == 22", 1)
-	if _, err := c.Apply(t.Context(), "set.yaml", []byte(shadow("x", "monitor")+"---\n"+shadow("y", "monitor")+"---\n"+accept), nil, false); err != nil {
+	if _, err := c.Apply(t.Context(), "set.yaml", []byte(shadow("x", "monitor")+"---\n"+shadow("y", "monitor")+"---\n"+accept), nil, ApplyOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	// modes are what the agent shows, and what the tables do.

@@ -62,7 +62,7 @@ func BenchmarkChange(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, err := a.Apply(ps, false); err != nil {
+		if _, err := a.Apply(ps, Request{}); err != nil {
 			b.Fatal(err)
 		}
 		took = append(took, time.Since(begin))

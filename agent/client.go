@@ -144,17 +144,61 @@ func (c *Client) Policy(ctx context.Context, name string) (*PolicyStatus, error)
 }
 
 // Apply sends policies, and the sets that they name. File names them in errors.
-func (c *Client) Apply(ctx context.Context, file string, data []byte, sets map[string][]byte, dryRun bool) (*Change, error) {
+func (c *Client) Apply(ctx context.Context, file string, data []byte, sets map[string][]byte, o ApplyOptions) (*Change, error) {
 	body, err := applyBody(data, sets)
 	if err != nil {
 		return nil, err
 	}
-	q := url.Values{"file": {filepath.Base(file)}}
-	if dryRun {
-		q.Set("dry-run", "1")
-	}
+	q := o.query()
+	q.Set("file", filepath.Base(file))
 	var ch Change
 	return &ch, c.call(ctx, "PUT", "/v1/policies", q, body, &ch)
+}
+
+// ApplyOptions say how a change is to be made.
+type ApplyOptions struct {
+	DryRun        bool
+	ConfirmWithin time.Duration // 0: it stays without being confirmed
+}
+
+func (o ApplyOptions) query() url.Values {
+	q := url.Values{}
+	if o.DryRun {
+		q.Set("dry-run", "1")
+	}
+	if o.ConfirmWithin != 0 {
+		q.Set("confirm-within", o.ConfirmWithin.String())
+	}
+	return q
+}
+
+// Revisions asks for the revisions, oldest first, and for the damaged ones.
+func (c *Client) Revisions(ctx context.Context) ([]RevisionStatus, []string, error) {
+	var r struct {
+		Revisions []RevisionStatus
+		Damaged   []string
+	}
+	err := c.call(ctx, "GET", "/v1/revisions", nil, nil, &r)
+	return r.Revisions, r.Damaged, err
+}
+
+// Revision asks for one revision, with its policies.
+func (c *Client) Revision(ctx context.Context, number uint64) (*RevisionStatus, error) {
+	var r RevisionStatus
+	return &r, c.call(ctx, "GET", "/v1/revisions/"+strconv.FormatUint(number, 10), nil, nil, &r)
+}
+
+// Rollback goes back to a revision; 0 is the one before.
+func (c *Client) Rollback(ctx context.Context, number uint64, o ApplyOptions) (*Change, error) {
+	var ch Change
+	return &ch, c.call(ctx, "POST", "/v1/revisions/"+strconv.FormatUint(number, 10)+"/rollback", o.query(), nil, &ch)
+}
+
+// Confirm keeps the revision that waits for it, and returns its number.
+func (c *Client) Confirm(ctx context.Context) (uint64, error) {
+	var r struct{ Revision uint64 }
+	err := c.call(ctx, "POST", "/v1/confirm", nil, nil, &r)
+	return r.Revision, err
 }
 
 // SetMode puts a policy into a mode: monitor or enforce.

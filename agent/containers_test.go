@@ -110,7 +110,7 @@ func TestRulesFollowContainers(t *testing.T) {
 		f.recs <- e
 		return (<-got).Process
 	}
-	if _, err := a.Apply(parse(t, fmt.Sprintf(imageYAML, "/secret")), false); err != nil {
+	if _, err := a.Apply(parse(t, fmt.Sprintf(imageYAML, "/secret")), Request{}); err != nil {
 		t.Fatal(err)
 	}
 	before := applied()

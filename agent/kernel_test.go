@@ -73,7 +73,7 @@ func TestKernelUnderLoadPolicyChange(t *testing.T) {
 		return []byte(s)
 	}
 	apply := func(data []byte) error {
-		_, err := c.Apply(t.Context(), "test.yaml", data, nil, false)
+		_, err := c.Apply(t.Context(), "test.yaml", data, nil, ApplyOptions{})
 		return err
 	}
 	must := func(err error) {

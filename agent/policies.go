@@ -309,8 +309,8 @@ func carried(hits map[string]uint64, from, to *policySet) map[string]uint64 {
 	return out
 }
 
-// Apply adds policies, or replaces those of the same names, all of them or none. With dryRun it only says what would be.
-func (a *Agent) Apply(ps []*policy.Policy, dryRun bool) (*Change, error) {
+// Apply adds policies, or replaces those of the same names, all of them or none.
+func (a *Agent) Apply(ps []*policy.Policy, q Request) (*Change, error) {
 	if len(ps) == 0 {
 		return nil, errors.New("apply: no policy given")
 	}
@@ -321,15 +321,15 @@ func (a *Agent) Apply(ps []*policy.Policy, dryRun bool) (*Change, error) {
 	for i, p := range ps {
 		names[i] = p.Name
 	}
-	return a.change(names, dryRun, func(have []*policy.Policy) ([]*policy.Policy, error) {
+	return a.change(names, "apply "+strings.Join(names, " "), q, func(have []*policy.Policy) ([]*policy.Policy, error) {
 		next := slices.DeleteFunc(slices.Clone(have), func(p *policy.Policy) bool { return slices.Contains(names, p.Name) })
 		return append(next, ps...), nil
 	})
 }
 
 // Delete takes the policy away.
-func (a *Agent) Delete(name string) (*Change, error) {
-	return a.change(nil, false, func(have []*policy.Policy) ([]*policy.Policy, error) {
+func (a *Agent) Delete(name string, q Request) (*Change, error) {
+	return a.change(nil, "delete "+name, q, func(have []*policy.Policy) ([]*policy.Policy, error) {
 		next := slices.DeleteFunc(slices.Clone(have), func(p *policy.Policy) bool { return p.Name == name })
 		if len(next) == len(have) {
 			return nil, fmt.Errorf("delete %q: %w", name, ErrNoPolicy)
@@ -338,10 +338,9 @@ func (a *Agent) Delete(name string) (*Change, error) {
 	})
 }
 
-// SetMode puts the policy into a mode, without its file, which keeps the other: the change lives as long as an applied policy does. With dryRun it only says
-// what would be.
-func (a *Agent) SetMode(name string, m policy.Mode, dryRun bool) (*Change, error) {
-	return a.change([]string{name}, dryRun, func(have []*policy.Policy) ([]*policy.Policy, error) {
+// SetMode puts the policy into a mode, without its file, which keeps the other: the mode stays until the file is changed.
+func (a *Agent) SetMode(name string, m policy.Mode, q Request) (*Change, error) {
+	return a.change([]string{name}, fmt.Sprintf("mode %s %s", name, m), q, func(have []*policy.Policy) ([]*policy.Policy, error) {
 		i := slices.IndexFunc(have, func(p *policy.Policy) bool { return p.Name == name })
 		if i < 0 {
 			return nil, fmt.Errorf("set the mode of %q: %w", name, ErrNoPolicy)
@@ -357,11 +356,19 @@ func (a *Agent) SetMode(name string, m policy.Mode, dryRun bool) (*Change, error
 }
 
 // change makes one new set out of the active one: compile, stage, flip, commit. Names are those that the answer tells about.
-func (a *Agent) change(names []string, dryRun bool, edit func([]*policy.Policy) ([]*policy.Policy, error)) (*Change, error) {
+func (a *Agent) change(names []string, from string, q Request, edit func([]*policy.Policy) ([]*policy.Policy, error)) (*Change, error) {
+	return a.changeTo(names, from, q, false, edit)
+}
+
+// changeTo is change; pending says that it ends what waits to be confirmed.
+func (a *Agent) changeTo(names []string, from string, q Request, pending bool, edit func([]*policy.Policy) ([]*policy.Policy, error)) (*Change, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.closed {
 		return nil, ErrStopping
+	}
+	if err := a.mayChange(q); err != nil && (!pending || !errors.Is(err, ErrPending)) {
+		return nil, err
 	}
 	start := time.Now()
 	next, err := edit(a.set.Load().policies)
@@ -373,8 +380,8 @@ func (a *Agent) change(names []string, dryRun bool, edit func([]*policy.Policy) 
 		return nil, err
 	}
 	compiled := time.Since(start)
-	if !dryRun {
-		if err := a.activate(set); err != nil {
+	if !q.DryRun {
+		if err := a.commit(set, from, q); err != nil {
 			a.log.Error("policies were not changed", "err", err)
 			return nil, err
 		}
@@ -382,11 +389,45 @@ func (a *Agent) change(names []string, dryRun bool, edit func([]*policy.Policy) 
 		a.log.Info("policies changed", "generation", set.applied.Generation, "policies", len(set.policies), "took", time.Since(start))
 	}
 	c := &Change{
-		Generation: set.applied.Generation, DryRun: dryRun,
+		Generation: set.applied.Generation, DryRun: q.DryRun, Revision: a.revision(), ConfirmBy: a.confirmBy(),
 		Policies: StatusOf(set.policies, only(set.report, func(name string) bool { return slices.Contains(names, name) })),
 		Compiled: compiled, Staged: set.applied.Staged, Activated: set.applied.Activated, Total: time.Since(start), set: set,
 	}
 	return c, nil
+}
+
+// commit makes set the one that is in force, on disk and in the kernel, or changes nothing. It is on disk first: what was told to be done is never lost.
+func (a *Agent) commit(set *policySet, from string, q Request) error {
+	if a.revisions == nil {
+		return a.activate(set)
+	}
+	was, err := a.keep(set, from, q)
+	if err == nil {
+		err = a.activate(set)
+	}
+	if err != nil && a.revisions.Current() != was {
+		if berr := a.revisions.Set(was); berr != nil {
+			err = errors.Join(err, fmt.Errorf("and the state could not be taken back: %w", berr))
+		}
+	}
+	return err
+}
+
+func (a *Agent) revision() uint64 {
+	if a.revisions == nil {
+		return 0
+	}
+	return a.revisions.Current().Revision
+}
+
+func (a *Agent) confirmBy() *time.Time {
+	if a.revisions == nil {
+		return nil
+	}
+	if p := a.revisions.Current().Pending; p != nil {
+		return &p.Wall
+	}
+	return nil
 }
 
 // review gives c's policies the warnings of a review.

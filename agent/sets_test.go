@@ -20,7 +20,7 @@ func listed(file string) []byte {
 func TestApplySets(t *testing.T) {
 	a, c := running(t, newFake(), nil)
 	many := bytes.Repeat([]byte("/etc/shadow\n"), 100_000) // over what a policy alone may be
-	if _, err := c.Apply(t.Context(), "x/listed.yaml", listed("sub/bad.txt"), map[string][]byte{"sub/bad.txt": many}, false); err != nil {
+	if _, err := c.Apply(t.Context(), "x/listed.yaml", listed("sub/bad.txt"), map[string][]byte{"sub/bad.txt": many}, ApplyOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if sets := a.set.Load().image.Sets[policy.SetStrings]; len(sets) != 1 || sets[0].File != "sub/bad.txt" || !sets[0].Has("/etc/shadow") {
@@ -32,7 +32,7 @@ func TestApplySets(t *testing.T) {
 		"none came with this one":                 nil,
 		"over 32 MiB":                             {"sub/bad.txt": make([]byte, MaxApplyBytes)},
 	} {
-		if _, err := c.Apply(t.Context(), "listed.yaml", listed("sub/bad.txt"), sets, false); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := c.Apply(t.Context(), "listed.yaml", listed("sub/bad.txt"), sets, ApplyOptions{}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %s", err, want)
 		}
 	}

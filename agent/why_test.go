@@ -31,7 +31,7 @@ func whyAgent(t *testing.T) (*Agent, *Client, func(*pavise.Event) uint64) {
 	f := newFake()
 	got := make(chan *pavise.Event, 16)
 	a, c := running(t, f, func(c *Config) { c.OnEvent = func(e *pavise.Event) { got <- e } })
-	if _, err := a.Apply(parse(t, confinedYAML), false); err != nil {
+	if _, err := a.Apply(parse(t, confinedYAML), Request{}); err != nil {
 		t.Fatal(err)
 	}
 	send := func(e *pavise.Event) uint64 {
@@ -114,7 +114,7 @@ func TestWhyAfterChange(t *testing.T) {
 	}
 	apply := func(src string) {
 		t.Helper()
-		if _, err := a.Apply(parse(t, src), false); err != nil {
+		if _, err := a.Apply(parse(t, src), Request{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -126,7 +126,7 @@ func TestWhyAfterChange(t *testing.T) {
 	if w := why(); len(w.Notes) != 1 || !strings.Contains(w.Notes[0], `policy "confined" was changed since`) || !w.Rules[0].Holds {
 		t.Errorf("%+v", w)
 	}
-	if _, err := a.Delete("confined"); err != nil {
+	if _, err := a.Delete("confined", Request{}); err != nil {
 		t.Fatal(err)
 	}
 	if w := why(); len(w.Notes) != 1 || !strings.Contains(w.Notes[0], `policy "confined" was deleted since`) || !w.Rules[0].Holds {

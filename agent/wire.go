@@ -109,6 +109,8 @@ type RuleStatus struct {
 type Change struct {
 	Generation uint32         `json:"generation"` // 0 for a dry run
 	DryRun     bool           `json:"dry_run,omitempty"`
+	Revision   uint64         `json:"revision,omitempty"`   // in force; 0 without a state directory
+	ConfirmBy  *time.Time     `json:"confirm_by,omitempty"` // else it is taken back
 	Policies   []PolicyStatus `json:"policies"`
 	Compiled   time.Duration  `json:"compiled_ns"`
 	Staged     time.Duration  `json:"staged_ns"`

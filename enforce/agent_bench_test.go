@@ -176,7 +176,7 @@ func BenchmarkAgent(b *testing.B) {
 				}
 				ps = append(ps, p...)
 			}
-			if _, err := a.Apply(ps, false); err != nil {
+			if _, err := a.Apply(ps, agent.Request{}); err != nil {
 				b.Fatal(err)
 			}
 		}

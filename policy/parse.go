@@ -61,7 +61,9 @@ type Policy struct {
 	Default     []pavise.Op // operations that are denied unless a rule allows them, in order of their numbers
 	Rules       []RuleSpec
 	Tests       []Test
-	Source      []byte // the document as written, but for what WithMode changed
+	SetFiles    map[string][]byte // the contents of the set files that it names, by their names
+	Start       bool              // the agent was started with it; nothing here reads this
+	Source      []byte            // the document as written, but for what WithMode changed
 	File        string
 	Line        int // of the document's first line
 	Warnings    []*Error
@@ -200,7 +202,9 @@ func ParseWith(name string, data []byte, read func(file string) ([]byte, error),
 		}
 		found = true
 		n := p.count
+		p.sets.used = nil
 		pol := p.policy(root)
+		pol.SetFiles = p.sets.used
 		pol.Source, pol.File, pol.Line = trimBlank(d.body), name, d.line
 		if first, dup := seen[pol.Name]; dup && pol.Name != "" {
 			p.fail(p.nameLine, p.nameCol, "metadata.name", "", "duplicate policy name %q: the first is at line %d", pol.Name, first)

@@ -135,6 +135,8 @@ type setFiles struct {
 	dir    string                            // of the policy, for messages
 	sets   map[setUse]*setResult
 	faults []*Error // of set files, until they are reported
+	raw    map[string][]byte
+	used   map[string][]byte // by the policy that is being read
 }
 
 // setUse is a file as it is used by one form.
@@ -156,14 +158,28 @@ func (sf *setFiles) get(file string, form setForm) *setResult {
 		return &setResult{msg: "sets are read from files next to a policy: there are none here", tip: "use in [...]"}
 	}
 	if r := sf.sets[u]; r != nil {
+		sf.use(file)
 		return r
 	}
 	r := sf.load(u)
+	sf.use(file)
 	if sf.sets == nil {
 		sf.sets = map[setUse]*setResult{}
 	}
 	sf.sets[u] = r
 	return r
+}
+
+// use notes that the policy names a file.
+func (sf *setFiles) use(file string) {
+	data, ok := sf.raw[file]
+	if !ok {
+		return
+	}
+	if sf.used == nil {
+		sf.used = map[string][]byte{}
+	}
+	sf.used[file] = data
 }
 
 func (sf *setFiles) load(u setUse) *setResult {
@@ -180,6 +196,10 @@ func (sf *setFiles) load(u setUse) *setResult {
 	if err != nil {
 		return &setResult{msg: fmt.Sprintf("read set %q: %v", u.file, err)}
 	}
+	if sf.raw == nil {
+		sf.raw = map[string][]byte{}
+	}
+	sf.raw[u.file] = data
 	set, faults := parseSet(u.file, data, u.form)
 	for _, e := range faults {
 		e.File = shown

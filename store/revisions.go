@@ -42,6 +42,7 @@ type Revision struct {
 	By        By         `json:"by"`
 	From      string     `json:"from"` // what made it: apply, delete, mode, rollback, start
 	Documents []Document `json:"documents"`
+	Files     []Document `json:"files"` // the files that the agent was started with then
 }
 
 // Pending is a revision that is taken back unless it is confirmed.

@@ -13,14 +13,16 @@ import (
 
 func (a *app) apply() *cobra.Command {
 	var file string
-	var dry bool
+	var o agent.ApplyOptions
 	c := &cobra.Command{
 		Use: "apply -f FILE", Short: "Add or replace policies while the agent runs",
 		Long: `Add policies to the running agent, or replace those of the same names: all of the file or none, in one switch, with no moment
-between the old rules and the new. A bad policy changes nothing. They live until the agent stops.
+between the old rules and the new. A bad policy changes nothing. They make a new revision (pavise get revisions), from which the agent starts the next time.
+
+With --confirm-within the node undoes the change by itself, unless "pavise confirm" comes in time: also when the agent was killed meanwhile, or the machine rebooted.
 
 The sets that policies name (inSet) are read here, from the file's directory, or from the working directory for the standard input, and sent along.`,
-		Example: "  pavise apply -f web.yaml\n  pavise apply -f web.yaml --dry-run\n  pavise get policies web -o yaml | pavise apply -f -",
+		Example: "  pavise apply -f web.yaml\n  pavise apply -f web.yaml --dry-run\n  pavise apply -f web.yaml --confirm-within 60s\n  pavise get policies web -o yaml | pavise apply -f -",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			in := a.stdin
@@ -44,7 +46,7 @@ The sets that policies name (inSet) are read here, from the file's directory, or
 			if err != nil {
 				return err
 			}
-			ch, err := a.client().Apply(c.Context(), name, data, sets, dry)
+			ch, err := a.client().Apply(c.Context(), name, data, sets, o)
 			if err != nil {
 				return err
 			}
@@ -52,7 +54,7 @@ The sets that policies name (inSet) are read here, from the file's directory, or
 		},
 	}
 	c.Flags().StringVarP(&file, "file", "f", "", "policy file, or - for the standard input")
-	c.Flags().BoolVar(&dry, "dry-run", false, "compile it in the agent, and change nothing")
+	changeFlags(c, &o)
 	if err := c.MarkFlagRequired("file"); err != nil {
 		panic(err)
 	}
@@ -72,7 +74,14 @@ func (a *app) changed(ch *agent.Change) error {
 		fmt.Fprintln(a.stdout, "dry run: nothing was changed")
 		return nil
 	}
-	fmt.Fprintf(a.stdout, "active as generation %d after %s\n", ch.Generation, ch.Total.Round(10*time.Microsecond))
+	revision := ""
+	if ch.Revision > 0 {
+		revision = fmt.Sprintf(", revision %d", ch.Revision)
+	}
+	fmt.Fprintf(a.stdout, "active as generation %d%s, after %s\n", ch.Generation, revision, ch.Total.Round(10*time.Microsecond))
+	if ch.ConfirmBy != nil {
+		fmt.Fprintf(a.stdout, "taken back at %s unless it is confirmed: pavise confirm\n", ch.ConfirmBy.Local().Format(time.TimeOnly))
+	}
 	return nil
 }
 

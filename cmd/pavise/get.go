@@ -65,7 +65,7 @@ not observed on this machine, and how often it matched. -o yaml gives the policy
 			return nil
 		},
 	}
-	return noun("get", "Show what the agent has", "  pavise get policies", policies)
+	return noun("get", "Show what the agent has", "  pavise get policies\n  pavise get revisions", policies, a.getRevisions())
 }
 
 // policyTable shows policies rule by rule.

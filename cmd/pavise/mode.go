@@ -13,7 +13,7 @@ func (a *app) mode() *cobra.Command {
 		Use: "mode POLICY monitor|enforce", Short: "Let a policy act, or only tell, while the agent runs",
 		Long: `Put one active policy into monitor mode, where it only tells what it would do, or into enforce mode, where it does it. It is compiled
 anew and takes effect in one switch, with no moment in which it does not judge. What this machine cannot enforce is refused as by apply, and then nothing
-changes. The policy's file is not read, and not changed: at the agent's next start the mode is the file's again.`,
+changes. The policy's file is not read, and not changed: when the file changes, its mode is the file's again at the agent's next start.`,
 		Example: "  pavise mode web-shell enforce\n  pavise mode web-shell enforce --dry-run\n  pavise mode web-shell monitor",
 		Args:    cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
