@@ -67,6 +67,7 @@ type Config struct {
 	Socket   string
 	StateDir string
 	Group    string           // its members may use the API, beside root and the agent's own user; empty for none
+	Metrics  string           // loopback address and port on which metrics are served, beside the socket; empty for none
 	Policies []*policy.Policy // active before the agent is ready
 	// ContainerState are where container runtimes keep their state; nil for the usual places.
 	ContainerState []proc.StateRoot
@@ -191,6 +192,14 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		return err
 	}
 
+	port, err := listenMetrics(ctx, a.cfg.Metrics)
+	if err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	if port != nil {
+		defer port.Close()
+	}
+
 	var wg sync.WaitGroup
 	ready := make(chan struct{}) // closed when OnReady has returned: what it says comes first
 	told := sync.OnceFunc(func() { close(ready) })
@@ -218,7 +227,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 			cancel(fmt.Errorf("read events: %w", err))
 		}
 	})
-	srv := a.server(ctx, ln.group)
+	srv, metrics := a.server(ctx, ln.group), a.metricsServer()
 	defer func() {
 		cancel(nil)
 		a.mu.Lock()
@@ -230,8 +239,11 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		}
 		a.hub.close()
 		told()
-		stop, done := context.WithTimeout(context.Background(), 2*time.Second)
+		stop, done := context.WithTimeout(context.Background(), shutdownTime)
 		defer done()
+		if serr := metrics.Shutdown(stop); serr != nil {
+			_ = metrics.Close()
+		}
 		if serr := srv.Shutdown(stop); serr != nil {
 			_ = srv.Close()
 		}
@@ -258,6 +270,13 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 			cancel(fmt.Errorf("serve %s: %w", a.cfg.Socket, err))
 		}
 	})
+	if port != nil {
+		wg.Go(func() {
+			if err := metrics.Serve(port); err != nil && !errors.Is(err, http.ErrServerClosed) {
+				cancel(fmt.Errorf("serve metrics: %w", err))
+			}
+		})
+	}
 	debug.FreeOSMemory() // what loading needed
 	if a.cfg.OnReady != nil {
 		a.cfg.OnReady(a.status())

@@ -58,6 +58,8 @@ func (a *Agent) routes() *http.ServeMux {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, http.StatusOK, map[string]string{"status": "ok"})
 	})
+	mux.HandleFunc("GET /readyz", a.ready)
+	mux.Handle("GET /metrics", a.metricsHandler())
 	mux.HandleFunc("GET /v1/events", a.getEvents)
 	mux.HandleFunc("GET /v1/events/{id}/why", a.getWhy)
 	mux.HandleFunc("GET /v1/processes", a.getProcesses)
@@ -371,7 +373,7 @@ func (a *Agent) status() *Status {
 	set := a.set.Load()
 	s := &Status{
 		Version: a.cfg.Version, PID: os.Getpid(), Started: a.started, Uptime: time.Since(a.started), Kernel: kernelRelease(),
-		Socket: a.cfg.Socket, Generation: set.applied.Generation, Policies: []PolicyMode{}, Rules: len(set.image.Rules),
+		Socket: a.cfg.Socket, Generation: set.applied.Generation, Revision: a.revision(), ConfirmBy: a.confirmBy(), Policies: []PolicyMode{}, Rules: len(set.image.Rules),
 		Filtered: a.filtered.Load(), Undecoded: a.undecoded.Load(), UnnamedRules: a.unresolved.Load(),
 		SubscriberLost: a.hub.dropped.Load(), Subscribers: a.hub.subscribers(), Processes: len(a.table.Snapshot()), RSS: rss(),
 	}

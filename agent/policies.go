@@ -441,16 +441,21 @@ func (a *Agent) review(c *Change) {
 	}
 }
 
-// policyStatus is the state of every policy, or of the one with the name.
-func (a *Agent) policyStatus(name string) []PolicyStatus {
+// ruleHits are how often the rules of the active set matched, by ruleKey.
+func (a *Agent) ruleHits() (*policySet, map[string]uint64) {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	set := a.set.Load()
 	c, err := a.kernel.Counters()
 	if err != nil {
 		a.log.Warn("read the hits of rules", "err", err)
 	}
-	hits := a.hits(set, c.RuleHits)
-	a.mu.Unlock()
+	return set, a.hits(set, c.RuleHits)
+}
+
+// policyStatus is the state of every policy, or of the one with the name.
+func (a *Agent) policyStatus(name string) []PolicyStatus {
+	set, hits := a.ruleHits()
 	all := StatusOf(set.policies, only(set.reviewed(), func(n string) bool { return name == "" || n == name }))
 	for i := range all {
 		for j := range all[i].Rules {

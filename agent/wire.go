@@ -19,6 +19,8 @@ type Status struct {
 	Kernel         string        `json:"kernel"`
 	Socket         string        `json:"socket"`
 	Generation     uint32        `json:"generation"`
+	Revision       uint64        `json:"revision,omitempty"`   // in force; 0 without a state directory
+	ConfirmBy      *time.Time    `json:"confirm_by,omitempty"` // else it is taken back
 	Policies       []PolicyMode  `json:"policies"`
 	Rules          int           `json:"rules"`
 	Ops            []OpCount     `json:"operations"`

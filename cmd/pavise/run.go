@@ -19,7 +19,7 @@ import (
 
 func (a *app) run() *cobra.Command {
 	var policies, containers []string
-	var state, group, events, level string
+	var state, group, events, level, metrics string
 	var span time.Duration
 	c := &cobra.Command{
 		Use: "run", Short: "Run the agent in the foreground",
@@ -67,7 +67,7 @@ Events go to the standard output, all else to the standard error.`,
 				return err
 			}
 			cfg := agent.Config{
-				Socket: a.socket, StateDir: state, Group: group, Policies: set, Version: buildVersion(), Kernel: k, Log: log, ContainerState: roots,
+				Socket: a.socket, StateDir: state, Group: group, Metrics: metrics, Policies: set, Version: buildVersion(), Kernel: k, Log: log, ContainerState: roots,
 				OnReady: func(s *agent.Status) { a.banner(s, span) },
 			}
 			if events != "none" {
@@ -98,6 +98,7 @@ Events go to the standard output, all else to the standard error.`,
 	f.StringVar(&events, "events", "", "print events as text, json or none (default: text on a terminal, else json)")
 	f.StringArrayVar(&containers, "container-state", nil, "where a container runtime keeps its state: docker=DIR (its data root), containerd=DIR (its state directory) or\nstorage=DIR (of Podman and CRI-O); may be given more than once, replaces the usual places")
 	f.StringVar(&group, "group", "", "members of this group may use the socket, beside root")
+	f.StringVar(&metrics, "metrics", "", "serve Prometheus metrics on this loopback address too (127.0.0.1:9599); they are always on the socket, as /metrics")
 	f.StringVar(&level, "log-level", "warn", "least level of the log: debug, info, warn or error")
 	return c
 }

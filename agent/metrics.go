@@ -1,0 +1,169 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// ErrNotLoopback says that metrics would be seen by others than this machine.
+var ErrNotLoopback = errors.New("metrics are served on loopback addresses only")
+
+// metrics collects what the status says, at each scrape: nothing is counted twice.
+type metrics struct {
+	a    *Agent
+	desc map[string]*prometheus.Desc
+}
+
+// metricHelp is every metric, with the labels that it has.
+var metricHelp = map[string]struct {
+	help   string
+	labels []string
+}{
+	"info":                        {"Constant 1; the version of the agent and of the kernel.", []string{"version", "kernel"}},
+	"started_seconds":             {"When the agent started, as seconds since the Unix epoch.", nil},
+	"generation":                  {"The generation of the rules that judge; each change makes one.", nil},
+	"revision":                    {"The revision of the policies that is in force; 0 without a state directory.", nil},
+	"revision_unconfirmed":        {"1 while the revision in force waits to be confirmed.", nil},
+	"policies":                    {"Active policies.", []string{"mode"}},
+	"rules":                       {"Active rules.", nil},
+	"rule_hits_total":             {"How often a rule matched, since its policy was last changed.", []string{"policy", "rule"}},
+	"operation_rung":              {"1 for the rung by which an operation is judged here.", []string{"operation", "rung"}},
+	"events_total":                {"Events of an operation: seen = delivered + folded + lost in the kernel; received by the agent.", []string{"operation", "state"}},
+	"subscriber_lost_total":       {"Events that readers were too slow for.", nil},
+	"subscribers":                 {"Readers of the stream of events.", nil},
+	"undecoded_total":             {"Records of the kernel that could not be read.", nil},
+	"unnamed_rules_total":         {"Events whose generation was already forgotten.", nil},
+	"processes":                   {"Processes in the table.", nil},
+	"containers":                  {"Running containers, by whether the runtime's files say more of them than their ids.", []string{"state"}},
+	"kernel_trouble_total":        {"What should not happen in the kernel.", []string{"kind"}},
+	"kernel_map_bytes":            {"Kernel memory of all maps.", nil},
+	"resident_bytes":              {"Resident memory of the agent.", nil},
+	"container_rules_behind_info": {"1 while rules on containers do not know of all of them.", nil},
+}
+
+func newMetrics(a *Agent) *metrics {
+	m := &metrics{a: a, desc: map[string]*prometheus.Desc{}}
+	for name, d := range metricHelp {
+		m.desc[name] = prometheus.NewDesc("pavise_"+name, d.help, d.labels, nil)
+	}
+	return m
+}
+
+// Describe implements prometheus.Collector.
+func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range m.desc {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	s := m.a.status()
+	gauge := func(name string, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(m.desc[name], prometheus.GaugeValue, v, labels...)
+	}
+	count := func(name string, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(m.desc[name], prometheus.CounterValue, float64(v), labels...)
+	}
+	bit := map[bool]float64{true: 1}
+	gauge("info", 1, s.Version, s.Kernel)
+	gauge("started_seconds", float64(s.Started.UnixMilli())/1000)
+	gauge("generation", float64(s.Generation))
+	gauge("revision", float64(s.Revision))
+	gauge("revision_unconfirmed", bit[s.ConfirmBy != nil])
+	modes := map[string]int{"monitor": 0, "enforce": 0}
+	for _, p := range s.Policies {
+		modes[p.Mode]++
+	}
+	for mode, n := range modes {
+		gauge("policies", float64(n), mode)
+	}
+	gauge("rules", float64(s.Rules))
+	set, hits := m.a.ruleHits()
+	for i := range set.image.Rules {
+		r := &set.image.Rules[i]
+		count("rule_hits_total", hits[ruleKey(r.Policy, r.Name)], r.Policy, r.Name)
+	}
+	for _, o := range s.Ops {
+		if o.Rung != "" {
+			gauge("operation_rung", 1, o.Op, o.Rung)
+		}
+		count("events_total", o.Seen, o.Op, "seen")
+		count("events_total", o.Delivered, o.Op, "delivered")
+		count("events_total", o.Folded, o.Op, "folded")
+		count("events_total", o.Lost, o.Op, "lost")
+		count("events_total", o.Received, o.Op, "received")
+	}
+	count("subscriber_lost_total", s.SubscriberLost)
+	gauge("subscribers", float64(s.Subscribers))
+	count("undecoded_total", s.Undecoded)
+	count("unnamed_rules_total", s.UnnamedRules)
+	gauge("processes", float64(s.Processes))
+	gauge("containers", float64(s.Containers.Known), "known")
+	gauge("containers", float64(s.Containers.Unknown), "unknown")
+	for kind, n := range map[string]uint64{"no_scratch": s.NoScratch, "no_identity": s.NoIdentity, "no_texts": s.NoTexts, "no_count": s.NoCount, "missed": s.Missed} {
+		count("kernel_trouble_total", n, kind)
+	}
+	gauge("kernel_map_bytes", float64(s.MapBytes))
+	gauge("resident_bytes", float64(s.RSS))
+	gauge("container_rules_behind_info", bit[s.Containers.Behind != ""])
+}
+
+// metricsHandler answers scrapes.
+func (a *Agent) metricsHandler() http.Handler {
+	r := prometheus.NewRegistry()
+	r.MustRegister(newMetrics(a))
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelWarn), MaxRequestsInFlight: 4})
+}
+
+// listenMetrics is the port on which metrics are served, and nothing else; nil when there is to be none.
+func listenMetrics(ctx context.Context, address string) (net.Listener, error) {
+	if address == "" {
+		return nil, nil
+	}
+	ap, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("serve metrics on %q: want an address and a port, as 127.0.0.1:9599", address)
+	}
+	if !ap.Addr().IsLoopback() {
+		return nil, fmt.Errorf("serve metrics on %s: %w; let a proxy with authentication pass them on", address, ErrNotLoopback)
+	}
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("serve metrics: %w", err)
+	}
+	return ln, nil
+}
+
+// metricsServer serves /metrics on a port that every user of the machine can reach: it says no more than numbers and names of rules.
+func (a *Agent) metricsServer() *http.Server {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", a.metricsHandler())
+	return &http.Server{
+		Handler: mux, ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 16 << 10,
+		ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
+	}
+}
+
+// ready says whether the agent does what it is for: its policies judge, and the kernel does not complain.
+func (a *Agent) ready(w http.ResponseWriter, _ *http.Request) {
+	s := a.status()
+	body := map[string]any{"ready": true, "generation": s.Generation}
+	code := http.StatusOK
+	if s.Generation == 0 {
+		code, body["ready"] = http.StatusServiceUnavailable, false
+	}
+	reply(w, code, body)
+}
+
+const shutdownTime = 2 * time.Second

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pavise-project/pavise/agent"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) status() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "Say how the agent is: what is in force, what it saw, what was lost",
+		Long: `Say how the agent is: the revision in force, how many events of each operation the kernel saw, folded and lost, memory, and whatever should not be.
+The same numbers are Prometheus metrics at /metrics on the socket.`,
+		Example: "  pavise status\n  pavise status -o json | jq '.operations[] | select(.lost > 0)'",
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			s, err := a.client().Status(c.Context())
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(s)
+			}
+			return a.statusText(s)
+		},
+	}
+}
+
+func (a *app) statusText(s *agent.Status) error {
+	t := newTable(a.stdout)
+	t.row("agent", fmt.Sprintf("%s, pid %d, for %s", s.Version, s.PID, s.Uptime.Round(time.Second)))
+	t.row("kernel", s.Kernel)
+	force := fmt.Sprintf("generation %d", s.Generation)
+	if s.Revision > 0 {
+		force = fmt.Sprintf("revision %d, ", s.Revision) + force
+	}
+	if s.ConfirmBy != nil {
+		force += "; taken back at " + s.ConfirmBy.Local().Format(time.TimeOnly) + " unless it is confirmed"
+	}
+	t.row("in force", force)
+	modes := map[string]int{}
+	for _, p := range s.Policies {
+		modes[p.Mode]++
+	}
+	t.row("policies", fmt.Sprintf("%d enforce, %d monitor; %d rules", modes["enforce"], modes["monitor"], s.Rules))
+	t.row("processes", strconv.Itoa(s.Processes))
+	t.row("containers", fmt.Sprintf("%d known, %d by their ids alone", s.Containers.Known, s.Containers.Unknown))
+	t.row("memory", fmt.Sprintf("%d MiB resident, %d MiB of kernel maps", s.RSS>>20, s.MapBytes>>20))
+	if err := t.flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(a.stdout)
+	t = newTable(a.stdout, "OPERATION", "RUNG", "SEEN", "FOLDED", "LOST", "RECEIVED")
+	for _, o := range s.Ops {
+		if o.Seen > 0 {
+			t.row(o.Op, o.Rung, strconv.FormatUint(o.Seen, 10), strconv.FormatUint(o.Folded, 10), strconv.FormatUint(o.Lost, 10), strconv.FormatUint(o.Received, 10))
+		}
+	}
+	if err := t.flush(); err != nil {
+		return err
+	}
+	if trouble := troubles(s); len(trouble) > 0 {
+		fmt.Fprintf(a.stdout, "\nwhat should not be\n  %s\n", strings.Join(trouble, "\n  "))
+	}
+	return nil
+}
+
+// troubles are what a healthy agent has none of.
+func troubles(s *agent.Status) (out []string) {
+	for _, x := range []struct {
+		n    uint64
+		what string
+	}{
+		{s.Undecoded, "records of the kernel that could not be read"},
+		{s.UnnamedRules, "events whose rules were already forgotten"},
+		{s.SubscriberLost, "events that readers were too slow for"},
+		{s.NoScratch, "judgements without working memory, made strictly"},
+		{s.NoIdentity, "threads without an identity, judged strictly"},
+		{s.NoTexts, "processes whose arguments and ancestors found no room"},
+		{s.NoCount, "counts of rates that found no memory"},
+		{s.Missed, "calls of programs that the kernel skipped"},
+		{s.Containers.Refused, "containers beyond those that can be known"},
+	} {
+		if x.n > 0 {
+			out = append(out, fmt.Sprintf("%d %s", x.n, x.what))
+		}
+	}
+	if s.Containers.Behind != "" {
+		out = append(out, "rules on containers do not know of all of them: "+safe(s.Containers.Behind))
+	}
+	return out
+}
