@@ -6,6 +6,8 @@ export CGO_ENABLED := 0
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+UNITDIR ?= $(PREFIX)/lib/systemd/system
 FUZZTIME ?= 10s
 BENCH ?= .
 BENCHTIME ?= 0.5s
@@ -15,7 +17,7 @@ GOLANGCI_LINT := .cache/bin/golangci-lint-v2.15.0
 PACKAGES := clang-19 clang-format-19 llvm-19 libbpf-dev \
 	qemu-system-x86 qemu-system-common busybox-static kmod e2fsprogs mount xz-utils debian-archive-keyring
 
-.PHONY: help build run demo check test lint format bench fuzz generate deps install clean
+.PHONY: help build run demo check test lint format bench fuzz generate deps install deb clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -74,9 +76,24 @@ deps: ## install the Debian packages that generate, lint and test need (root)
 	echo "deps: installing$$missing"; export DEBIAN_FRONTEND=noninteractive; \
 	apt-get -q update </dev/null && apt-get -q -y install --no-install-recommends $$missing </dev/null
 
-install: build ## install the binaries below PREFIX (/usr/local)
-	install -d $(DESTDIR)$(PREFIX)/bin
+# Where the unit says that the program is.
+install: build ## install the program, its manual, completions, systemd unit and starter policies (PREFIX, DESTDIR)
+	install -d $(addprefix $(DESTDIR),$(PREFIX)/bin $(PREFIX)/share/man/man1 $(PREFIX)/share/bash-completion/completions $(PREFIX)/share/zsh/vendor-completions \
+		$(PREFIX)/share/fish/vendor_completions.d $(UNITDIR) $(SYSCONFDIR)/pavise/policies)
 	install -m 755 bin/* $(DESTDIR)$(PREFIX)/bin/
+	bin/pavise man $(DESTDIR)$(PREFIX)/share/man/man1
+	bin/pavise completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/pavise
+	bin/pavise completion zsh >$(DESTDIR)$(PREFIX)/share/zsh/vendor-completions/_pavise
+	bin/pavise completion fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/pavise.fish
+	sed 's|/usr/bin/|$(PREFIX)/bin/|' packaging/pavise.service >$(DESTDIR)$(UNITDIR)/pavise.service
+	for p in credential-files exec-from-writable persistence shell-outbound web-shell; do \
+		[ -e $(DESTDIR)$(SYSCONFDIR)/pavise/policies/$$p.yaml ] || install -m 644 policies/$$p/policy.yaml $(DESTDIR)$(SYSCONFDIR)/pavise/policies/$$p.yaml; done
+
+deb: build ## make bin/pavise.deb, a Debian package
+	rm -rf .cache/deb
+	$(MAKE) --no-print-directory install DESTDIR=$(CURDIR)/.cache/deb PREFIX=/usr UNITDIR=/usr/lib/systemd/system VERSION=$(VERSION)
+	rm -f .cache/deb/usr/bin/*.deb
+	sh packaging/deb.sh .cache/deb $(VERSION) $$(go env GOARCH) bin/pavise.deb
 
 clean: ## remove what was built; the kernels in the user's cache stay
 	rm -rf bin .cache

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -68,7 +69,12 @@ Events go to the standard output, all else to the standard error.`,
 			}
 			cfg := agent.Config{
 				Socket: a.socket, StateDir: state, Group: group, Metrics: metrics, Policies: set, Version: buildVersion(), Kernel: k, Log: log, ContainerState: roots,
-				OnReady: func(s *agent.Status) { a.banner(s, span) },
+				OnReady: func(s *agent.Status) {
+					a.banner(s, span)
+					if err := notify(os.Getenv("NOTIFY_SOCKET"), "READY=1"); err != nil {
+						log.Warn("say that the agent is ready", "err", err)
+					}
+				},
 			}
 			if events != "none" {
 				signal.Ignore(syscall.SIGPIPE) // a reader who leaves must not keep the agent from detaching
