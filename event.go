@@ -103,6 +103,29 @@ func (a Action) String() string {
 	return "unknown"
 }
 
+// Decision is what a verdict comes to: what is done, or would be if its rule were not only monitored. The stricter one is the greater.
+type Decision uint8
+
+// The decisions.
+const (
+	DecisionNone Decision = iota // there is no verdict
+	DecisionAllow
+	DecisionWouldDeny
+	DecisionWouldKill
+	DecisionDeny
+	DecisionKill
+	NumDecisions
+)
+
+var decisionNames = [NumDecisions]string{"none", "allow", "would-deny", "would-kill", "deny", "kill"}
+
+func (d Decision) String() string {
+	if d < NumDecisions {
+		return decisionNames[d]
+	}
+	return "unknown"
+}
+
 // Rung is the mechanism by which an operation is judged (DESIGN, the enforcement ladder).
 type Rung uint8
 
@@ -138,6 +161,10 @@ type Event struct {
 	Action  Action `json:"action,omitempty"`
 	Monitor bool   `json:"monitor,omitempty"`
 	Rung    Rung   `json:"rung,omitempty"`
+	// Shadow and Active are of an event about a candidate (pavise shadow) alone: what the candidate would do, and what the active policies did
+	// instead. Action is the candidate's then, and Monitor is true.
+	Shadow Decision `json:"shadow,omitempty"`
+	Active Decision `json:"active,omitempty"`
 	// RuleIDs index the Image's rules, strictest first; at most len(RuleIDs) of the Matched rules are named.
 	RuleIDs  [4]uint32 `json:"-"`
 	Matched  uint8     `json:"matched,omitempty"` // how many rules matched, 255 at most

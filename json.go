@@ -58,6 +58,13 @@ func (e *Event) AppendJSON(b []byte) []byte {
 		b = append(b, e.Rung.String()...)
 		b = append(b, '"')
 	}
+	if e.Shadow != DecisionNone {
+		b = append(b, `,"shadow":"`...)
+		b = append(b, e.Shadow.String()...)
+		b = append(b, `","active":"`...)
+		b = append(b, e.Active.String()...)
+		b = append(b, '"')
+	}
 	b = appendField(b, `,"policy":`, e.Policy)
 	b = appendField(b, `,"rule":`, e.Rule)
 	b = appendField(b, `,"severity":`, e.Severity)
@@ -719,6 +726,8 @@ type (
 		Action   string       `json:"action"`
 		Monitor  bool         `json:"monitor"`
 		Rung     string       `json:"rung"`
+		Shadow   string       `json:"shadow"`
+		Active   string       `json:"active"`
 		Policy   string       `json:"policy"`
 		Rule     string       `json:"rule"`
 		Severity string       `json:"severity"`
@@ -902,6 +911,12 @@ func (e *Event) from(j *eventJSON) error {
 		return err
 	}
 	if r.Rung, err = parseName[Rung]("rung", j.Rung, rungNames[:]); err != nil {
+		return err
+	}
+	if r.Shadow, err = parseName[Decision]("shadow", j.Shadow, decisionNames[:]); err != nil {
+		return err
+	}
+	if r.Active, err = parseName[Decision]("active", j.Active, decisionNames[:]); err != nil {
 		return err
 	}
 	if j.Process != nil {

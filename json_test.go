@@ -49,6 +49,8 @@ func sampleNet() *Event {
 }
 
 func samples() []*Event {
+	shadow := sampleFile()
+	shadow.Monitor, shadow.Shadow, shadow.Active = true, DecisionDeny, DecisionAllow
 	unix := sampleNet()
 	unix.Net = NetInfo{Family: FamilyUnix, Type: TypeDgram, RemotePath: "@a\x00b", LocalPath: "/run/x"}
 	odd := sampleNet()
@@ -63,7 +65,7 @@ func samples() []*Event {
 	p := sampleProcess()
 	p.ExitTime = 5
 	all := []*Event{
-		sampleFile(), sampleNet(), unix, odd, any6, hostile, {},
+		sampleFile(), sampleNet(), shadow, unix, odd, any6, hostile, {},
 		{Op: OpExec, Process: p, PID: p.PID, ExecID: p.ExecID},
 		{Op: OpExec, Action: ActionAudit, Process: p, PID: p.PID, ExecID: p.ExecID, File: FileInfo{Path: "/bin/sh"}},
 		{Op: OpExit, Process: p, PID: p.PID, ExecID: p.ExecID, Exit: ExitInfo{Code: 1, Signal: 9}},
@@ -244,7 +246,9 @@ func TestJSONRoundTrip(t *testing.T) {
 	for _, e := range samples() {
 		checkJSON(t, e)
 	}
-	for _, e := range []*Event{sampleFile(), sampleNet()} { // valid UTF-8: nothing is lost
+	shadow := sampleFile()
+	shadow.Monitor, shadow.Shadow, shadow.Active = true, DecisionWouldDeny, DecisionKill
+	for _, e := range []*Event{sampleFile(), sampleNet(), shadow} { // valid UTF-8: nothing is lost
 		var back Event
 		if err := json.Unmarshal(e.AppendJSON(nil), &back); err != nil {
 			t.Fatal(err)
@@ -254,7 +258,7 @@ func TestJSONRoundTrip(t *testing.T) {
 		}
 	}
 	var back Event
-	for _, bad := range []string{`[]`, `{"op":"x"}`, `{"action":"x"}`, `{"net":{"family":"x"}}`, `{"net":{"family":"ipv4","remote":{"address":"x"}}}`, `{"file":{"access":["x"]}}`, `{"process":{"caps":["CAP_99"]}}`,
+	for _, bad := range []string{`[]`, `{"op":"x"}`, `{"action":"x"}`, `{"shadow":"x"}`, `{"active":"x"}`, `{"net":{"family":"x"}}`, `{"net":{"family":"ipv4","remote":{"address":"x"}}}`, `{"file":{"access":["x"]}}`, `{"process":{"caps":["CAP_99"]}}`,
 		`{"op":"process.signal","signal":"SIGNOT"}`, `{"op":"process.ptrace","ptrace":{"mode":"x"}}`, `{"op":"process.capset","capset":{"permitted":["x"]}}`,
 		`{"op":"fs.mount","mount":{"flags":["x"]}}`, `{"op":"kernel.module","module":{"source":"x"}}`, `{"op":"kernel.bpf","bpf":{"command":"x"}}`} {
 		if json.Unmarshal([]byte(bad), &back) == nil {

@@ -38,7 +38,7 @@ func (e *Event) AppendTextIn(b []byte, color bool, zone *time.Location) []byte {
 	}
 	b = pad(b, col, 6)
 	paint := ""
-	if color && (e.Action == ActionDeny || e.Action == ActionKill) {
+	if color && (e.Action == ActionDeny || e.Action == ActionKill || e.Shadow != DecisionNone) {
 		paint = textRed
 		if e.Monitor {
 			paint = textYellow
@@ -72,6 +72,13 @@ func (e *Event) AppendTextIn(b []byte, color bool, zone *time.Location) []byte {
 		b = append(b, " ("...)
 		b = strconv.AppendUint(b, e.Count, 10)
 		b = append(b, " times)"...)
+	}
+	if e.Shadow != DecisionNone {
+		b = append(b, "  (shadow: "...)
+		b = append(b, e.Shadow.String()...)
+		b = append(b, ", active: "...)
+		b = append(b, e.Active.String()...)
+		b = append(b, ')')
 	}
 	if e.Policy != "" || e.Rule != "" {
 		b = append(b, "  "...)

@@ -17,10 +17,16 @@ func TestAppendText(t *testing.T) {
 	unix.Op, unix.Net = OpAccept, NetInfo{Family: FamilyUnix, LocalPath: "/run/x"}
 	six := sampleNet()
 	six.Op, six.Action, six.Net = OpBind, ActionAudit, NetInfo{Family: FamilyIPv6, Type: TypeDgram, LocalPort: 53}
+	stricter := sampleFile()
+	stricter.Monitor, stricter.Shadow, stricter.Active = true, DecisionDeny, DecisionWouldDeny
+	laxer := sampleNet()
+	laxer.Action, laxer.Shadow, laxer.Active = ActionAllow, DecisionAllow, DecisionKill
 	for _, c := range []struct {
 		e    *Event
 		want string
 	}{
+		{stricter, `00:00:00.123456 9      would-deny  file.open     nginx[1234] www-data nginx.service/web /etc/shadow (read,write) (3 times)  (shadow: deny, active: would-deny)  secrets/shadow [high]  reads the shadow file`},
+		{laxer, `00:00:00.123456 10     would-allow net.connect   nginx[1234] www-data nginx.service/web tcp 10.0.0.2:51234 -> 192.0.2.7:443  (shadow: allow, active: kill)  egress/internet`},
 		{sampleFile(), `00:00:00.123456 9      deny        file.open     nginx[1234] www-data nginx.service/web /etc/shadow (read,write) (3 times)  secrets/shadow [high]  reads the shadow file`},
 		{sampleNet(), `00:00:00.123456 10     would-kill  net.connect   nginx[1234] www-data nginx.service/web tcp 10.0.0.2:51234 -> 192.0.2.7:443  egress/internet`},
 		{hostile, `00:00:00.123456 9      deny        file.open     nginx[1234] www-data nginx.service/web "/tmp/\x1b[2J a" (read,write) (3 times)  secrets/shadow [high]  reads the shadow file`},

@@ -501,6 +501,15 @@ var objectFields = []Field{
 		event: func(e *pavise.Event) ref.Val { return textVal(e.Action.String()) }},
 	{Name: "monitor", Type: "bool", Only: true, Doc: "Whether the action was only what would have been done.",
 		event: func(e *pavise.Event) ref.Val { return types.Bool(e.Monitor) }},
+	{Name: "shadow", Type: "bool", Only: true, Doc: "Whether it tells what a candidate (pavise shadow) would have done, where that is not what the active policies did.",
+		event: func(e *pavise.Event) ref.Val { return types.Bool(e.Shadow != pavise.DecisionNone) }},
+	{Name: "active", Type: "string", Only: true, Doc: "With shadow: what the active policies did: allow, deny or kill; would-deny or would-kill when they are monitored.",
+		event: func(e *pavise.Event) ref.Val {
+			if e.Shadow == pavise.DecisionNone {
+				return types.String("")
+			}
+			return types.String(e.Active.String())
+		}},
 	{Name: "policy", Type: "string", Only: true, Doc: "Name of the policy that decided.",
 		event: func(e *pavise.Event) ref.Val { return textVal(e.Policy) }},
 	{Name: "rule", Type: "string", Only: true, Doc: "Name of the rule that decided.",
