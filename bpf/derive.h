@@ -34,7 +34,7 @@ struct set_strings {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, 2);
+	__uint(max_entries, NUM_SIDES);
 	__type(key, __u32);
 	__array(values, struct set_strings);
 } set_strings SEC(".maps");
@@ -48,7 +48,7 @@ struct set_prefixes {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, 2);
+	__uint(max_entries, NUM_SIDES);
 	__type(key, __u32);
 	__array(values, struct set_prefixes);
 } set_prefixes SEC(".maps");

@@ -26,6 +26,7 @@
 #define NUM_TAILS     (1 << 20)
 #define NUM_RATES     256
 #define RATED	      8 /* words with a rate that one function judges */
+#define NUM_SIDES     2
 #define MAX_STRING    4095
 #define LEAF_BIT      0x8000
 
@@ -173,8 +174,8 @@ struct set_prefix {
 #define SETS_BYTES  8
 
 /*
- * One generation. An array of two: the hook reads control.active once and uses that side throughout; user space writes the other
- * side through its mapping after a grace period. 4 MiB is the largest value of an array map on 5.15.
+ * One generation. An array of two: the hook reads control.active once and uses that side throughout; the other side is the shadow's, if there is
+ * one (control.shadow), or user space writes it through its mapping after a grace period. 4 MiB is the largest value of an array map on 5.15.
  */
 struct tables {
 	__u32 gen; /* never 0 once staged */
@@ -205,7 +206,7 @@ struct pool {
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 2);
+	__uint(max_entries, NUM_SIDES);
 	__type(key, __u32);
 	__type(value, struct tables);
 } sides SEC(".maps");
@@ -214,7 +215,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 2);
+	__uint(max_entries, NUM_SIDES);
 	__type(key, __u32);
 	__type(value, struct pool);
 } pools SEC(".maps");
@@ -228,6 +229,11 @@ struct control {
 	__u32 agent; /* its thread group: kernel.bpf does not judge it, or it could not be told to stop */
 	__u64 clock; /* minutes of the week are counted from this many nanoseconds before boot */
 	__u64 hooks; /* bit per operation that sched_process_exec and sys_exit judge: those on the kill-on-return rung */
+	/* With a shadow, those of hooks that the active side, and those that the shadow does not judge there. */
+	__u64 not_active;
+	__u64 not_shadow;
+	__u32 shadow; /* 1 + the side that judges beside the active one, without effect; 0: none does */
+	__u32 pad;
 };
 
 struct {
@@ -237,15 +243,15 @@ struct {
 	__type(value, struct control);
 } controls SEC(".maps");
 
-/* What was matched and what of it could not be delivered, by side and rule. */
+/* What was matched, by side and rule. */
 struct hit {
 	__u64 hits;
-	__u64 lost;
+	__u64 lost; /* of these, what could not be delivered; of the shadow, where it decided more strictly than the active side */
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 2 * NUM_RULES);
+	__uint(max_entries, (NUM_SIDES * NUM_RULES));
 	__type(key, __u32);
 	__type(value, struct hit);
 } hits SEC(".maps");
@@ -271,6 +277,12 @@ struct verdict {
 #define NO_RULE (~0U)
 
 /*
+ * What a verdict comes to, in one byte: 0 for nothing; the action that would be done if its rule were not only monitored; or
+ * DONE and the action that is done. The stricter one is the greater number.
+ */
+#define DONE 8
+
+/*
  * Working memory of one judgement. Hooks can be preempted between migrate_disable and migrate_enable, and the next task on the same
  * CPU can enter a hook too, so it is not per CPU: a few per CPU are claimed by compare-and-swap.
  * bytes holds the small dimensions (16 bytes each), then the record with its strings, then other names.
@@ -278,7 +290,8 @@ struct verdict {
 #define BYTES	  32768
 #define OFF_SMALL 0
 #define OFF_REC	  1024
-#define OFF_EXTRA 12288
+#define OFF_EXTRA \
+	14336 /* behind three strings of a record: the shadow judges after the record is made */
 #define OFF_NEW \
 	OFF_EXTRA /* the new path; only process.exec has an extra name, and it has no new path */
 #define OFF_TARGET (OFF_EXTRA + 4608)
@@ -316,6 +329,11 @@ struct object {
 struct scratch {
 	__u32 busy;
 	__u32 side;
+	__u32 shadow; /* 1 + the side that judges next, as in control; 0 for none */
+	__u32 shade; /* this is the shadow's judgement: nothing comes of it */
+	__u32 was; /* and this is what the active side decided before it, */
+	__u32 was_rule; /* by which rule */
+	__u32 was_gen; /* of which generation */
 	__u32 op;
 	__u32 alias; /* of the name that is judged */
 	__u32 rows[NUM_SLOTS]; /* by slot; 0 is every clause */
@@ -406,6 +424,27 @@ static __always_inline void scratch_put(struct scratch *s)
 	__sync_lock_test_and_set(&s->busy, 0);
 }
 
+/* The side that judges, NULL when s is. */
+static __always_inline struct tables *tables_of(struct scratch *s)
+{
+	__u32 side;
+
+	if (!s)
+		return NULL;
+	side = s->side;
+	return bpf_map_lookup_elem(&sides, &side);
+}
+
+static __always_inline struct pool *pool_of(struct scratch *s)
+{
+	__u32 side;
+
+	if (!s)
+		return NULL;
+	side = s->side;
+	return bpf_map_lookup_elem(&pools, &side);
+}
+
 /* BOUND masks a __u64 where the verifier sees it: clang likes to move a mask behind the arithmetic that it should have bounded. */
 #define BOUND(x, mask) asm volatile("%0 &= %1" : "+r"(x) : "i"(mask))
 
@@ -467,11 +506,11 @@ static __always_inline __u32 run(struct scratch *s, struct pool *p, struct autom
 }
 
 /* step is run as a function of its own, for strings over CHUNK. */
-__noinline int step(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
+__noinline int step(__u32 si, __u32 ai, __u32 off, __u32 len)
 {
 	struct scratch *s = scratch_at(si);
-	struct tables *t = bpf_map_lookup_elem(&sides, &side);
-	struct pool *p = bpf_map_lookup_elem(&pools, &side);
+	struct tables *t = tables_of(s);
+	struct pool *p = pool_of(s);
 
 	if (!s || !t || !p)
 		return 0;
@@ -505,19 +544,19 @@ static __always_inline int same(struct scratch *s, struct tables *t)
 	return 1;
 }
 
-__noinline int same_more(__u32 si, __u32 side)
+__noinline int same_more(__u32 si)
 {
 	struct scratch *s = scratch_at(si);
-	struct tables *t = bpf_map_lookup_elem(&sides, &side);
+	struct tables *t = tables_of(s);
 
 	return s && t ? same(s, t) : 0;
 }
 
 /* leaf_class ends a reading in a leaf with a tail: bytes[off, off+len) is what is left of the string. */
-__noinline int leaf_class(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
+__noinline int leaf_class(__u32 si, __u32 ai, __u32 off, __u32 len)
 {
 	struct scratch *s = scratch_at(si);
-	struct tables *t = bpf_map_lookup_elem(&sides, &side);
+	struct tables *t = tables_of(s);
 	struct automaton *a;
 	struct leaf *lf;
 	__u32 tlen;
@@ -538,7 +577,7 @@ __noinline int leaf_class(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 	for (int i = 1; i < (MAX_STRING + 1) / CHUNK; i++) {
 		if (!s->tail_len)
 			break;
-		if (!same_more(si, side))
+		if (!same_more(si))
 			return lf->miss;
 	}
 	return lf->match;
@@ -547,11 +586,11 @@ __noinline int leaf_class(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 __noinline int derive(__u32 si, __u32 ai, __u32 off, __u32 len); /* derive.h */
 
 /* classify runs an automaton over bytes[off, off+len) of a scratch and returns the class. */
-__noinline int classify(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
+__noinline int classify(__u32 si, __u32 ai, __u32 off, __u32 len)
 {
 	struct scratch *s = scratch_at(si);
-	struct tables *t = bpf_map_lookup_elem(&sides, &side);
-	struct pool *p = bpf_map_lookup_elem(&pools, &side);
+	struct tables *t = tables_of(s);
+	struct pool *p = pool_of(s);
 	struct automaton *a;
 	__u32 n;
 
@@ -569,7 +608,7 @@ __noinline int classify(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 	for (int i = 0; i < (MAX_STRING + 1) / CHUNK; i++) {
 		if (len <= CHUNK || s->state & LEAF_BIT)
 			break;
-		n = step(si, side, ai, off, CHUNK);
+		n = step(si, ai, off, CHUNK);
 		off += n;
 		len -= n;
 	}
@@ -583,7 +622,7 @@ __noinline int classify(__u32 si, __u32 side, __u32 ai, __u32 off, __u32 len)
 		struct leaf *lf =
 			&t->leaves[(a->leaf_off + (s->state & ~LEAF_BIT)) & (NUM_ALLLEAVES - 1)];
 
-		return lf->kind == LEAF_ANY ? lf->match : leaf_class(si, side, ai, off, len);
+		return lf->kind == LEAF_ANY ? lf->match : leaf_class(si, ai, off, len);
 	}
 	return t->accept[(a->accept_off + s->state) & (NUM_ALLSTATES - 1)];
 }
@@ -617,18 +656,15 @@ static __always_inline int meet(struct scratch *s, struct tables *t, struct op_t
 __noinline int tally_word(__u32 si, __u32 q, __u64 low)
 {
 	struct scratch *s = scratch_at(si);
-	__u32 side, wi, matched, rule, class;
+	__u32 wi, matched, rule, class;
 	struct verdict *v;
 	struct op_table *ot;
 	struct tables *t;
 	struct word *wd;
 	__u64 w, clause;
 
-	if (!s)
-		return 0;
-	side = s->side;
-	t = bpf_map_lookup_elem(&sides, &side);
-	if (!t)
+	t = tables_of(s);
+	if (!s || !t)
 		return 0;
 	q &= 3;
 	v = &s->v;
@@ -723,7 +759,7 @@ static __always_inline int slot_class(struct scratch *s, __u32 si, struct tables
 		off = s->dim_off[dim];
 		len = s->dim_len[dim];
 	}
-	return classify(si, s->side, ai, off, len);
+	return classify(si, ai, off, len);
 }
 
 __noinline int rated(__u32 si, __u32 q); /* rate.h */
@@ -734,13 +770,9 @@ __noinline int judge(__u32 si, __u32 off, __u32 len, __u32 alias)
 	struct scratch *s = scratch_at(si);
 	struct op_table *ot;
 	struct tables *t;
-	__u32 side;
 
-	if (!s)
-		return 0;
-	side = s->side;
-	t = bpf_map_lookup_elem(&sides, &side);
-	if (!t)
+	t = tables_of(s);
+	if (!s || !t)
 		return 0;
 	ot = &t->ops[s->op & (NUM_JUDGED - 1)];
 	s->alias = alias;
@@ -795,6 +827,16 @@ static __always_inline __u64 now_of(struct scratch *s)
 	return s->now;
 }
 
+/* decision is what a verdict comes to. A rung that can only kill does not deny. */
+static __always_inline __u32 decision(struct verdict *v, __u32 rung)
+{
+	__u32 action = v->action[DECIDED_ENFORCED];
+
+	if (!action)
+		return v->action[DECIDED_MONITOR];
+	return rung == RUNG_KILL && action == ACT_DENY ? action : DONE | action;
+}
+
 /* decided is the class that decides, NUM_DECIDED when none does. */
 static __always_inline __u32 decided(struct verdict *v)
 {
@@ -803,6 +845,18 @@ static __always_inline __u32 decided(struct verdict *v)
 	if (v->action[DECIDED_MONITOR])
 		return DECIDED_MONITOR;
 	return v->action[DECIDED_AUDIT] ? DECIDED_AUDIT : NUM_DECIDED;
+}
+
+/* begin makes working memory ready to judge by what control says now. */
+static __always_inline void begin(struct scratch *s, struct control *c)
+{
+	s->side = c->active;
+	s->shade = 0;
+	s->was = 0;
+	s->shadow = c->shadow;
+	if (s->shadow)
+		__builtin_memset(&s->v, 0,
+				 sizeof(s->v)); /* also where nothing is judged before turn */
 }
 
 /* settle puts the deciding rule first, as Judge does at its end, and ends the list with NO_RULE. */

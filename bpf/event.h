@@ -79,6 +79,8 @@ enum rec_kind {
 #define REC_MONITOR (1 << 0) /* the action would have been done, and was not */
 #define REC_FOUND   (1 << 1) /* rec_proc: already ran */
 #define REC_THREAD  (1 << 2) /* rec_proc, fork: a thread */
+#define REC_SHADOW \
+	(1 << 3) /* what the shadow decided, where the active side decided otherwise: was */
 
 #define REC_RULES 4
 
@@ -96,7 +98,8 @@ struct rec_hdr {
 	__u32 gen;
 	__u8 rung;
 	__u8 matched; /* rules that matched, at most 255; rules[] names the first of them */
-	__u8 pad[2];
+	__u8 was; /* with REC_SHADOW: what the active side decided, as DONE says in engine.h */
+	__u8 pad;
 	__u32 rules[REC_RULES];
 };
 

@@ -236,9 +236,12 @@ static __always_inline void put_args(struct scratch *s)
  * judge_exec judges the execution of a file by the current process, whose identity is still that of the image before; a script is judged
  * as another name of its interpreter. op is OP_EXEC, or OP_LATE for what is about the arguments.
  */
-static __always_inline int judge_exec(struct scratch *s, __u32 si, struct linux_binprm *bprm,
-				      bool script, __u32 op)
+static __always_inline int judge_exec(struct scratch *s, __u32 si, struct control *c,
+				      struct linux_binprm *bprm, bool script, __u32 op)
 {
+	int act;
+
+	begin(s, c);
 	__builtin_memset(&s->obj, 0, sizeof(s->obj));
 	s->extra_len = script ? script_path(si, OFF_EXTRA, (__u64)BPF_CORE_READ(bprm, filename))
 			      : 0;
@@ -246,7 +249,9 @@ static __always_inline int judge_exec(struct scratch *s, __u32 si, struct linux_
 	set_open(s, bprm->file, ACCESS_READ | ACCESS_EXEC);
 	if (op == OP_LATE)
 		put_args(s);
-	return judge_file(s, si, op);
+	act = judge_object(si, op);
+	shadow_object(s, si, op);
+	return act;
 }
 
 /* judge_exec_once is what judge_exec does of a program that is no script, short of reporting: its cost is the verdict's (make bench). */
@@ -296,7 +301,7 @@ int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *b
 			__sync_fetch_and_add(&c->selftest_hits, 1);
 			bpf_send_signal(SIGKILL);
 		}
-		if (judge_exec(s, si, bprm, script, op) == ACT_KILL) {
+		if (judge_exec(s, si, c, bprm, script, op) == ACT_KILL) {
 			bpf_send_signal(SIGKILL);
 			break;
 		}

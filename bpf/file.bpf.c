@@ -83,7 +83,11 @@ static __always_inline struct inode_name *link_of(struct scratch *s, __u32 n)
 {
 	struct rec_file *r = (void *)&s->bytes[OFF_REC];
 	struct inode_key k = {
-		.ino = r->inode.ino, .dev = r->inode.dev, .gen = inode_gen(s->obj.inode), .n = n
+		.ino = r->inode.ino,
+		.dev = r->inode.dev,
+		.gen = inode_gen(s->obj.inode),
+		.n = n,
+		.shade = s->shade,
 	};
 
 	return bpf_map_lookup_elem(&inodes, &k);
@@ -109,7 +113,7 @@ __noinline int judge_links(__u32 si)
 
 /*
  * verdict_file judges op on s->obj under all the names of its file: s->v. The path stands behind the record, path_len and canon_len say how long
- * it and the canonical path at OFF_ALT are. known: the thread has an identity, or does not get one (programs that sleep cannot give it). Returns whether there is anything to act on or to report.
+ * it and the canonical path at OFF_ALT are. The side is that of begin or turn. known: the thread has an identity, or does not get one (programs that sleep cannot give it). Returns whether there is anything to act on or to report.
  */
 static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, bool known)
 {
@@ -118,20 +122,13 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, b
 	__u64 inode = o->inode;
 	struct op_table *ot;
 	struct tables *t;
-	struct control *c = ctl();
-	__u32 side, len, pos;
+	__u32 side = s->side, len, pos;
 	bool other;
 
-	if (!c)
-		return 0;
-	side = c->active & 1;
 	t = bpf_map_lookup_elem(&sides, &side);
 	if (!t)
 		return 0;
-	s->side = side;
 	ot = &t->ops[op & (NUM_JUDGED - 1)];
-	if (!ot->n_words)
-		return 0;
 	if (inode) {
 		read_inode(inode, &r->inode);
 	} else {
@@ -158,10 +155,10 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, b
 		/* Whether the file has a name is known by its path alone. */
 		len = path_of(si, pos, o->dentry, o->mnt);
 		set_u8(s, DIM_FILE_FLAGS, inode ? exe_flags(s, r->inode.links) : 0);
-		if (!(known ? judge_early_with(si, op, RENEW_OR_STRICT) : judge_early(si, op)))
+		if (!early(s, si, op, known))
 			return 0;
 	} else {
-		if (!(known ? judge_early_with(si, op, RENEW_OR_STRICT) : judge_early(si, op)))
+		if (!early(s, si, op, known))
 			return 0;
 		len = path_of(si, pos, o->dentry, o->mnt);
 	}
@@ -190,7 +187,7 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, b
 		if (r->inode.links > 1 || (t->aliases && inode))
 			judge_links(si);
 	}
-	return decided(&s->v) < NUM_DECIDED;
+	return decided(&s->v) < NUM_DECIDED || s->was;
 }
 
 /* append copies a string to the end of the record, which s->rec_end keeps in memory for the verifier's sake. */
@@ -271,9 +268,10 @@ __noinline int put_act(__u32 si)
  * An open with O_CREAT asks whether it may make a file before it looks whether the name is there (lookup_open in fs/namei.c), unless the kernel still knows that. A
  * refusal then only means that none is made, and the file that is there is opened all the same. So what is decided about such a name is held until the open is done, by
  * thread: on_opened tells it, and kills, if a file was made or refused. 8,192 opens at once; beyond that, and where a record is longer, it is done at once. A thread whose
- * open ends elsewhere leaves its entry to the next open that asks.
+ * open ends elsewhere leaves its entry to the next open that asks. What the shadow decides is held beside it (HELD_SHADOW).
  */
-#define HELD_REC 3840
+#define HELD_REC    3840
+#define HELD_SHADOW (1U << 31) /* beside the thread's number in the key */
 
 struct held {
 	__u64 object;
@@ -283,9 +281,15 @@ struct held {
 	__u32 side;
 	__u32 gen;
 	__u32 len; /* of rec */
+	__u32 shade; /* the rest as in struct scratch */
+	__u32 was;
+	__u32 was_rule;
+	__u32 was_gen;
 	struct verdict v;
 	__u8 rec[HELD_REC];
 };
+
+_Static_assert(sizeof(struct held) <= BYTES - OFF_TMP, "it is made in working memory");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -327,22 +331,31 @@ __noinline int hold(__u32 si, __u64 object, __u32 len)
 	h->side = side;
 	h->gen = t->gen;
 	h->len = len;
+	h->shade = s->shade;
+	h->was = s->was;
+	h->was_rule = s->was_rule;
+	h->was_gen = s->was_gen;
 	h->v = s->v;
 	bpf_probe_read_kernel(h->rec, HELD_REC, &s->bytes[OFF_REC]);
+	if (h->shade)
+		tid |= HELD_SHADOW;
 	if (bpf_map_update_elem(&helds, &tid, h, BPF_ANY))
 		return -1;
 	return s->v.action[DECIDED_ENFORCED] >= ACT_DENY ? ACT_DENY : ACT_NONE;
 }
 
-/* judge_file judges op on s->obj, reports, and returns the action to take. */
-static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op)
+/* tell_file completes the record of a verdict and reports it. */
+__noinline int tell_file(__u32 si)
 {
-	struct rec_file *r = (void *)&s->bytes[OFF_REC];
-	struct object *o = &s->obj;
+	struct scratch *s = scratch_at(si);
+	struct rec_file *r;
+	struct object *o;
 	__u64 object;
 
-	if (!verdict_file(s, si, op, false))
+	if (!s)
 		return 0;
+	r = (void *)&s->bytes[OFF_REC];
+	o = &s->obj;
 	r->path_len = clip(s->path_len);
 	s->rec_end = OFF_REC + sizeof(*r) + r->path_len;
 	r->alias_len = 0;
@@ -358,7 +371,7 @@ static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op)
 					      in->len & (NAME_BYTES - 1));
 	}
 	object = r->inode.ino ^ (__u64)r->inode.dev << 40 ^ r->inode.access;
-	if (op >= OP_SOCKET) {
+	if (s->op >= OP_SOCKET) {
 		put_act(si);
 		/* Names tell apart what has no inode, or more names than one. */
 		object ^= o->value * 31 ^ o->value2 * 37 ^ o->target_exec_id ^
@@ -375,7 +388,7 @@ static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op)
 	r->fs_len = 0;
 	if (o->inode)
 		r->fs_len = read_fs(s, s->rec_end, o->inode);
-	if (op == OP_LATE)
+	if (s->op == OP_LATE)
 		s->op = OP_EXEC;
 	if (o->unsure) {
 		int act = hold(si, object, s->rec_end + r->fs_len - OFF_REC);
@@ -384,6 +397,12 @@ static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op)
 			return act;
 	}
 	return report(si, REC_FILE, s->rung, object, s->rec_end + r->fs_len - OFF_REC);
+}
+
+/* judge_file judges op on s->obj, reports, and returns the action to take. */
+static __always_inline int judge_file(struct scratch *s, __u32 si, __u32 op)
+{
+	return verdict_file(s, si, op, false) ? tell_file(si) : 0;
 }
 
 /* judge_object is judge_file as a function of its own, for hooks whose own cost does not matter. */
@@ -399,7 +418,7 @@ __noinline int judge_object(__u32 si, __u32 op)
 /* enforces tells whether refusing without a verdict is right: some enforced rule judges the operation. */
 static __always_inline bool enforces(struct control *c, __u32 op)
 {
-	__u32 side = c->active & 1;
+	__u32 side = c->active;
 	struct tables *t = bpf_map_lookup_elem(&sides, &side);
 
 	return t && t->ops[op & (NUM_JUDGED - 1)].enforces;
@@ -408,10 +427,7 @@ static __always_inline bool enforces(struct control *c, __u32 op)
 /* idle tells that nothing judges op: the first thing a hook asks. */
 static __always_inline bool idle(struct control *c, __u32 op)
 {
-	__u32 side = c->active & 1;
-	struct tables *t = bpf_map_lookup_elem(&sides, &side);
-
-	return !t || !t->ops[op & (NUM_JUDGED - 1)].n_words;
+	return !judges(c->active, op) && !(c->shadow && judges(c->shadow - 1, op));
 }
 
 /* selftest tells whether this call is the one by which the agent proves the rung. */
@@ -476,10 +492,23 @@ static __always_inline struct scratch *enter(__u32 op, __u32 *si, int *ret)
 	if (!s)
 		return NULL;
 	*si = i;
+	begin(s, c);
 	s->extra_len = 0;
 	s->rung = c->rung;
 	__builtin_memset(&s->obj, 0, sizeof(s->obj));
 	return s;
+}
+
+/*
+ * shadow_* let the shadow judge op, where one is on. They are called by the hook itself: functions can be nested eight deep at most, and a judgement
+ * takes seven.
+ */
+static __always_inline void shadow_object(struct scratch *s, __u32 si, __u32 op)
+{
+	if (s->shadow && turn(si, op)) {
+		judge_object(si, op);
+		turn_back();
+	}
 }
 
 /* leave judges op on the object, gives the working memory back, and returns what the hook returns. */
@@ -487,6 +516,7 @@ static __always_inline int leave(struct scratch *s, __u32 si, __u32 op)
 {
 	int ret = deny_lsm(judge_object(si, op));
 
+	shadow_object(s, si, op);
 	scratch_put(s);
 	return ret;
 }
@@ -551,6 +581,16 @@ __noinline int judge_special(__u32 si, __u32 op)
 	return judge_file(s, si, op & (NUM_JUDGED - 1));
 }
 
+static __always_inline void shadow_special(struct scratch *s, __u32 si, __u32 op)
+{
+	if (op == OP_SYSCTL && !s->obj.name_len)
+		return; /* another file of procfs */
+	if (s->shadow && turn(si, op)) {
+		judge_special(si, op);
+		turn_back();
+	}
+}
+
 static __always_inline int lsm_special(struct file *file, __u8 access, __u32 op)
 {
 	struct scratch *s;
@@ -562,6 +602,7 @@ static __always_inline int lsm_special(struct file *file, __u8 access, __u32 op)
 		return ret;
 	set_open(s, file, access);
 	ret = deny_lsm(judge_special(si, op));
+	shadow_special(s, si, op);
 	scratch_put(s);
 	return ret;
 }

@@ -38,6 +38,10 @@ type KernelControl struct {
 	Agent        uint32
 	Clock        uint64
 	Hooks        uint64
+	NotActive    uint64
+	NotShadow    uint64
+	Shadow       uint32
+	Pad          uint32
 }
 
 type KernelDigests struct {
@@ -73,16 +77,20 @@ type KernelFoldKey struct {
 }
 
 type KernelHeld struct {
-	_      structs.HostLayout
-	Object uint64
-	Dentry uint64
-	Parent uint64
-	Hash   uint64
-	Side   uint32
-	Gen    uint32
-	Len    uint32
-	V      KernelVerdict
-	Rec    [3840]uint8
+	_       structs.HostLayout
+	Object  uint64
+	Dentry  uint64
+	Parent  uint64
+	Hash    uint64
+	Side    uint32
+	Gen     uint32
+	Len     uint32
+	Shade   uint32
+	Was     uint32
+	WasRule uint32
+	WasGen  uint32
+	V       KernelVerdict
+	Rec     [3840]uint8
 }
 
 type KernelHit struct {
@@ -107,12 +115,12 @@ type KernelHost struct {
 }
 
 type KernelInodeKey struct {
-	_   structs.HostLayout
-	Ino uint64
-	Dev uint32
-	Gen uint32
-	N   uint32
-	Pad uint32
+	_     structs.HostLayout
+	Ino   uint64
+	Dev   uint32
+	Gen   uint32
+	N     uint32
+	Shade uint32
 }
 
 type KernelInodeName struct {
@@ -195,19 +203,19 @@ type KernelProc struct {
 	Gid          uint32
 	Login        uint32
 	Gen          uint32
+	Cls          [32]uint16
+	Ns           uint8
+	Pad          [7]uint8
 	Pid          uint32
 	ExeLen       uint16
 	ParentExeLen uint16
 	ScriptLen    uint16
 	Flags        uint8
 	Found        uint8
-	Ns           uint8
-	_            [1]byte
-	Cls          [32]uint16
 	Exe          [256]uint8
 	ParentExe    [256]uint8
 	Script       [256]uint8
-	_            [2]byte
+	_            [4]byte
 }
 
 type KernelRate struct {
@@ -267,7 +275,8 @@ type KernelRecHdr struct {
 	Gen     uint32
 	Rung    uint8
 	Matched uint8
-	Pad     [2]uint8
+	Was     uint8
+	Pad     uint8
 	Rules   [4]uint32
 }
 
@@ -353,9 +362,15 @@ type KernelScratch struct {
 	_         structs.HostLayout
 	Busy      uint32
 	Side      uint32
+	Shadow    uint32
+	Shade     uint32
+	Was       uint32
+	WasRule   uint32
+	WasGen    uint32
 	Op        uint32
 	Alias     uint32
 	Rows      [16]uint32
+	_         [4]byte
 	Early     [4]uint64
 	Left      [4]uint64
 	Class     uint32
@@ -438,6 +453,19 @@ type KernelSetString struct {
 	Hi uint64
 }
 
+type KernelShadeCount struct {
+	_        structs.HostLayout
+	Judged   uint64
+	Stricter uint64
+	Laxer    uint64
+}
+
+type KernelShadowClasses struct {
+	_       structs.HostLayout
+	ExecId  uint64
+	Classes [14]uint64
+}
+
 type KernelSlot struct {
 	_         structs.HostLayout
 	Automaton uint32
@@ -467,19 +495,21 @@ type KernelTables struct {
 }
 
 type KernelTestJudge struct {
-	_          structs.HostLayout
-	Op         uint32
-	Side       uint32
-	N_alias    uint32
-	UseSubject uint32
-	Off        [64]uint16
-	Len        [64]uint16
-	AliasOff   [4]uint16
-	AliasLen   [4]uint16
-	Now        uint64
-	Out        KernelVerdict
-	Bytes      [8192]uint8
-	_          [4]byte
+	_        structs.HostLayout
+	Op       uint32
+	Side     uint32
+	N_alias  uint32
+	Shadow   uint32
+	Off      [64]uint16
+	Len      [64]uint16
+	AliasOff [4]uint16
+	AliasLen [4]uint16
+	Now      uint64
+	Out      KernelVerdict
+	Turned   uint32
+	Was      uint32
+	Bytes    [8192]uint8
+	_        [4]byte
 }
 
 type KernelTextsLong struct {
@@ -549,6 +579,8 @@ const (
 	KernelMapScratches         = "scratches"
 	KernelMapSetPrefixes       = "set_prefixes"
 	KernelMapSetStrings        = "set_strings"
+	KernelMapShadeCounts       = "shade_counts"
+	KernelMapShadowClasses     = "shadow_classes"
 	KernelMapShortTexts        = "short_texts"
 	KernelMapSides             = "sides"
 	KernelMapStats             = "stats"
@@ -629,6 +661,7 @@ const (
 	KernelProgRunExec          = "run_exec"
 	KernelProgRunJudge         = "run_judge"
 	KernelProgRunOpen          = "run_open"
+	KernelProgRunShadow        = "run_shadow"
 	KernelVarDigestsUsed       = "digests_used"
 	KernelVarExecEvents        = "exec_events"
 	KernelVarHost              = "host"
@@ -772,34 +805,37 @@ type KernelProgramSpecs struct {
 	RunExec          *ebpf.ProgramSpec `ebpf:"run_exec"`
 	RunJudge         *ebpf.ProgramSpec `ebpf:"run_judge"`
 	RunOpen          *ebpf.ProgramSpec `ebpf:"run_open"`
+	RunShadow        *ebpf.ProgramSpec `ebpf:"run_shadow"`
 }
 
 // KernelMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelMapSpecs struct {
-	Controls     *ebpf.MapSpec `ebpf:"controls"`
-	Critical     *ebpf.MapSpec `ebpf:"critical"`
-	Errors       *ebpf.MapSpec `ebpf:"errors"`
-	Folds        *ebpf.MapSpec `ebpf:"folds"`
-	Helds        *ebpf.MapSpec `ebpf:"helds"`
-	Hits         *ebpf.MapSpec `ebpf:"hits"`
-	ImageDigests *ebpf.MapSpec `ebpf:"image_digests"`
-	Inodes       *ebpf.MapSpec `ebpf:"inodes"`
-	LongTexts    *ebpf.MapSpec `ebpf:"long_texts"`
-	Mounts       *ebpf.MapSpec `ebpf:"mounts"`
-	Openeds      *ebpf.MapSpec `ebpf:"openeds"`
-	Pools        *ebpf.MapSpec `ebpf:"pools"`
-	Procs        *ebpf.MapSpec `ebpf:"procs"`
-	RateCounts   *ebpf.MapSpec `ebpf:"rate_counts"`
-	Scratches    *ebpf.MapSpec `ebpf:"scratches"`
-	SetPrefixes  *ebpf.MapSpec `ebpf:"set_prefixes"`
-	SetStrings   *ebpf.MapSpec `ebpf:"set_strings"`
-	ShortTexts   *ebpf.MapSpec `ebpf:"short_texts"`
-	Sides        *ebpf.MapSpec `ebpf:"sides"`
-	Stats        *ebpf.MapSpec `ebpf:"stats"`
-	Telemetry    *ebpf.MapSpec `ebpf:"telemetry"`
-	TestJudges   *ebpf.MapSpec `ebpf:"test_judges"`
+	Controls      *ebpf.MapSpec `ebpf:"controls"`
+	Critical      *ebpf.MapSpec `ebpf:"critical"`
+	Errors        *ebpf.MapSpec `ebpf:"errors"`
+	Folds         *ebpf.MapSpec `ebpf:"folds"`
+	Helds         *ebpf.MapSpec `ebpf:"helds"`
+	Hits          *ebpf.MapSpec `ebpf:"hits"`
+	ImageDigests  *ebpf.MapSpec `ebpf:"image_digests"`
+	Inodes        *ebpf.MapSpec `ebpf:"inodes"`
+	LongTexts     *ebpf.MapSpec `ebpf:"long_texts"`
+	Mounts        *ebpf.MapSpec `ebpf:"mounts"`
+	Openeds       *ebpf.MapSpec `ebpf:"openeds"`
+	Pools         *ebpf.MapSpec `ebpf:"pools"`
+	Procs         *ebpf.MapSpec `ebpf:"procs"`
+	RateCounts    *ebpf.MapSpec `ebpf:"rate_counts"`
+	Scratches     *ebpf.MapSpec `ebpf:"scratches"`
+	SetPrefixes   *ebpf.MapSpec `ebpf:"set_prefixes"`
+	SetStrings    *ebpf.MapSpec `ebpf:"set_strings"`
+	ShadeCounts   *ebpf.MapSpec `ebpf:"shade_counts"`
+	ShadowClasses *ebpf.MapSpec `ebpf:"shadow_classes"`
+	ShortTexts    *ebpf.MapSpec `ebpf:"short_texts"`
+	Sides         *ebpf.MapSpec `ebpf:"sides"`
+	Stats         *ebpf.MapSpec `ebpf:"stats"`
+	Telemetry     *ebpf.MapSpec `ebpf:"telemetry"`
+	TestJudges    *ebpf.MapSpec `ebpf:"test_judges"`
 }
 
 // KernelVariableSpecs contains global variables before they are loaded into the kernel.
@@ -852,28 +888,30 @@ func (o *KernelObjects) Close() error {
 //
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelMaps struct {
-	Controls     *ebpf.Map `ebpf:"controls"`
-	Critical     *ebpf.Map `ebpf:"critical"`
-	Errors       *ebpf.Map `ebpf:"errors"`
-	Folds        *ebpf.Map `ebpf:"folds"`
-	Helds        *ebpf.Map `ebpf:"helds"`
-	Hits         *ebpf.Map `ebpf:"hits"`
-	ImageDigests *ebpf.Map `ebpf:"image_digests"`
-	Inodes       *ebpf.Map `ebpf:"inodes"`
-	LongTexts    *ebpf.Map `ebpf:"long_texts"`
-	Mounts       *ebpf.Map `ebpf:"mounts"`
-	Openeds      *ebpf.Map `ebpf:"openeds"`
-	Pools        *ebpf.Map `ebpf:"pools"`
-	Procs        *ebpf.Map `ebpf:"procs"`
-	RateCounts   *ebpf.Map `ebpf:"rate_counts"`
-	Scratches    *ebpf.Map `ebpf:"scratches"`
-	SetPrefixes  *ebpf.Map `ebpf:"set_prefixes"`
-	SetStrings   *ebpf.Map `ebpf:"set_strings"`
-	ShortTexts   *ebpf.Map `ebpf:"short_texts"`
-	Sides        *ebpf.Map `ebpf:"sides"`
-	Stats        *ebpf.Map `ebpf:"stats"`
-	Telemetry    *ebpf.Map `ebpf:"telemetry"`
-	TestJudges   *ebpf.Map `ebpf:"test_judges"`
+	Controls      *ebpf.Map `ebpf:"controls"`
+	Critical      *ebpf.Map `ebpf:"critical"`
+	Errors        *ebpf.Map `ebpf:"errors"`
+	Folds         *ebpf.Map `ebpf:"folds"`
+	Helds         *ebpf.Map `ebpf:"helds"`
+	Hits          *ebpf.Map `ebpf:"hits"`
+	ImageDigests  *ebpf.Map `ebpf:"image_digests"`
+	Inodes        *ebpf.Map `ebpf:"inodes"`
+	LongTexts     *ebpf.Map `ebpf:"long_texts"`
+	Mounts        *ebpf.Map `ebpf:"mounts"`
+	Openeds       *ebpf.Map `ebpf:"openeds"`
+	Pools         *ebpf.Map `ebpf:"pools"`
+	Procs         *ebpf.Map `ebpf:"procs"`
+	RateCounts    *ebpf.Map `ebpf:"rate_counts"`
+	Scratches     *ebpf.Map `ebpf:"scratches"`
+	SetPrefixes   *ebpf.Map `ebpf:"set_prefixes"`
+	SetStrings    *ebpf.Map `ebpf:"set_strings"`
+	ShadeCounts   *ebpf.Map `ebpf:"shade_counts"`
+	ShadowClasses *ebpf.Map `ebpf:"shadow_classes"`
+	ShortTexts    *ebpf.Map `ebpf:"short_texts"`
+	Sides         *ebpf.Map `ebpf:"sides"`
+	Stats         *ebpf.Map `ebpf:"stats"`
+	Telemetry     *ebpf.Map `ebpf:"telemetry"`
+	TestJudges    *ebpf.Map `ebpf:"test_judges"`
 }
 
 func (m *KernelMaps) Close() error {
@@ -895,6 +933,8 @@ func (m *KernelMaps) Close() error {
 		m.Scratches,
 		m.SetPrefixes,
 		m.SetStrings,
+		m.ShadeCounts,
+		m.ShadowClasses,
 		m.ShortTexts,
 		m.Sides,
 		m.Stats,
@@ -1012,6 +1052,7 @@ type KernelPrograms struct {
 	RunExec          *ebpf.Program `ebpf:"run_exec"`
 	RunJudge         *ebpf.Program `ebpf:"run_judge"`
 	RunOpen          *ebpf.Program `ebpf:"run_open"`
+	RunShadow        *ebpf.Program `ebpf:"run_shadow"`
 }
 
 func (p *KernelPrograms) Close() error {
@@ -1091,6 +1132,7 @@ func (p *KernelPrograms) Close() error {
 		p.RunExec,
 		p.RunJudge,
 		p.RunOpen,
+		p.RunShadow,
 	)
 }
 

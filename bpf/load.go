@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -type rec_hdr -type rec_file -type rec_net -type rec_proc -type rec_exit -type rec_kind -type proc -type texts_short -type texts_long -type tables -type pool -type control -type hit -type verdict -type scratch -type automaton -type op_table -type word -type slot -type row -type leaf -type mount_info -type inode_key -type inode_name -type op_stats -type fold_key -type fold -type test_judge -type opened -type set_string -type set_prefix -type rate -type digests Kernel pavise.bpf.c -- -I. -O2 -g -Wall -Werror -mcpu=v3
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -type rec_hdr -type rec_file -type rec_net -type rec_proc -type rec_exit -type rec_kind -type proc -type texts_short -type texts_long -type tables -type pool -type control -type hit -type verdict -type scratch -type automaton -type op_table -type word -type slot -type row -type leaf -type mount_info -type inode_key -type inode_name -type op_stats -type fold_key -type fold -type test_judge -type opened -type shade_count -type set_string -type set_prefix -type rate -type digests Kernel pavise.bpf.c -- -I. -O2 -g -Wall -Werror -mcpu=v3
 
 // ErrPrivileges says that the process may not load programs.
 var ErrPrivileges = errors.New("no privileges: run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_SYS_ADMIN and CAP_SYS_PTRACE")
@@ -109,8 +109,11 @@ func (k *Kernel) window(name string, first, n, size int) (unsafe.Pointer, error)
 	return unsafe.Pointer(&b[from-page]), nil
 }
 
+// Sides is how many generations the kernel holds: the one that judges, and its shadow or one to be written.
+const Sides = 2 // NUM_SIDES
+
 // Side returns the tables and the transitions of a side, 0 or 1, as they are in the kernel, until Trim. Only so many of the transitions
-// may be touched as are asked for. Writing the side that judges is the caller's mistake.
+// may be touched as are asked for. Writing a side that judges is the caller's mistake.
 func (k *Kernel) Side(side, cells int) (*KernelTables, *KernelPool, error) {
 	var t *KernelTables
 	var p *KernelPool
@@ -128,7 +131,7 @@ func (k *Kernel) Side(side, cells int) (*KernelTables, *KernelPool, error) {
 
 // Hits returns the hits of n rules of a side, from the first, as they are in the kernel, until Trim.
 func (k *Kernel) Hits(side, n int) ([]KernelHit, error) {
-	perSide := int(k.maps["hits"].MaxEntries()) / 2
+	perSide := int(k.maps["hits"].MaxEntries()) / Sides
 	n = min(n, perSide)
 	p, err := k.window("hits", side*perSide, n, int(unsafe.Sizeof(KernelHit{})))
 	if err != nil {

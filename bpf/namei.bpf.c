@@ -34,9 +34,7 @@ __noinline int judge_entry(__u32 op, __u64 dentry, __u64 mnt, __u64 dentry2_or_u
 		s->obj.dentry2 = dentry2_or_unsure;
 		s->obj.mnt2 = mnt2_or_mode;
 	}
-	ret = deny_lsm(judge_file(s, si, op & (NUM_JUDGED - 1)));
-	scratch_put(s);
-	return ret;
+	return leave(s, si, op);
 }
 
 /* judge_name is judge_entry with what the verifier lets a hook return: of a function it knows nothing. */
@@ -98,31 +96,30 @@ static __always_inline bool there(struct held *h)
 	       hash_of(d) == h->hash;
 }
 
-/* The end of an open by name, also io_uring's: what was held is told, unless the file was there before. Kernels after 6.18 call it do_file_open. */
-SEC("fexit/do_filp_open")
-int on_opened(unsigned long long *ctx)
+/* tell_held tells what was held under a key, if a file was made, or refused and is not there. Returns the action to take. */
+__noinline int tell_held(__u32 key, __u64 ret)
 {
-	__u32 side, tid = bpf_get_current_pid_tgid();
+	struct held *h = bpf_map_lookup_elem(&helds, &key);
 	struct control *c = ctl();
-	struct held *h = bpf_map_lookup_elem(&helds, &tid);
 	struct op_stats *st;
 	struct scratch *s;
 	struct tables *t;
 	bool refused, made;
-	__u64 ret;
+	__u32 side;
 	int i, act;
 
 	if (!h || !c)
 		return 0;
-	ret = arg_at(ctx, 3);
-	act = h->v.action[DECIDED_ENFORCED];
-	refused = act >= ACT_DENY;
+	act = h->shade ? 0 : h->v.action[DECIDED_ENFORCED];
+	refused = h->shade ? h->was & DONE : act >= ACT_DENY;
 	if ((__s64)ret < 0 && (__s64)ret >= -4095)
 		made = refused && (__s64)ret == -EPERM && !there(h);
 	else
 		made = READ((struct file *)ret, f_mode) & FMODE_CREATED;
-	if (!made)
+	if (!made) {
+		act = 0;
 		goto out;
+	}
 	side = h->side;
 	t = bpf_map_lookup_elem(&sides, &side);
 	i = scratch_get();
@@ -132,10 +129,15 @@ int on_opened(unsigned long long *ctx)
 	if (s && t && t->gen == h->gen) {
 		s->side = side;
 		s->op = OP_CREATE;
+		s->rung = c->rung;
+		s->shade = h->shade;
+		s->was = h->was;
+		s->was_rule = h->was_rule;
+		s->was_gen = h->was_gen;
 		s->v = h->v;
 		bpf_probe_read_kernel(&s->bytes[OFF_REC], HELD_REC, h->rec);
 		report(i, REC_FILE, c->rung, h->object, h->len);
-	} else {
+	} else if (!h->shade) {
 		/* Its rules are not known any more. */
 		st = stats_of(OP_CREATE);
 		if (st) {
@@ -145,10 +147,27 @@ int on_opened(unsigned long long *ctx)
 	}
 	if (s)
 		scratch_put(s);
+out:
+	bpf_map_delete_elem(&helds, &key);
+	return act;
+}
+
+/* The end of an open by name, also io_uring's: what was held is told, unless the file was there before. Kernels after 6.18 call it do_file_open. */
+SEC("fexit/do_filp_open")
+int on_opened(unsigned long long *ctx)
+{
+	struct control *c = ctl();
+	__u32 tid = bpf_get_current_pid_tgid();
+	__u64 ret = arg_at(ctx, 3);
+	int act;
+
+	if (!c)
+		return 0;
+	act = tell_held(tid, ret);
+	if (c->shadow)
+		tell_held(tid | HELD_SHADOW, ret);
 	if (act == ACT_KILL)
 		bpf_send_signal(SIGKILL);
-out:
-	bpf_map_delete_elem(&helds, &tid);
 	return 0;
 }
 

@@ -46,23 +46,10 @@ static __always_inline void loopback_if_any(__u8 *a)
 static __always_inline int verdict_net(struct scratch *s, __u32 si, __u32 op, bool known)
 {
 	struct rec_net *r = (void *)&s->bytes[OFF_REC];
-	struct op_table *ot;
-	struct tables *t;
-	struct control *c = ctl();
-	__u32 side, pos = OFF_NETSTR;
+	__u32 pos = OFF_NETSTR;
 	__u8 *sock = &s->bytes[OFF_SMALL + DIM_SOCKET * 16];
 	bool inet = r->family == AF_INET || r->family == AF_INET6;
 
-	if (!c)
-		return 0;
-	side = c->active & 1;
-	t = bpf_map_lookup_elem(&sides, &side);
-	if (!t)
-		return 0;
-	s->side = side;
-	ot = &t->ops[op & (NUM_JUDGED - 1)];
-	if (!ot->n_words)
-		return 0;
 	sock[0] = r->family;
 	sock[1] = r->type;
 	sock[2] = r->protocol;
@@ -86,26 +73,36 @@ static __always_inline int verdict_net(struct scratch *s, __u32 si, __u32 op, bo
 	set_dim(s, DIM_LPATH, pos, r->local_path_len);
 	pos += clip(r->local_path_len);
 	s->rec_end = pos;
-	if (!(known ? judge_early_with(si, op, RENEW_OR_STRICT) : judge_early(si, op)))
+	if (!early(s, si, op, known))
 		return 0;
 	judge(si, 0, 0, 0);
-	return decided(&s->v) < NUM_DECIDED;
+	return decided(&s->v) < NUM_DECIDED || s->was;
+}
+
+/* tell_net completes the record of a verdict and reports it. */
+static __always_inline int tell_net(struct scratch *s, __u32 si)
+{
+	struct rec_net *r = (void *)&s->bytes[OFF_REC];
+	int action;
+
+	r->remote_path_len = clip(r->remote_path_len);
+	r->local_path_len = clip(r->local_path_len);
+	action = report(si, REC_NET, s->rung,
+			*(__u64 *)&r->remote[8] ^ *(__u64 *)r->remote * 31 ^
+				(__u64)r->remote_port << 48 ^ (__u64)r->local_port << 32 ^
+				r->family ^ r->protocol << 8 ^ r->remote_path_len << 16 ^
+				r->local_path_len << 17,
+			s->rec_end - OFF_REC);
+	/* For the shadow, which judges after this. */
+	r->remote_path_len = s->dim_len[DIM_RPATH];
+	r->local_path_len = s->dim_len[DIM_LPATH];
+	return action;
 }
 
 /* judge_net is verdict_net, reports, and returns the action to take. */
 static __always_inline int judge_net(struct scratch *s, __u32 si, __u32 op)
 {
-	struct rec_net *r = (void *)&s->bytes[OFF_REC];
-
-	if (!verdict_net(s, si, op, false))
-		return 0;
-	r->remote_path_len = clip(r->remote_path_len);
-	r->local_path_len = clip(r->local_path_len);
-	return report(si, REC_NET, s->rung,
-		      *(__u64 *)&r->remote[8] ^ *(__u64 *)r->remote * 31 ^
-			      (__u64)r->remote_port << 48 ^ (__u64)r->local_port << 32 ^ r->family ^
-			      r->protocol << 8 ^ r->remote_path_len << 16 ^ r->local_path_len << 17,
-		      s->rec_end - OFF_REC);
+	return verdict_net(s, si, op, false) ? tell_net(s, si) : 0;
 }
 
 /* judge_socket is judge_net as a function of its own, for hooks whose own cost does not matter. */
@@ -116,6 +113,14 @@ __noinline int judge_socket(__u32 si, __u32 op)
 	if (!s)
 		return 0;
 	return judge_net(s, si, op & (NUM_JUDGED - 1));
+}
+
+static __always_inline void shadow_socket(struct scratch *s, __u32 si, __u32 op)
+{
+	if (s->shadow && turn(si, op)) {
+		judge_socket(si, op);
+		turn_back();
+	}
 }
 
 /* put_unix writes a Unix socket's name at bytes[off]: the path of its file, or '@' and the abstract name. */
@@ -281,7 +286,8 @@ static __always_inline int lsm_net(struct sock *sk, void *addr, int len, enum ne
 		if (arg != ARG_NONE && !put_addr(s, r, addr, len, arg == ARG_REMOTE))
 			goto out;
 	}
-	ret = deny_lsm(judge_net(s, si, op));
+	ret = deny_lsm(judge_socket(si, op));
+	shadow_socket(s, si, op);
 out:
 	scratch_put(s);
 	return ret;
@@ -360,6 +366,7 @@ int BPF_PROG(lsm_socket, int family, int type, int protocol, int kern, int ret)
 		return ret;
 	put_type(net_rec(s), family, type, protocol);
 	ret = deny_lsm(judge_socket(si, OP_SOCKET));
+	shadow_socket(s, si, OP_SOCKET);
 	scratch_put(s);
 	return ret;
 }
@@ -383,6 +390,7 @@ static __always_inline int unix_op(struct sock *sk, struct sock *other, __u32 op
 	r->remote_path_len = put_unix(s, si, OFF_NETSTR, (__u64)other);
 	r->local_path_len = put_unix(s, si, OFF_NETSTR + clip(r->remote_path_len), (__u64)sk);
 	ret = deny_lsm(judge_net(s, si, op));
+	shadow_socket(s, si, op);
 	scratch_put(s);
 	return ret;
 }
@@ -454,6 +462,7 @@ static __always_inline int cgroup_net(struct bpf_sock_addr *ctx, __u32 op, bool 
 		loopback_if_any(dst);
 	}
 	act = judge_net(s, si, op);
+	shadow_socket(s, si, op);
 	scratch_put(s);
 	if (act == ACT_KILL)
 		bpf_send_signal(SIGKILL);

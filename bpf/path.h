@@ -49,7 +49,7 @@ struct inode_key {
 	__u32 dev;
 	__u32 gen; /* another file with the same number has another one */
 	__u32 n;
-	__u32 pad;
+	__u32 shade; /* 1: of the shadow's rules; they are no names to the active side */
 };
 
 struct inode_name {

@@ -16,18 +16,20 @@ struct proc {
 	__u64 exec_id;
 	__u64 parent_exec_id;
 	__u64 start;
-	__u64 caps; /* the facts for which cls was computed */
+	/* The classes of the facts, and those facts of which they are that change while it runs: shadow_classes has these for the shadow. */
+	__u64 caps;
 	__u64 cgroup_id;
 	__u32 euid, egid, uid, gid, login;
 	__u32 gen;
-	__u32 pid;
+	__u16 cls[NUM_AUTOMATA];
+	__u8 ns; /* the namespaces that are the machine's own */
+	__u8 pad[7];
+	__u32 pid; /* the first of the rest */
 	__u16 exe_len; /* the real lengths; over PROC_STR - 1 the string here is cut */
 	__u16 parent_exe_len;
 	__u16 script_len;
 	__u8 flags; /* PROC_* */
 	__u8 found;
-	__u8 ns; /* the namespaces that are the machine's own */
-	__u16 cls[NUM_AUTOMATA];
 	__u8 exe[PROC_STR];
 	__u8 parent_exe[PROC_STR];
 	__u8 script[PROC_STR];
@@ -40,6 +42,24 @@ struct {
 	__type(key, int);
 	__type(value, struct proc);
 } procs SEC(".maps");
+
+#define CLASSES_OFF   __builtin_offsetof(struct proc, caps)
+#define CLASSES_BYTES (__builtin_offsetof(struct proc, pid) - CLASSES_OFF)
+
+struct shadow_classes {
+	__u64 exec_id; /* of the image that they are of */
+	__u64 classes[CLASSES_BYTES / 8];
+};
+
+_Static_assert(!(CLASSES_OFF & 7 || CLASSES_BYTES & 7), "classes are swapped in words of 8 bytes");
+
+/* What a thread's proc has of one generation, for the other one: 192 bytes per thread, from its first operation that a shadow judges until it ends. */
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct shadow_classes);
+} shadow_classes SEC(".maps");
 
 /*
  * What is long of a process and the same for all its threads, by its exec_id: its line, which is the path of its executable and those of its
@@ -142,6 +162,20 @@ static __always_inline void count_err(__u32 e)
 	if (n)
 		(*n)++;
 }
+
+/* What the shadow judged, and where it was stricter or laxer than the active side, by side and operation. */
+struct shade_count {
+	__u64 judged;
+	__u64 stricter;
+	__u64 laxer;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, (NUM_SIDES * NUM_OPS));
+	__type(key, __u32);
+	__type(value, struct shade_count);
+} shade_counts SEC(".maps");
 
 static __always_inline struct op_stats *stats_of(__u32 op)
 {
@@ -667,7 +701,7 @@ __noinline int subject_classes(__u32 si, __u64 dims)
 		if (!dim)
 			break;
 		if (dim < DIM_PATH && NEED(dims, dim))
-			p->cls[i] = classify(si, side, i, s->dim_off[dim], s->dim_len[dim]);
+			p->cls[i] = classify(si, i, s->dim_off[dim], s->dim_len[dim]);
 	}
 	return 0;
 }
@@ -910,6 +944,97 @@ static __always_inline int judge_early(__u32 si, __u32 op)
 	return judge_early_with(si, op, RENEW_OR_STRICT);
 }
 
+/*
+ * early is judge_early, or without it when known; and it is true too where no rule of the shadow can hold, but the active side decided something: that is
+ * told with all its facts.
+ */
+static __always_inline bool early(struct scratch *s, __u32 si, __u32 op, bool known)
+{
+	if (known ? judge_early_with(si, op, RENEW_OR_STRICT) : judge_early(si, op))
+		return true;
+	if (!s->was)
+		return false;
+	__builtin_memset(&s->early, 0, sizeof(s->early));
+	return true;
+}
+
+/* judges tells whether a side has rules on op. */
+static __always_inline bool judges(__u32 side, __u32 op)
+{
+	struct tables *t = bpf_map_lookup_elem(&sides, &side);
+
+	return t && t->ops[op & (NUM_JUDGED - 1)].n_words;
+}
+
+/*
+ * swap_classes puts the classes of the current thread for the shadow in the place of those for the active side, and back: the subject is then judged by
+ * the same instructions. It is a matter of speed alone, as classes go with the generation that they are for.
+ */
+static __always_inline void swap_classes(void)
+{
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct proc *p = bpf_task_storage_get(&procs, t, 0, 0);
+	struct shadow_classes *sc =
+		bpf_task_storage_get(&shadow_classes, t, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	__u64 *a, *b;
+
+	if (!p || !sc)
+		return;
+	a = (void *)p + CLASSES_OFF;
+	b = sc->classes;
+	if (sc->exec_id != p->exec_id)
+		__builtin_memset(b, 0, CLASSES_BYTES);
+	sc->exec_id = p->exec_id;
+	for (int i = 0; i < CLASSES_BYTES / 8; i++) {
+		__u64 x = a[i];
+
+		a[i] = b[i];
+		b[i] = x;
+	}
+}
+
+/*
+ * turn is called when the active side has judged op and a shadow waits in s->shadow: what judges until turn_back is the shadow, and nothing comes of
+ * that. Returns 0 when the shadow has nothing to say.
+ */
+__noinline int turn(__u32 si, __u32 op)
+{
+	struct scratch *s = scratch_at(si);
+	struct shade_count *n;
+	struct tables *t;
+	__u32 side, class;
+
+	if (!s)
+		return 0;
+	t = tables_of(s);
+	if (!t)
+		return 0;
+	class = decided(&s->v);
+	s->was = decision(&s->v, s->rung);
+	s->was_rule = class < NUM_DECIDED ? s->v.rule[class] : NO_RULE;
+	s->was_gen = t->gen;
+	side = s->shadow - 1;
+	s->shadow = 0;
+	if (!s->was && !judges(side, op))
+		return 0;
+	swap_classes();
+	s->side = side;
+	s->shade = 1;
+	if (op == OP_LATE)
+		op = OP_EXEC;
+	op = side * NUM_OPS + (op & (NUM_OPS - 1));
+	n = bpf_map_lookup_elem(&shade_counts, &op);
+	if (n)
+		__sync_fetch_and_add(&n->judged, 1);
+	return 1;
+}
+
+__noinline int turn_back(void)
+{
+	swap_classes();
+	return 0;
+}
+
 /* Repeats of one rule by one process on one object within FOLD_NS are one event with a count. 16,384 entries; the least recent one goes, and its unreported count with it (it stays in op_stats.folded). */
 #define FOLD_NS 1000000000ULL
 
@@ -917,7 +1042,7 @@ struct fold_key {
 	__u64 exec_id;
 	__u64 object;
 	__u32 rule;
-	__u32 op; /* and the action */
+	__u32 op; /* and the action, flags and was of the record */
 };
 
 struct fold {
@@ -954,7 +1079,7 @@ static __always_inline void send(struct scratch *s, struct rec_hdr *h, __u32 len
 		__sync_fetch_and_add(&st->lost, 1);
 	else
 		__sync_fetch_and_add(&st->delivered, 1);
-	if (err && (h->action)) {
+	if (err && h->action && !(h->flags & REC_SHADOW)) {
 		__u32 hk = s->side * NUM_RULES + (h->rules[0] & (NUM_RULES - 1));
 		struct hit *hit = bpf_map_lookup_elem(&hits, &hk);
 
@@ -963,9 +1088,62 @@ static __always_inline void send(struct scratch *s, struct rec_hdr *h, __u32 len
 	}
 }
 
+/* count_hits counts the rules that matched. */
+static __always_inline void count_hits(struct scratch *s, __u32 side)
+{
+	for (int i = 0; i < REC_RULES; i++) {
+		__u32 hk = side * NUM_RULES + (s->v.rules[i] & (NUM_RULES - 1));
+		struct hit *hit;
+
+		if (s->v.rules[i] == NO_RULE)
+			continue;
+		hit = bpf_map_lookup_elem(&hits, &hk);
+		if (hit)
+			__sync_fetch_and_add(&hit->hits, 1);
+	}
+}
+
+/*
+ * differs tells whether the shadow decided otherwise than the active side, and completes the record then. Where the shadow has no rule against it, the
+ * active side's is named.
+ */
+static __always_inline bool differs(struct scratch *s, struct rec_hdr *h, __u32 side)
+{
+	__u32 is = decision(&s->v, s->rung), k = side * NUM_OPS + (s->op & (NUM_OPS - 1));
+	struct shade_count *n;
+
+	if (is == s->was)
+		return false;
+	h->action = is ? is & ~DONE : ACT_ALLOW;
+	h->flags = REC_SHADOW | (is & DONE ? 0 : REC_MONITOR);
+	h->was = s->was;
+	n = bpf_map_lookup_elem(&shade_counts, &k);
+	if (!is) {
+		h->gen = s->was_gen;
+		h->matched = 1;
+		s->v.rules[0] = s->was_rule;
+		s->v.rules[1] = NO_RULE;
+		s->v.rules[2] = NO_RULE;
+		s->v.rules[3] = NO_RULE;
+	}
+	if (is < s->was) {
+		if (n)
+			__sync_fetch_and_add(&n->laxer, 1);
+	} else {
+		__u32 hk = side * NUM_RULES + (s->v.rules[0] & (NUM_RULES - 1));
+		struct hit *hit = bpf_map_lookup_elem(&hits, &hk);
+
+		if (n)
+			__sync_fetch_and_add(&n->stricter, 1);
+		if (hit)
+			__sync_fetch_and_add(&hit->lost, 1);
+	}
+	return true;
+}
+
 /*
  * report finishes the verdict record of len bytes at OFF_REC and sends it, unless it is a repeat. Returns the action to take.
- * A rung that cannot deny (KILL) reports a deny as one that would have been.
+ * A rung that cannot deny (KILL) reports a deny as one that would have been. Of the shadow's verdicts it reports those that differ, and takes no action.
  */
 __noinline int report(__u32 si, __u32 kind, __u32 rung, __u64 object, __u32 len)
 {
@@ -987,9 +1165,10 @@ __noinline int report(__u32 si, __u32 kind, __u32 rung, __u64 object, __u32 len)
 	if (!t)
 		return 0;
 	class = decided(&s->v);
-	if (class >= NUM_DECIDED)
+	if (class >= NUM_DECIDED && !s->was)
 		return 0;
 	settle(&s->v, class);
+	count_hits(s, side);
 	h = (void *)&s->bytes[OFF_REC];
 	now = bpf_ktime_get_boot_ns();
 	id = bpf_get_current_pid_tgid();
@@ -997,38 +1176,34 @@ __noinline int report(__u32 si, __u32 kind, __u32 rung, __u64 object, __u32 len)
 	st = stats_of(s->op);
 	h->kind = kind;
 	h->op = s->op;
-	h->action = s->v.action[class];
-	h->flags = class == DECIDED_MONITOR ? REC_MONITOR : 0;
-	if (class == DECIDED_ENFORCED) {
-		if (rung == RUNG_KILL && h->action == ACT_DENY)
-			h->flags = REC_MONITOR;
-		else
-			action = h->action;
+	h->gen = t->gen;
+	h->matched = s->v.matched;
+	if (s->shade) {
+		if (!differs(s, h, side))
+			return 0;
+	} else if (class < NUM_DECIDED) {
+		h->action = s->v.action[class];
+		h->flags = class == DECIDED_MONITOR ? REC_MONITOR : 0;
+		h->was = 0;
+		if (class == DECIDED_ENFORCED) {
+			if (rung == RUNG_KILL && h->action == ACT_DENY)
+				h->flags = REC_MONITOR;
+			else
+				action = h->action;
+		}
 	}
 	h->time = now;
 	h->exec_id = p ? p->exec_id : 0;
 	h->pid = id >> 32;
 	h->tid = id;
-	h->gen = t->gen;
 	h->rung = rung;
-	h->matched = s->v.matched;
-	for (int i = 0; i < REC_RULES; i++) {
-		__u32 hk = side * NUM_RULES + (s->v.rules[i] & (NUM_RULES - 1));
-		struct hit *hit;
-
-		h->rules[i] = s->v.rules[i];
-		if (h->rules[i] == NO_RULE)
-			continue;
-		hit = bpf_map_lookup_elem(&hits, &hk);
-		if (hit)
-			__sync_fetch_and_add(&hit->hits, 1);
-	}
+	__builtin_memcpy(h->rules, s->v.rules, sizeof(h->rules));
 	if (st)
 		__sync_fetch_and_add(&st->seen, 1);
 	k.exec_id = h->exec_id;
 	k.object = object;
 	k.rule = h->rules[0];
-	k.op = h->op | h->action << 8 | h->flags << 16;
+	k.op = h->op | h->action << 8 | h->flags << 16 | (__u32)h->was << 24;
 	h->count = 1;
 	f = bpf_map_lookup_elem(&folds, &k);
 	if (f) {

@@ -25,8 +25,8 @@ struct rate_key {
 };
 
 /*
- * One map, made when the first policy with a rate is applied, and kept. 65,536 counts; when it is full the one that was used least recently is
- * forgotten, and begins at 0 when it is needed again.
+ * One map for what judges, made when the first policy with a rate is applied, and kept; and one for the shadow, so that what it counts takes no place
+ * from the others. 65,536 counts; when it is full the one that was used least recently is forgotten, and begins at 0 when it is needed again.
  */
 struct rate_counts {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -37,7 +37,7 @@ struct rate_counts {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, 1);
+	__uint(max_entries, 2);
 	__type(key, __u32);
 	__array(values, struct rate_counts);
 } rate_counts SEC(".maps");
@@ -73,13 +73,14 @@ __noinline int rate_passed(__u32 si, __u32 ri, __u32 q, __u64 low)
 	struct rate_key k = {};
 	struct tables *t;
 	struct rate *r;
-	__u32 side, slot = 0;
+	__u32 side, slot;
 	void *m;
 
 	if (!s)
 		return 0;
 	s->over[q & 3] &= ~(low + 1);
 	side = s->side;
+	slot = s->shade;
 	t = bpf_map_lookup_elem(&sides, &side);
 	m = bpf_map_lookup_elem(&rate_counts, &slot);
 	if (!t || !m)

@@ -87,12 +87,14 @@ static __always_inline struct scratch *enter_return(struct control *c, __u32 op,
 	if (!s)
 		return NULL;
 	*si = i;
+	begin(s, c);
 	s->extra_len = 0;
 	s->rung = RUNG_KILL;
 	__builtin_memset(&s->obj, 0, sizeof(s->obj));
 	return s;
 }
 
+/* leave_return gives the working memory back and does what was decided; the shadow has judged by now. */
 static __always_inline void leave_return(struct scratch *s, int act)
 {
 	scratch_put(s);
@@ -106,11 +108,14 @@ static __always_inline void return_open(struct control *c, struct file *f, __u32
 	__u8 access = access_of(READ(f, f_mode), flags);
 	struct scratch *s;
 	__u32 si, op = 0;
+	int act;
 
 	s = enter_return(c, OP_OPEN, &si);
 	if (s) {
 		set_open(s, f, access);
-		leave_return(s, judge_object(si, OP_OPEN));
+		act = judge_object(si, OP_OPEN);
+		shadow_object(s, si, OP_OPEN);
+		leave_return(s, act);
 	}
 	if (is_device(READ(inode, i_mode)))
 		op = OP_DEVICE;
@@ -121,8 +126,22 @@ static __always_inline void return_open(struct control *c, struct file *f, __u32
 	s = enter_return(c, op, &si);
 	if (s) {
 		set_open(s, f, access);
-		leave_return(s, judge_special(si, op));
+		act = judge_special(si, op);
+		shadow_special(s, si, op);
+		leave_return(s, act);
 	}
+}
+
+/* shadow_allows tells that the shadow does not judge at all where the active side has decided something. */
+__noinline int shadow_allows(__u32 si)
+{
+	struct scratch *s = scratch_at(si);
+
+	if (!s)
+		return 0;
+	__builtin_memset(&s->v, 0, sizeof(s->v));
+	tell_net(s, si);
+	return turn_back();
 }
 
 static __always_inline void return_socket(struct control *c, struct file *f, __u32 op)
@@ -146,8 +165,16 @@ static __always_inline void return_socket(struct control *c, struct file *f, __u
 	else
 		put_sk(s, si, r, sk, op == OP_CONNECT || op == OP_ACCEPT);
 	/* IPv4 and IPv6 connect, bind and send are the cgroup rung's. */
-	if (r->family == AF_UNIX || op == OP_LISTEN || op == OP_ACCEPT || op == OP_SOCKET)
+	if (r->family != AF_UNIX && op != OP_LISTEN && op != OP_ACCEPT && op != OP_SOCKET)
+		goto out;
+	/* Each side judges Unix sockets here as it would without the other. */
+	if (!(c->not_active & 1ULL << (op & 63)))
 		act = judge_socket(si, op);
+	if (!(c->not_shadow & 1ULL << (op & 63)))
+		shadow_socket(s, si, op);
+	else if (s->shadow && decision(&s->v, s->rung) && turn(si, op))
+		shadow_allows(si);
+out:
 	leave_return(s, act);
 }
 
@@ -156,6 +183,7 @@ static __always_inline void return_pair(struct control *c, void *regs, bool comp
 {
 	struct scratch *s;
 	__u32 si;
+	int act;
 
 	s = enter_return(c, OP_SOCKET, &si);
 	if (!s)
@@ -163,7 +191,9 @@ static __always_inline void return_pair(struct control *c, void *regs, bool comp
 	put_type(net_rec(s), reg_at(regs, compat ? regs_arg0_off_compat : regs_arg0_off),
 		 reg_at(regs, compat ? regs_arg1_off_compat : regs_arg1_off) & SOCK_TYPE_MASK,
 		 reg_at(regs, compat ? regs_arg2_off_compat : regs_arg2_off));
-	leave_return(s, judge_socket(si, OP_SOCKET));
+	act = judge_socket(si, OP_SOCKET);
+	shadow_socket(s, si, OP_SOCKET);
+	leave_return(s, act);
 }
 
 /* return_plain judges what has no object but a number. */
@@ -171,6 +201,7 @@ static __always_inline void return_plain(struct control *c, __u32 op)
 {
 	struct scratch *s;
 	__u32 si;
+	int act;
 
 	s = enter_return(c, op, &si);
 	if (!s)
@@ -183,7 +214,9 @@ static __always_inline void return_plain(struct control *c, __u32 op)
 		set_file(s, (__u64)BPF_CORE_READ(fs, root.dentry),
 			 (__u64)BPF_CORE_READ(fs, root.mnt));
 	}
-	leave_return(s, judge_object(si, op));
+	act = judge_object(si, op);
+	shadow_object(s, si, op);
+	leave_return(s, act);
 }
 
 /* What the calls of open are judged as. */

@@ -23,6 +23,9 @@ const (
 	recMonitor = 1 << 0
 	recFound   = 1 << 1
 	recThread  = 1 << 2
+	recShadow  = 1 << 3
+
+	done = 8 // DONE, in engine.h
 
 	fileDeleted   = 1 << 0
 	fileMemfd     = 1 << 1
@@ -214,6 +217,25 @@ func header(h *bpf.KernelRecHdr, boot int64, e *pavise.Event) {
 		Rung: pavise.Rung(h.Rung), RuleIDs: h.Rules, Matched: h.Matched, Gen: h.Gen, Count: h.Count,
 		PID: h.Pid, TID: h.Tid, ExecID: h.ExecId,
 	}
+	if h.Flags&recShadow != 0 {
+		e.Shadow, e.Active = decision(h.Action, !e.Monitor), decision(h.Was&^done, h.Was&done != 0)
+		e.Monitor = true
+	}
+}
+
+// decision is what an action comes to that is carried out, or would be.
+func decision(action uint8, done bool) pavise.Decision {
+	switch a := pavise.Action(action); {
+	case a == pavise.ActionDeny && done:
+		return pavise.DecisionDeny
+	case a == pavise.ActionDeny:
+		return pavise.DecisionWouldDeny
+	case a == pavise.ActionKill && done:
+		return pavise.DecisionKill
+	case a == pavise.ActionKill:
+		return pavise.DecisionWouldKill
+	}
+	return pavise.DecisionAllow
 }
 
 // text is the first n bytes of s as a string without a copy, and the rest. The caller has checked n.

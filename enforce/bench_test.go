@@ -245,8 +245,59 @@ func BenchmarkVerdict(b *testing.B) {
 	}
 }
 
+// BenchmarkShadow is the cost of a shadow beside BenchmarkVerdict's file.open: nothing but the question whether there is one, when there is none; a second verdict, and
+// the exchange of the subject's classes, when there is.
+func BenchmarkShadow(b *testing.B) {
+	kerntest.Require(b, kerntest.Root, kerntest.Syscall)
+	k := load(b)
+	var m mounts
+	if err := m.refresh(k); err != nil {
+		b.Fatal(err)
+	}
+	hit, _ := opened(b)
+	for side, n := range []int{1000, 1001} {
+		tables, pool, err := k.Side(side, policy.MaxCells)
+		if err != nil {
+			b.Fatal(err)
+		}
+		img := image(b, able(), parse(b, many{n, "p", pavise.OpOpen, pavise.ActionAudit, fmt.Sprintf("file.path == %q", hit.Name())}.yaml()...))
+		if err := stage(tables, pool, img, uint32(side+1)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	o := object{"hit", int(hit.Fd()), netip.AddrPort{}, pavise.ActionAudit}
+	off, on := bpf.KernelControl{Active: 0}, bpf.KernelControl{Active: 0, Shadow: 2}
+	b.Run("off", func(b *testing.B) {
+		var ns, more []float64
+		for b.Loop() {
+			without := timed(b, k, 0, "run_open", &o)
+			ns = append(ns, timedBy(b, k, off, "run_shadow", &o))
+			more = append(more, ns[len(ns)-1]-without)
+		}
+		b.ReportMetric(quantile(0.5, ns), "ns/op")
+		b.ReportMetric(quantile(0.5, more), "off-ns") // with the call of a function, which a hook does not need
+	})
+	b.Run("on", func(b *testing.B) {
+		var ns, more []float64
+		for b.Loop() {
+			without := timedBy(b, k, off, "run_shadow", &o)
+			ns = append(ns, timedBy(b, k, on, "run_shadow", &o))
+			more = append(more, ns[len(ns)-1]/without)
+		}
+		b.ReportMetric(quantile(0.5, ns), "ns/op")
+		b.ReportMetric(quantile(0.5, more), "xoff")
+	})
+}
+
 // timed judges an object many times in the kernel, by one side, and returns the nanoseconds of one verdict.
 func timed(b testing.TB, k *bpf.Kernel, side uint32, program string, obj *object) float64 {
+	b.Helper()
+	return timedBy(b, k, bpf.KernelControl{Active: side}, program, obj)
+}
+
+// timedBy is timed by what a control says.
+func timedBy(b testing.TB, k *bpf.Kernel, c bpf.KernelControl, program string, obj *object) float64 {
+	b.Helper()
 	const count = 512 // of the 4,096 that the program can: little enough to fit into a slice of time, mostly
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -258,7 +309,7 @@ func timed(b testing.TB, k *bpf.Kernel, side uint32, program string, obj *object
 		copy(o.Addr[4:], a[:])
 		o.AddrLen = 16
 	}
-	if err := k.Map("controls").Put(uint32(0), &bpf.KernelControl{Active: side}); err != nil {
+	if err := k.Map("controls").Put(uint32(0), &c); err != nil {
 		b.Fatal(err)
 	}
 	if err := k.Map("openeds").Put(uint32(0), &o); err != nil {
@@ -277,7 +328,7 @@ func timed(b testing.TB, k *bpf.Kernel, side uint32, program string, obj *object
 }
 
 // BenchmarkChange is a change of policies from YAML to judging, among a thousand rules. The changes are 50 ms apart, as a
-// person's are: back to back each waits for the programs that still read the side before (TestKernelUnderLoadFlips).
+// person's are: back to back they wait for the programs that still read the sides before (TestKernelUnderLoadFlips).
 func BenchmarkChange(b *testing.B) {
 	kerntest.Require(b, kerntest.Root, kerntest.Syscall, kerntest.TpBtf)
 	l := start(b, func(*pavise.Event) {})
@@ -340,6 +391,7 @@ func BenchmarkChange(b *testing.B) {
 					b.Fatal(err)
 				}
 				compiled = append(compiled, time.Since(begin))
+				was := l.live.side
 				a, err := l.Apply(img)
 				if err != nil {
 					b.Fatal(err)
@@ -347,7 +399,7 @@ func BenchmarkChange(b *testing.B) {
 				took = append(took, time.Since(begin))
 				staged, active = append(staged, a.Staged), append(active, a.Activated)
 				begin = time.Now()
-				l.grace()
+				l.grace(was)
 				barrier = append(barrier, time.Since(begin))
 			}
 			budget(b, ms(quantile(0.99, took)), 20, "p99-ms")

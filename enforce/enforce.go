@@ -40,20 +40,31 @@ type Enforcer struct {
 
 	mu       sync.Mutex
 	ctl      bpf.KernelControl
-	gen      uint32
-	side     int // that judges
-	rules    int // of the generation that judges
+	gen      uint32                   // the last that was staged
+	quiet    [bpf.Sides]chan struct{} // closed when no program reads that side any more
+	live     *staged                  // what judges
+	shadow   *staged                  // what judges beside it, without effect; nil for nothing
 	proved   [pavise.NumOps]bool
-	quiet    chan struct{} // closed when no program reads the other side any more
-	names    names
 	mounts   mounts
 	missed   uint64 // Missed at the last sweep
 	swept    time.Time
 	sets     sets
 	clock    clock
-	counting bool // rates have their map
-	digests  bool // the lifecycle programs look for digests
+	counting [2]bool // rates have their map, and the shadow's
+	digests  bool    // the lifecycle programs look for digests
 }
+
+// staged is a generation in the kernel.
+type staged struct {
+	side  int
+	rules int
+	need  map[string]pavise.Op // the programs that must be attached
+	hooks uint64               // the operations that are judged on return
+	names *names
+	off   bool // of a shadow: its side was needed, and only its names and programs are there still, for the next one
+}
+
+func (s *staged) on() bool { return s != nil && !s.off }
 
 // Open loads the base, and finds for each operation the best rung by trying it. Nothing of the machine is judged yet. The error wraps ErrUnsupported
 // or ErrPrivileges when that is why.
@@ -66,7 +77,7 @@ func Open(ctx context.Context, o Options) (*Enforcer, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Enforcer{k: k, log: log, names: names{byPath: map[string]*named{}}}
+	e := &Enforcer{k: k, log: log, live: &staged{names: newNames(false)}}
 	if e.rings, err = k.NewRings(); err != nil {
 		return nil, errors.Join(err, k.Close())
 	}
@@ -153,28 +164,129 @@ type Applied struct {
 	Generation        uint32
 	Staged, Activated time.Duration // writing and checking the tables; the one write that activates them
 	Hits              []uint64      // how often each rule matched while the generation before judged
+
+	// Shadow is what the shadow has counted that ended for this, nil if none was on. It may have ended although this failed.
+	Shadow *ShadowCounters
 }
 
 // Apply makes an Image the one that judges: all or nothing. What judged before goes on until the one write that activates the new generation, and
-// for good if Apply fails.
+// for good if Apply fails. There are but two sides, so a shadow ends for this: the programs that it needs stay attached until Shadow or EndShadow is called.
 func (e *Enforcer) Apply(img *policy.Image) (Applied, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	next := &staged{names: e.live.names}
+	return e.put(img, next, func() error { return e.judgeBy(next, e.shadow) })
+}
+
+// put attaches and proves what an Image needs, stages it as next into the side that does not judge, and flips: all or nothing, but for the shadow.
+func (e *Enforcer) put(img *policy.Image, next *staged, flip func() error) (a Applied, err error) {
 	if err := fits(img); err != nil {
 		return Applied{}, err
 	}
-	need := e.programs(img)
-	var added []string
+	next.need = e.programs(img)
+	added, err := e.attach(img, next.need)
 	undo := func(err error) (Applied, error) {
 		for _, p := range added {
 			err = errors.Join(err, e.k.Detach(p))
 		}
-		return Applied{}, err
+		return Applied{Shadow: a.Shadow}, err
 	}
+	if err != nil {
+		return undo(err)
+	}
+	start := time.Now()
+	next.side, next.rules, next.hooks = 1-e.live.side, len(img.Rules), e.hooks(img)
+	if e.shadow.on() {
+		if a.Shadow, err = e.stopShadow(); err != nil {
+			return undo(err)
+		}
+	}
+	e.grace(next.side)
+	e.leaveSets()
+	defer e.trim()
+	gen := e.gen + 1
+	if gen == 0 {
+		gen = 1
+	}
+	t, p, err := e.k.Side(next.side, cells(img))
+	if err != nil {
+		return undo(err)
+	}
+	if err := stage(t, p, img, gen); err != nil {
+		return undo(err)
+	}
+	if err := e.sets.stage(e.k, t, next.side, img); err != nil {
+		return undo(err)
+	}
+	if err := e.countRates(img, next.names.shade); err != nil {
+		return undo(err)
+	}
+	stale, aliases, err := next.names.add(e.k, img.Protected, img.ProtectedSets)
+	if err != nil {
+		return undo(err)
+	}
+	t.Aliases = aliases
+	hits, err := e.k.Hits(next.side, next.rules)
+	if err != nil {
+		return undo(err)
+	}
+	clear(hits)
+	last, err := e.k.Hits(e.live.side, e.live.rules)
+	if err != nil {
+		return undo(err)
+	}
+	// The same write, of what judges now: the one that flips then finds in the processor's caches what it needs.
+	if err := e.putControl(); err != nil {
+		return undo(err)
+	}
+	ready := time.Now()
+	if err := flip(); err != nil {
+		return undo(err)
+	}
+	done := time.Now()
+	a.Hits, _ = ruleCounts(last)
+	e.gen = gen
+	next.names.remove(e.k, stale)
+	e.leaveSets()
+	e.detach()
+	a.Generation, a.Staged, a.Activated = gen, ready.Sub(start), done.Sub(ready)
+	return a, nil
+}
+
+// judgeBy makes live and shadow, which may be nil or off, those that judge, by one write.
+func (e *Enforcer) judgeBy(live, shadow *staged) error {
+	was := e.ctl
+	e.ctl.Active, e.ctl.Hooks = uint32(live.side), live.hooks
+	e.ctl.Shadow, e.ctl.NotActive, e.ctl.NotShadow = 0, 0, 0
+	if shadow.on() {
+		e.ctl.Shadow = uint32(shadow.side) + 1
+		e.ctl.Hooks |= shadow.hooks
+		e.ctl.NotActive, e.ctl.NotShadow = shadow.hooks&^live.hooks, live.hooks&^shadow.hooks
+	}
+	if err := e.putControl(); err != nil {
+		e.ctl = was
+		return err
+	}
+	var judged [bpf.Sides]bool
+	for side := range judged {
+		judged[side] = e.judges(side)
+	}
+	e.live, e.shadow = live, shadow
+	for side, did := range judged {
+		if did && !e.judges(side) {
+			e.retire(side)
+		}
+	}
+	return nil
+}
+
+// attach attaches the programs that an Image needs, and proves the rungs of its operations. It returns the programs that were not attached before, also when it
+// fails.
+func (e *Enforcer) attach(img *policy.Image, need map[string]pavise.Op) (added []string, err error) {
 	for _, d := range digests {
 		if _, ok := need[d.program]; ok && !e.digests {
 			if err := e.useDigests(true); err != nil {
-				return Applied{}, err
+				return nil, err
 			}
 			e.digests = true
 		}
@@ -183,7 +295,7 @@ func (e *Enforcer) Apply(img *policy.Image) (Applied, error) {
 	for p, op := range need {
 		if !e.k.Attached(p) {
 			if err := e.k.Attach(p); err != nil {
-				return undo(fmt.Errorf("attach %s for %s: %w", p, op, short(err)))
+				return added, fmt.Errorf("attach %s for %s: %w", p, op, short(err))
 			}
 			added = append(added, p)
 		}
@@ -191,80 +303,55 @@ func (e *Enforcer) Apply(img *policy.Image) (Applied, error) {
 	for _, op := range judged {
 		if img.Ops[op].Used() && !e.proved[op] && e.rung[op].rung != pavise.RungNone {
 			if err := e.prove(op); err != nil {
-				return undo(fmt.Errorf("prove the %s rung of %s on this kernel: %w", e.rung[op].rung, op, err))
+				return added, fmt.Errorf("prove the %s rung of %s on this kernel: %w", e.rung[op].rung, op, err)
 			}
 			e.proved[op] = true
 		}
 	}
 	if img.Ops[policy.OpLate].Used() && !e.proved[policy.OpLate] {
 		if err := e.proveBy(policy.OpLate, rung{rung: pavise.RungKillOnReturn}); err != nil {
-			return undo(fmt.Errorf("prove on this kernel that a new program is killed for its arguments: %w", err))
+			return added, fmt.Errorf("prove on this kernel that a new program is killed for its arguments: %w", err)
 		}
 		e.proved[policy.OpLate] = true
 	}
-	start := time.Now()
-	e.grace()
-	side := 1 - e.side
-	gen := e.gen + 1
-	if gen == 0 {
-		gen = 1
-	}
-	defer e.trim()
-	t, p, err := e.k.Side(side, cells(img))
-	if err != nil {
-		return undo(err)
-	}
-	if err := stage(t, p, img, gen); err != nil {
-		return undo(err)
-	}
-	if err := e.sets.stage(e.k, t, side, img); err != nil {
-		return undo(err)
-	}
-	if err := e.countRates(img); err != nil {
-		return undo(err)
-	}
-	stale, aliases, err := e.names.add(e.k, img.Protected, img.ProtectedSets)
-	if err != nil {
-		return undo(err)
-	}
-	t.Aliases = aliases
-	hits, err := e.k.Hits(side, len(img.Rules))
-	if err != nil {
-		return undo(err)
-	}
-	clear(hits)
-	last, err := e.k.Hits(e.side, e.rules)
-	if err != nil {
-		return undo(err)
-	}
-	// The same write, of what judges now: the one that flips then finds in the processor's caches what it needs.
-	if err := e.putControl(); err != nil {
-		return undo(err)
-	}
-	old := e.ctl
-	e.ctl.Active = uint32(side)
-	e.ctl.Hooks = e.hooks(img)
-	staged := time.Now()
-	if err := e.putControl(); err != nil {
-		e.ctl = old
-		return undo(err)
-	}
-	done := time.Now()
-	counts, _ := ruleCounts(last)
-	e.side, e.gen, e.rules = side, gen, len(img.Rules)
-	e.retire()
-	e.names.remove(e.k, stale)
-	if err := e.sets.trim(e.k); err != nil {
-		e.log.Warn("free the sets that nothing needs", "err", err)
-	}
+	return added, nil
+}
+
+// detach detaches what neither the generation that judges nor its shadow needs.
+func (e *Enforcer) detach() {
 	for _, p := range e.k.Links() {
-		if _, ok := need[p]; !ok && !slices.Contains(lifecycle, p) {
+		_, ok := e.live.need[p]
+		if e.shadow != nil && !ok {
+			_, ok = e.shadow.need[p]
+		}
+		if !ok && !slices.Contains(lifecycle, p) {
 			if err := e.k.Detach(p); err != nil {
 				e.log.Warn("detach a program that nothing needs", "program", p, "err", err)
 			}
 		}
 	}
-	return Applied{Generation: gen, Staged: staged.Sub(start), Activated: done.Sub(staged), Hits: counts}, nil
+}
+
+// judges tells whether a side judges, with or without effect.
+func (e *Enforcer) judges(side int) bool {
+	return side == e.live.side || e.shadow.on() && side == e.shadow.side
+}
+
+// leaveSets frees the sets of sides that nobody reads any more.
+func (e *Enforcer) leaveSets() {
+	for side, quiet := range e.quiet {
+		if e.judges(side) {
+			continue
+		}
+		select {
+		case <-quiet:
+			e.sets.used[side] = 0
+		default: // it never judged, or is still read
+		}
+	}
+	if err := e.sets.trim(e.k); err != nil {
+		e.log.Warn("free the sets that nothing needs", "err", err)
+	}
 }
 
 func (r *rung) all() []string {
@@ -318,18 +405,18 @@ func (e *Enforcer) hooks(img *policy.Image) (h uint64) {
 	return h
 }
 
-// grace waits until no program can still read the side that is to be written.
-func (e *Enforcer) grace() {
-	if e.quiet != nil {
-		<-e.quiet
+// grace waits until no program can still read a side that is to be written.
+func (e *Enforcer) grace(side int) {
+	if quiet := e.quiet[side]; quiet != nil {
+		<-quiet
 	}
 }
 
-// retire begins the grace period of the side that judged until now, so that the next change need not wait for it: membarrier's global command is
+// retire begins the grace period of a side that judged until now, so that the next change need not wait for it: membarrier's global command is
 // synchronize_rcu (kernel/sched/membarrier.c), 10 ms and more under load. It is the one goroutine here that outlives a call, and by no more than that.
-func (e *Enforcer) retire() {
+func (e *Enforcer) retire(side int) {
 	quiet := make(chan struct{})
-	e.quiet = quiet
+	e.quiet[side] = quiet
 	go func() {
 		defer close(quiet)
 		if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); errno != 0 {
@@ -360,7 +447,10 @@ func (e *Enforcer) Refresh() error {
 	if err := e.sweep(); err != nil {
 		return err
 	}
-	return e.names.refresh(e.k)
+	if err := e.live.names.refresh(e.k); err != nil || e.shadow == nil {
+		return err
+	}
+	return e.shadow.names.refresh(e.k)
 }
 
 // Close detaches everything and frees it.
@@ -416,13 +506,18 @@ func (e *Enforcer) Counters() (c Counters, err error) {
 	}
 	c.Missed = e.k.Missed()
 	defer e.trim()
-	hits, err := e.k.Hits(e.side, e.rules)
-	if err != nil {
+	if c.RuleHits, c.RuleLost, err = e.hits(e.live); err != nil {
 		return c, err
 	}
-	c.RuleHits, c.RuleLost = ruleCounts(hits)
 	c.MapBytes, err = e.k.Memory()
 	return c, err
+}
+
+// hits reads what the rules of a generation have counted, until trim.
+func (e *Enforcer) hits(s *staged) (hits, lost []uint64, err error) {
+	n, err := e.k.Hits(s.side, s.rules)
+	hits, lost = ruleCounts(n)
+	return hits, lost, err
 }
 
 // ruleCounts reads what programs go on counting.

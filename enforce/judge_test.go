@@ -60,7 +60,14 @@ func load(t testing.TB) *bpf.Kernel {
 // judged asks the kernel's engine.
 func judge(t testing.TB, k *bpf.Kernel, op pavise.Op, f *policy.Facts) policy.Verdict {
 	t.Helper()
-	in := bpf.KernelTestJudge{Op: uint32(op), N_alias: uint32(len(f.Aliases)), Now: f.Now}
+	v, _ := judgeWith(t, k, bpf.KernelTestJudge{Op: uint32(op)}, f)
+	return v
+}
+
+// judgeWith asks as in says, which is returned with the answer: the verdict is the shadow's where one judged.
+func judgeWith(t testing.TB, k *bpf.Kernel, in bpf.KernelTestJudge, f *policy.Facts) (policy.Verdict, bpf.KernelTestJudge) {
+	t.Helper()
+	in.N_alias, in.Now = uint32(len(f.Aliases)), f.Now
 	at := uint16(0)
 	put := func(b []byte) uint16 {
 		off := at
@@ -91,7 +98,7 @@ func judge(t testing.TB, k *bpf.Kernel, op pavise.Op, f *policy.Facts) policy.Ve
 			break
 		}
 	}
-	return v
+	return v, in
 }
 
 // gen makes random policies and facts from few words, so that they meet.

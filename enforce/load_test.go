@@ -179,7 +179,7 @@ func connect(to *unix.SockaddrInet4) error {
 	return socket(unix.SOCK_DGRAM, func(fd int) error { return unix.Connect(fd, to) })
 }
 
-// TestKernelUnderLoadFlips changes a policy a thousand times under load.
+// TestKernelUnderLoadFlips changes a policy a thousand times under load, and some of the times lets a shadow judge beside it that would do the opposite.
 func TestKernelUnderLoadFlips(t *testing.T) {
 	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.TpBtf)
 	flips := 1000
@@ -220,6 +220,12 @@ func TestKernelUnderLoadFlips(t *testing.T) {
 	if _, err := l.Apply(images[0]); err != nil {
 		t.Fatal(err)
 	}
+	opposite := fmt.Sprintf("apiVersion: pavise.dev/v1alpha1\nkind: Policy\nmetadata: {name: shadow}\nspec:\n  mode: enforce\n  rules:\n"+
+		"  - {name: free, on: [file.open], action: kill, when: 'file.path == %q'}\n", free)
+	if deny {
+		opposite += "  - {name: net, on: [net.connect], action: deny, when: 'net.remote.address.within(\"127.78.0.0/16\")'}\n"
+	}
+	shadow := image(t, m, parse(t, opposite))
 
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -271,12 +277,24 @@ func TestKernelUnderLoadFlips(t *testing.T) {
 	})
 
 	var took []time.Duration
+	var would ShadowCount
 	for i := range flips {
 		begin := time.Now()
-		if _, err := l.Apply(images[i%len(images)]); err != nil {
+		a, err := l.Apply(images[i%len(images)])
+		if err != nil {
 			t.Fatal(err)
 		}
 		took = append(took, time.Since(begin))
+		if a.Shadow != nil {
+			would.Stricter += a.Shadow.Ops[pavise.OpOpen].Stricter
+			would.Laxer += a.Shadow.Ops[pavise.OpOpen].Laxer
+		}
+		if i%20 < 4 {
+			if _, err := l.Shadow(shadow); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Millisecond)
+		}
 	}
 	// What fails changes nothing.
 	was, _ := l.Counters()
@@ -303,8 +321,11 @@ func TestKernelUnderLoadFlips(t *testing.T) {
 	}
 	cancel()
 	wg.Wait()
+	if would.Stricter == 0 || would.Laxer == 0 {
+		t.Errorf("the shadow found %+v", would)
+	}
 	p50, p99 := quantile(0.5, took), quantile(0.99, took)
-	t.Logf("%d flips: p50 %v, p99 %v; %d kills, %d denies, %d connects, %d opens, %d echoes", flips, p50, p99, kills.Load(), denies.Load(), connects.Load(), opens.Load(), echoes.Load())
+	t.Logf("%d flips: p50 %v, p99 %v; shadow %+v; %d kills, %d denies, %d connects, %d opens, %d echoes", flips, p50, p99, would, kills.Load(), denies.Load(), connects.Load(), opens.Load(), echoes.Load())
 	l.conserved()
 }
 

@@ -29,6 +29,15 @@ type names struct {
 	byPath map[string]*named
 	sets   []*policy.Set // whose entries are protected too: of those only what exists is in byPath
 	queue  []string      // of paths still to be looked at in this round of refresh
+	shade  uint32        // 1: they are those of the shadow's rules, and no names to what judges
+}
+
+func newNames(shadow bool) *names {
+	n := &names{byPath: map[string]*named{}}
+	if shadow {
+		n.shade = 1
+	}
+	return n
 }
 
 // perRefresh is how many paths a refresh looks at: about 2 ms of work. Ten thousand are all seen within some seconds.
@@ -159,6 +168,7 @@ func (n *names) put(k *bpf.Kernel, p string, key bpf.KernelInodeKey, x *named) e
 	m := k.Map("inodes")
 	v := bpf.KernelInodeName{Len: uint32(len(p))}
 	copy(v.Name[:], p)
+	key.Shade = n.shade
 	for key.N = 0; key.N < inodeNames; key.N++ {
 		err := m.Update(key, &v, ebpf.UpdateNoExist)
 		switch {

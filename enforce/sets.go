@@ -15,8 +15,8 @@ import (
 // sets keeps the kernel's tables of sets. Each of the two slots has the sets of one Image, in maps of just that size; Images with the same sets share a slot, so
 // that a change of anything else writes none of them.
 type sets struct {
-	slots [2][]setID // what is in each
-	used  [2]int     // by side: 1 + the slot that its tables name, 0 for none
+	slots [bpf.Sides][]setID // what is in each
+	used  [bpf.Sides]int     // by side: 1 + the slot that its tables name, 0 for none
 }
 
 // setID is one set and its bit.
