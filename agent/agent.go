@@ -48,8 +48,15 @@ type Kernel interface {
 	Doctor() []enforce.OpStatus
 	// Start attaches the process lifecycle and then reports what already runs, through Read.
 	Start() error
-	// Apply makes img the active Image, or fails and leaves everything as it was.
+	// Apply makes img the active Image, or fails and leaves everything as it was but the shadow: Applied.Shadow says whether it has ended, and what it had counted.
 	Apply(img *policy.Image) (enforce.Applied, error)
+	// Shadow makes img judge beside the active Image, without effect, until the next Apply or EndShadow. When it fails, Applied.Shadow says whether the shadow
+	// before it has ended.
+	Shadow(img *policy.Image) (enforce.Applied, error)
+	// EndShadow returns what was counted that nothing else has returned.
+	EndShadow() (enforce.ShadowCounters, error)
+	// ShadowCounters are of the shadow that is on; RuleHits are by rule of its Image.
+	ShadowCounters() (enforce.ShadowCounters, error)
 	// Read calls fn for each record until ctx is done. The record is valid only during the call.
 	Read(ctx context.Context, fn func(rec []byte) error) error
 	// Counters are the kernel's own; RuleHits are by rule of the active Image.
@@ -123,6 +130,7 @@ type Agent struct {
 
 	carry  map[string]uint64 // hits of rules from before the active generation
 	past   past
+	shadow *candidate // nil when none was begun
 	closed bool
 	behind atomic.Pointer[string] // why the active set is of other containers than those that are known; nil when it is not
 }

@@ -26,10 +26,14 @@ type fake struct {
 	apply    func(*policy.Image) (enforce.Applied, error)
 	read     func(context.Context, func([]byte) error) error
 	counters func() (enforce.Counters, error)
+	shadow   func(*policy.Image) (enforce.Applied, error)
+	counts   func() enforce.ShadowCounters
+	shaded   bool
 
 	mu     sync.Mutex
 	gen    uint32
 	closed int
+	did    []string // of applies and shadows, in order
 	recs   chan *pavise.Event
 }
 
@@ -56,14 +60,75 @@ func (f *fake) Start() error {
 }
 
 func (f *fake) Apply(img *policy.Image) (enforce.Applied, error) {
+	f.note("apply")
 	if f.apply != nil {
 		return f.apply(img)
 	}
+	return f.next()
+}
+
+func (f *fake) note(what string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.did = append(f.did, what)
+}
+
+func (f *fake) next() (enforce.Applied, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.gen++
 	c, err := f.Counters()
-	return enforce.Applied{Generation: f.gen, Hits: c.RuleHits}, err
+	return enforce.Applied{Generation: f.gen, Hits: c.RuleHits, Shadow: f.ended()}, err
+}
+
+// ended ends the shadow; the caller holds mu.
+func (f *fake) ended() *enforce.ShadowCounters {
+	if !f.shaded {
+		return nil
+	}
+	f.shaded = false
+	c := f.counted()
+	return &c
+}
+
+func (f *fake) counted() enforce.ShadowCounters {
+	if f.counts != nil {
+		return f.counts()
+	}
+	return enforce.ShadowCounters{}
+}
+
+func (f *fake) Shadow(img *policy.Image) (enforce.Applied, error) {
+	f.note("shadow")
+	if f.shadow != nil {
+		if a, err := f.shadow(img); err != nil {
+			return a, err
+		}
+	}
+	a, err := f.next()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.shaded = true
+	return a, err
+}
+
+func (f *fake) EndShadow() (c enforce.ShadowCounters, err error) {
+	f.note("end")
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if n := f.ended(); n != nil {
+		c = *n
+	}
+	return c, nil
+}
+
+func (f *fake) ShadowCounters() (c enforce.ShadowCounters, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.shaded {
+		c = f.counted()
+	}
+	return c, nil
 }
 
 // events are what decodeEvent finds by the number in a record.

@@ -72,6 +72,9 @@ func (a *Agent) routes() *http.ServeMux {
 	mux.HandleFunc("GET /v1/revisions/{number}", a.getRevision)
 	mux.HandleFunc("POST /v1/revisions/{number}/rollback", a.postRollback)
 	mux.HandleFunc("POST /v1/confirm", a.postConfirm)
+	mux.HandleFunc("GET /v1/shadow", a.getShadow)
+	mux.HandleFunc("PUT /v1/shadow", a.putShadow)
+	mux.HandleFunc("DELETE /v1/shadow", a.deleteShadow)
 	mux.HandleFunc("GET /v1/doctor", a.getDoctor)
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, a.status()) })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -153,7 +156,7 @@ func codeOf(err error) int {
 		return http.StatusUnprocessableEntity
 	case errors.As(err, &big):
 		return http.StatusRequestEntityTooLarge
-	case errors.Is(err, ErrNoPolicy), errors.Is(err, store.ErrNoRevision):
+	case errors.Is(err, ErrNoPolicy), errors.Is(err, ErrNoShadow), errors.Is(err, store.ErrNoRevision):
 		return http.StatusNotFound
 	case errors.Is(err, ErrNoState), errors.Is(err, ErrPending), errors.Is(err, ErrNotPending), errors.Is(err, errNoOlder):
 		return http.StatusConflict
@@ -272,7 +275,7 @@ func (a *Agent) getPolicies(w http.ResponseWriter, _ *http.Request) {
 	for i := range ps {
 		ps[i].Source = ""
 	}
-	reply(w, http.StatusOK, map[string]any{"generation": a.set.Load().applied.Generation, "policies": ps})
+	reply(w, http.StatusOK, map[string]any{"generation": a.set.Load().applied.Generation, "policies": ps, "shadow": a.shadowNames()})
 }
 
 func (a *Agent) getPolicy(w http.ResponseWriter, r *http.Request) {
@@ -284,8 +287,24 @@ func (a *Agent) getPolicy(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusOK, ps[0])
 }
 
-// putPolicies applies the policies in the body, which may bring their sets. The query's file names them in errors.
+// putPolicies applies the policies in the body.
 func (a *Agent) putPolicies(w http.ResponseWriter, r *http.Request) {
+	ps, ok := a.bodyPolicies(w, r)
+	if !ok {
+		return
+	}
+	q, err := requestOf(r)
+	if err != nil {
+		fail(w, http.StatusBadRequest, err)
+		return
+	}
+	c, err := a.Apply(ps, q)
+	a.replyChange(w, c, err)
+}
+
+// bodyPolicies reads the policies in the body, at least one, which may bring their sets. The query's file names them in errors. When it returns false, it has
+// answered.
+func (a *Agent) bodyPolicies(w http.ResponseWriter, r *http.Request) ([]*policy.Policy, bool) {
 	body, sets, err := readApply(r)
 	if err != nil {
 		code := http.StatusBadRequest
@@ -297,28 +316,21 @@ func (a *Agent) putPolicies(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 		fail(w, code, err)
-		return
+		return nil, false
 	}
 	name := filepath.Base(r.URL.Query().Get("file"))
 	if name == "." || name == "/" {
 		name = "policy.yaml"
 	}
 	ps, err := a.parse(name, body, sentSets(sets))
+	if err == nil && len(ps) == 0 {
+		err = errors.New("no policy in the request's body")
+	}
 	if err != nil {
 		fail(w, http.StatusUnprocessableEntity, err)
-		return
+		return nil, false
 	}
-	if len(ps) == 0 {
-		fail(w, http.StatusUnprocessableEntity, errors.New("no policy in the request's body"))
-		return
-	}
-	q, err := requestOf(r)
-	if err != nil {
-		fail(w, http.StatusBadRequest, err)
-		return
-	}
-	c, err := a.Apply(ps, q)
-	a.replyChange(w, c, err)
+	return ps, true
 }
 
 // replyChange answers with what a change did to policies.

@@ -221,6 +221,29 @@ func (c *Client) Delete(ctx context.Context, name string) (*Change, error) {
 	return &ch, c.call(ctx, "DELETE", "/v1/policies/"+name, nil, nil, &ch)
 }
 
+// Shadow asks for the candidate.
+func (c *Client) Shadow(ctx context.Context) (*Shadow, error) {
+	var s Shadow
+	return &s, c.call(ctx, "GET", "/v1/shadow", nil, nil, &s)
+}
+
+// SetShadow has the active policies, with those in data added or replaced, judged beside the active ones; sets are those that they name. File names
+// them in errors.
+func (c *Client) SetShadow(ctx context.Context, file string, data []byte, sets map[string][]byte) (*Shadow, error) {
+	body, err := applyBody(data, sets)
+	if err != nil {
+		return nil, err
+	}
+	var s Shadow
+	return &s, c.call(ctx, "PUT", "/v1/shadow", url.Values{"file": {filepath.Base(file)}}, body, &s)
+}
+
+// EndShadow ends that, and returns what it has found.
+func (c *Client) EndShadow(ctx context.Context) (*Shadow, error) {
+	var s Shadow
+	return &s, c.call(ctx, "DELETE", "/v1/shadow", nil, nil, &s)
+}
+
 // Processes asks for the process table.
 func (c *Client) Processes(ctx context.Context) ([]json.RawMessage, error) {
 	var p struct{ Processes []json.RawMessage }

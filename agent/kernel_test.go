@@ -132,3 +132,111 @@ func TestKernelUnderLoadPolicyChange(t *testing.T) {
 	}
 	t.Logf("%d changes in %v, %d events of denied connects", 3*rounds, took.Round(time.Millisecond), denied.Load())
 }
+
+// TestKernelShadowThroughAPI tries a candidate on this kernel through the API: it has no effect, its events name its rules, and it follows the active policies.
+func TestKernelShadowThroughAPI(t *testing.T) {
+	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.TpBtf)
+	k, err := enforce.Open(t.Context(), enforce.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !k.Machine()[pavise.OpConnect].Deny {
+		k.Close()
+		t.Skip(kerntest.NotExpected + "net.connect cannot be denied")
+	}
+	events := make(chan string, 64)
+	ready, done := make(chan struct{}), make(chan error, 1)
+	a, err := New(Config{
+		Socket: filepath.Join(t.TempDir(), "s"), Kernel: k, Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
+		OnReady: func(*Status) { close(ready) },
+		OnEvent: func(e *pavise.Event) {
+			if e.Shadow != pavise.DecisionNone {
+				events <- fmt.Sprintf("%s/%s: %s, not %s", e.Policy, e.Rule, e.Shadow, e.Active)
+			}
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { done <- a.Run(ctx) }()
+	<-ready
+	c := NewClient(a.cfg.Socket)
+	defer func() {
+		c.Close()
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	yaml := func(name string, net int) []byte {
+		return fmt.Appendf(nil, "apiVersion: pavise.dev/v1alpha1\nkind: Policy\nmetadata: {name: %s}\nspec:\n  mode: enforce\n  rules:\n"+
+			"  - {name: net%d, on: [net.connect], action: deny, when: 'net.remote.address.within(\"127.%d.0.0/16\")'}\n", name, net, net)
+	}
+	apply := func(name string, net int) {
+		t.Helper()
+		if _, err := c.Apply(t.Context(), "x.yaml", yaml(name, net), nil, ApplyOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	try := func(net byte, denied bool) {
+		t.Helper()
+		if err := connectTo(net, 1); errors.Is(err, unix.EPERM) != denied {
+			t.Errorf("a connect to 127.%d.1.1 gave %v", net, err)
+		}
+	}
+	told := func(want string) {
+		t.Helper()
+		select {
+		case got := <-events:
+			if got != want {
+				t.Errorf("told %q, want %q", got, want)
+			}
+		case <-time.After(20 * time.Second):
+			t.Errorf("not told: %q", want)
+		}
+	}
+
+	apply("web", 91)
+	if _, err := c.SetShadow(t.Context(), "x.yaml", yaml("web", 92), nil); err != nil {
+		t.Fatal(err)
+	}
+	try(92, false)
+	told("web/net92: deny, not allow")
+	try(91, true)
+	told("web/net91: allow, not deny")
+
+	// Another policy becomes active: it is the candidate's too.
+	apply("late", 93)
+	try(93, true)
+	try(94, false)
+	try(92, false)
+	try(91, true)
+	s, err := c.Shadow(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := s.Policies[0].Rules[0]; !s.On || r.Hits != 2 || r.Stricter != 2 || len(s.Ops) != 1 || s.Ops[0].Stricter != 2 || s.Ops[0].Laxer != 2 {
+		t.Errorf("%+v", s)
+	}
+	var shadowed int
+	if err := c.Events(t.Context(), EventQuery{Where: "shadow", Limit: -1}, func([]byte) error { shadowed++; return nil }); err != nil || shadowed < 2 {
+		t.Errorf("%d events where shadow, %v", shadowed, err)
+	}
+	if _, err := c.EndShadow(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	try(92, false)
+	try(91, true)
+	if _, err := c.Apply(t.Context(), "x.yaml", yaml("web", 92), nil, ApplyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	try(92, true) // the same, active
+	try(91, false)
+	st := a.status()
+	for _, o := range st.Ops {
+		if o.Seen != o.Delivered+o.Folded+o.Lost {
+			t.Errorf("%s: %d seen, %d delivered + %d folded + %d lost", o.Op, o.Seen, o.Delivered, o.Folded, o.Lost)
+		}
+	}
+}

@@ -14,6 +14,8 @@ import (
 // its rule. It is replaced, never changed.
 type ruleBook struct {
 	gens []generation // newest first
+	// shadow is the candidate's that is on, which may be older than the others.
+	shadow generation
 	// pending are the rules of an Image that is being applied: its events may come before Apply has returned its number.
 	pending []policy.Rule
 }
@@ -27,6 +29,9 @@ type generation struct {
 const keepGenerations = 8
 
 func (b *ruleBook) of(gen uint32) []policy.Rule {
+	if gen == b.shadow.number && gen != 0 {
+		return b.shadow.rules
+	}
 	for i := range b.gens {
 		if b.gens[i].number == gen {
 			return b.gens[i].rules
@@ -36,7 +41,7 @@ func (b *ruleBook) of(gen uint32) []policy.Rule {
 }
 
 func (b *ruleBook) with(number uint32, rules []policy.Rule) *ruleBook {
-	n := &ruleBook{gens: []generation{{number, rules}}}
+	n := &ruleBook{gens: []generation{{number, rules}}, shadow: b.shadow}
 	n.gens = append(n.gens, b.gens[:min(len(b.gens), keepGenerations-1)]...)
 	return n
 }
@@ -135,7 +140,7 @@ func (a *Agent) name(e *pavise.Event) bool {
 			if !ok {
 				continue
 			}
-			e.Action, e.Monitor = r.Action, r.Monitor
+			e.Action, e.Monitor = r.Action, r.Monitor || e.Shadow != pavise.DecisionNone
 		}
 		e.Policy, e.Rule, e.Severity, e.Message = r.Policy, r.Name, r.Severity, r.Message
 		return true

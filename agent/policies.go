@@ -157,10 +157,12 @@ func (a *Agent) parse(name string, data []byte, sets func(file string) ([]byte, 
 	return policy.ParseWith(name, data, sets, a.set.Load().policies...)
 }
 
-func (a *Agent) compile(ps []*policy.Policy) (*policySet, error) {
+func (a *Agent) compile(ps []*policy.Policy) (*policySet, error) { return a.compileBy(&a.compiler, ps) }
+
+func (a *Agent) compileBy(c *policy.Compiler, ps []*policy.Policy) (*policySet, error) {
 	ps = slices.Clone(ps)
 	sort.Slice(ps, func(i, j int) bool { return ps[i].Name < ps[j].Name })
-	img, rep, err := a.compiler.Compile(ps, a.machine)
+	img, rep, err := c.Compile(ps, a.machine)
 	if err != nil {
 		return nil, Faults(err)
 	}
@@ -234,6 +236,9 @@ func (a *Agent) followContainers() {
 	same := policy.SameFor(active.policies, a.machine, next)
 	a.machine = next
 	if same && a.behind.Load() == nil {
+		if sh := a.shadow; sh != nil && sh.on && !policy.SameFor(sh.set.policies, sh.set.machine, next) {
+			a.followShadow()
+		}
 		return
 	}
 	set, err := a.compile(active.policies)
@@ -255,22 +260,29 @@ func (a *Agent) followContainers() {
 // running agent holds mu.
 func (a *Agent) activate(set *policySet) error {
 	old, book := a.set.Load(), a.rules.Load()
-	a.rules.Store(&ruleBook{gens: book.gens, pending: set.image.Rules})
+	a.rules.Store(&ruleBook{gens: book.gens, shadow: book.shadow, pending: set.image.Rules})
 	applied, err := a.kernel.Apply(set.image)
+	if applied.Shadow != nil {
+		a.shadow = a.shadow.with(applied.Shadow)
+	}
 	if err != nil {
 		a.rules.Store(book)
+		if applied.Shadow != nil {
+			a.followShadow()
+		}
 		return fmt.Errorf("apply policies to the kernel: %w", err)
 	}
 	hits := map[string]uint64{}
 	if old != set { // else it is the first: nothing has counted yet
 		hits = a.hits(old, applied.Hits)
 	}
-	applied.Hits = nil
+	applied.Hits, applied.Shadow = nil, nil
 	set.applied = applied
 	a.rules.Store(book.with(applied.Generation, set.image.Rules))
 	a.carry = carried(hits, old, set)
 	a.past = a.past.with(applied.Generation, set.policies)
 	a.set.Store(set)
+	a.followShadow()
 	return nil
 }
 
@@ -321,10 +333,13 @@ func (a *Agent) Apply(ps []*policy.Policy, q Request) (*Change, error) {
 	for i, p := range ps {
 		names[i] = p.Name
 	}
-	return a.change(names, "apply "+strings.Join(names, " "), q, func(have []*policy.Policy) ([]*policy.Policy, error) {
-		next := slices.DeleteFunc(slices.Clone(have), func(p *policy.Policy) bool { return slices.Contains(names, p.Name) })
-		return append(next, ps...), nil
-	})
+	return a.change(names, "apply "+strings.Join(names, " "), q, func(have []*policy.Policy) ([]*policy.Policy, error) { return replaced(have, ps), nil })
+}
+
+// replaced is have with ps added, or in the place of those of the same names.
+func replaced(have, ps []*policy.Policy) []*policy.Policy {
+	next := slices.DeleteFunc(slices.Clone(have), func(p *policy.Policy) bool { return find(ps, p.Name) != nil })
+	return append(next, ps...)
 }
 
 // Delete takes the policy away.

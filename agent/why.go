@@ -102,6 +102,10 @@ func (a *Agent) why(id uint64) (w *Why, last uint64, err error) {
 			continue
 		}
 		told[r.Policy] = true
+		if e.Shadow > pavise.DecisionAllow {
+			note("policy %q is shown as a candidate has it (pavise shadow): it was not active", r.Policy)
+			continue
+		}
 		was := find(policies, r.Policy)
 		switch is := set.find(r.Policy); {
 		case is == nil:

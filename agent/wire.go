@@ -86,6 +86,7 @@ type PolicyStatus struct {
 	Name     string            `json:"name"`
 	File     string            `json:"file,omitempty"` // as it was named when it was loaded or applied
 	Mode     string            `json:"mode"`
+	Change   string            `json:"change,omitempty"` // of a candidate's policy: added, replaced or unchanged
 	Labels   map[string]string `json:"labels,omitempty"`
 	Rules    []RuleStatus      `json:"rules"`
 	Warnings []string          `json:"warnings,omitempty"`
@@ -105,6 +106,7 @@ type RuleStatus struct {
 	User      []string `json:"user,omitempty"`     // the fields that user space decides
 	Residual  string   `json:"residual,omitempty"` // the condition that user space decides
 	Hits      uint64   `json:"hits"`               // of the rule, on all its operations
+	Stricter  uint64   `json:"stricter,omitempty"` // of a candidate's rule: how often it decided, and more strictly than the active policies
 }
 
 // Change is the answer to PUT and DELETE.
@@ -120,6 +122,26 @@ type Change struct {
 	Total      time.Duration  `json:"total_ns"`
 
 	set *policySet
+}
+
+// Shadow is GET /v1/shadow, and the answer to PUT and DELETE: the candidate that is judged beside the active policies, or the last one.
+type Shadow struct {
+	On         bool           `json:"on"`
+	Ended      string         `json:"ended,omitempty"` // why it ended, when nobody ended it
+	Since      time.Time      `json:"since,omitzero"`
+	Generation uint32         `json:"generation,omitempty"`
+	Active     uint32         `json:"active_generation"`
+	Policies   []PolicyStatus `json:"policies"`           // those that were given; the candidate is the active policies with these added or replaced
+	Ops        []ShadowCount  `json:"operations"`         // on which it has judged
+	Total      time.Duration  `json:"total_ns,omitempty"` // that PUT took
+}
+
+// ShadowCount is how often a candidate judged an operation, and how often it was stricter or laxer than the active policies.
+type ShadowCount struct {
+	Op       string `json:"op"`
+	Judged   uint64 `json:"judged"`
+	Stricter uint64 `json:"stricter"`
+	Laxer    uint64 `json:"laxer"`
 }
 
 // Detail is one fault of a policy, where it stands and what to write instead.

@@ -25,24 +25,7 @@ The sets that policies name (inSet) are read here, from the file's directory, or
 		Example: "  pavise apply -f web.yaml\n  pavise apply -f web.yaml --dry-run\n  pavise apply -f web.yaml --confirm-within 60s\n  pavise get policies web -o yaml | pavise apply -f -",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			in := a.stdin
-			if file != "-" {
-				f, err := os.Open(file)
-				if err != nil {
-					return fmt.Errorf("read policy: %w", err)
-				}
-				defer f.Close()
-				in = f
-			}
-			data, err := agent.ReadPolicy(in)
-			if err != nil {
-				return usageError{fmt.Errorf("read policy: %w", err)}
-			}
-			name := file
-			if name == "-" {
-				name = "stdin"
-			}
-			sets, err := setsOf(name, data)
+			name, data, sets, err := a.policyFile(file)
 			if err != nil {
 				return err
 			}
@@ -92,4 +75,22 @@ func setsOf(name string, data []byte) (map[string][]byte, error) {
 		return nil, err
 	}
 	return sets.Files, nil
+}
+
+// policyFile reads a policy file, or the standard input for -, and the sets that its policies name.
+func (a *app) policyFile(file string) (name string, data []byte, sets map[string][]byte, err error) {
+	in, name := a.stdin, "stdin"
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return "", nil, nil, fmt.Errorf("read policy: %w", err)
+		}
+		defer f.Close()
+		in, name = f, file
+	}
+	if data, err = agent.ReadPolicy(in); err != nil {
+		return "", nil, nil, usageError{fmt.Errorf("read policy: %w", err)}
+	}
+	sets, err = setsOf(name, data)
+	return name, data, sets, err
 }

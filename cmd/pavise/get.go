@@ -34,7 +34,11 @@ not observed on this machine, and how often it matched. -o yaml gives the policy
 					return err
 				}
 				if a.output == "json" {
-					return a.json(map[string]any{"generation": gen, "policies": all})
+					sh, err := cl.Shadow(c.Context())
+					if err != nil {
+						return err
+					}
+					return a.json(map[string]any{"generation": gen, "policies": all, "shadow": shadowed(sh, func(p *agent.PolicyStatus) string { return p.Name })})
 				}
 				ps = all
 			}
@@ -62,10 +66,36 @@ not observed on this machine, and how often it matched. -o yaml gives the policy
 				return err
 			}
 			a.warnings(ps)
+			sh, err := cl.Shadow(c.Context())
+			if err != nil {
+				return err
+			}
+			if names := shadowed(sh, func(p *agent.PolicyStatus) string { return safe(p.Name) + " (" + p.Change + ")" }); len(names) > 0 {
+				fmt.Fprintf(a.stdout, "a shadow is on, without effect: %s; see: pavise shadow\n", strings.Join(names, ", "))
+			}
 			return nil
 		},
 	}
 	return noun("get", "Show what the agent has", "  pavise get policies\n  pavise get revisions", policies, a.getRevisions())
+}
+
+// shadowed names the policies of a candidate that is on.
+func shadowed(sh *agent.Shadow, name func(*agent.PolicyStatus) string) []string {
+	out := []string{}
+	for i := range sh.Policies {
+		if sh.On {
+			out = append(out, name(&sh.Policies[i]))
+		}
+	}
+	return out
+}
+
+// actionOf is a rule's action, and what is done instead.
+func actionOf(r *agent.RuleStatus) string {
+	if r.Effective != "" && r.Effective != "none" {
+		return r.Effective + ", not " + r.Action
+	}
+	return r.Action
 }
 
 // policyTable shows policies rule by rule.
@@ -73,11 +103,7 @@ func (a *app) policyTable(ps []agent.PolicyStatus) error {
 	t := newTable(a.stdout, "POLICY", "MODE", "RULE", "OPERATION", "ACTION", "STATE", "RUNG", "HITS")
 	for _, p := range ps {
 		for _, r := range p.Rules {
-			action := r.Action
-			if r.Effective != "" && r.Effective != "none" {
-				action = r.Effective + ", not " + r.Action
-			}
-			t.row(p.Name, p.Mode, r.Name, r.Op, action, r.State, r.Rung, strconv.FormatUint(r.Hits, 10))
+			t.row(p.Name, p.Mode, r.Name, r.Op, actionOf(&r), r.State, r.Rung, strconv.FormatUint(r.Hits, 10))
 		}
 		if len(p.Rules) == 0 {
 			t.row(p.Name, p.Mode, "", "", "", "no rules", "", "")
@@ -86,6 +112,12 @@ func (a *app) policyTable(ps []agent.PolicyStatus) error {
 	if err := t.flush(); err != nil {
 		return err
 	}
+	a.whys(ps)
+	return nil
+}
+
+// whys tells why rules are degraded or not observed.
+func (a *app) whys(ps []agent.PolicyStatus) {
 	for _, p := range ps {
 		for _, r := range p.Rules {
 			if r.Why != "" {
@@ -93,7 +125,6 @@ func (a *app) policyTable(ps []agent.PolicyStatus) error {
 			}
 		}
 	}
-	return nil
 }
 
 // warnings shows those of policies, one a line.

@@ -117,6 +117,8 @@ func (w *wire) UnmarshalJSON(b []byte) error {
 		Op       pavise.Op
 		Action   pavise.Action
 		Monitor  bool
+		Shadow   pavise.Decision
+		Active   pavise.Decision
 		PID      uint32
 		ID       uint64
 		Parent   uint64
@@ -133,6 +135,7 @@ func (w *wire) UnmarshalJSON(b []byte) error {
 		return err
 	}
 	*w = wire{Op: s.Op, Action: s.Action, Monitor: s.Monitor, PID: s.PID, TID: s.PID, ExecID: s.ID, Matched: s.Matched, Rung: s.Rung, Gen: s.Gen, Time: 1}
+	w.Shadow, w.Active = s.Shadow, s.Active
 	w.RuleIDs[0] = s.Rule
 	w.File.Path = s.FilePath
 	w.Exec.ParentExecID, w.Exec.Exe.Path, w.Exec.Found = s.Parent, s.Path, s.Found
@@ -229,6 +232,27 @@ func (k *fakeKernel) Read(ctx context.Context, fn func([]byte) error) error {
 			return nil
 		}
 	}
+}
+
+// Shadow has the process open the file once more, and the candidate deny that.
+func (k *fakeKernel) Shadow(img *policy.Image) (enforce.Applied, error) {
+	if os.Getenv("FAKE_KERNEL") == "full" {
+		return enforce.Applied{}, errors.New("stage tables: no space left in the kernel")
+	}
+	k.gen++
+	k.emit(map[string]any{
+		"Op": pavise.OpOpen, "Action": pavise.ActionDeny, "Monitor": true, "Shadow": pavise.DecisionDeny, "Active": pavise.DecisionWouldDeny,
+		"PID": 4000100, "ID": 2, "Matched": 1, "Rule": 0, "Rung": pavise.RungLSM, "Gen": k.gen, "FilePath": "/etc/gshadow",
+	})
+	return enforce.Applied{Generation: k.gen}, nil
+}
+
+func (k *fakeKernel) EndShadow() (enforce.ShadowCounters, error) { return k.ShadowCounters() }
+
+func (k *fakeKernel) ShadowCounters() (c enforce.ShadowCounters, err error) {
+	c.RuleHits, c.RuleStricter = []uint64{5}, []uint64{3}
+	c.Ops[pavise.OpOpen] = enforce.ShadowCount{Judged: 9, Stricter: 3, Laxer: 1}
+	return c, nil
 }
 
 func (k *fakeKernel) Refresh() error { return nil }
