@@ -93,6 +93,14 @@ static __always_inline struct inode_name *link_of(struct scratch *s, __u32 n)
 	return bpf_map_lookup_elem(&inodes, &k);
 }
 
+/* case_folds tells that a file system can have directories where case does not matter: then a file is seen under whatever spelling its name was first looked up by. */
+static __always_inline bool case_folds(__u64 inode)
+{
+	struct super_block *sb = (void *)READ_PTR((struct inode *)inode, i_sb);
+
+	return bpf_core_field_exists(sb->s_encoding) && READ_PTR(sb, s_encoding);
+}
+
 /* judge_links judges the object under the protected names of its inode. */
 __noinline int judge_links(__u32 si)
 {
@@ -184,7 +192,7 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, b
 		}
 		if (s->extra_len)
 			judge(si, OFF_EXTRA, s->extra_len, ALIAS_EXTRA);
-		if (r->inode.links > 1 || (t->aliases && inode))
+		if (r->inode.links > 1 || (inode && (t->aliases || case_folds(inode))))
 			judge_links(si);
 	}
 	return decided(&s->v) < NUM_DECIDED || s->was;

@@ -109,6 +109,7 @@ struct file_system_type {
 };
 
 struct super_block {
+	void *s_encoding; /* with CONFIG_UNICODE */
 	__u32 s_dev;
 	unsigned long s_magic;
 	struct dentry *s_root;

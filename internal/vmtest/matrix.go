@@ -312,7 +312,7 @@ func (m *Matrix) boot(ctx context.Context, j job) (r result) {
 
 // Which tests run where. TestKernelOld* are for the kernel below the floor, and nothing else is. TestKernelUnderLoad* are about load and not
 // about the kernel: they run on the machine itself. A kernel without BPF LSM differs in the rungs that are left: withoutLSM are the tests of these.
-var withoutLSM = regexp.MustCompile(`^TestKernel(Doctor|Features|Smoke|FileAccess|FileAliases|Exec|Connect|Ops.*)$`)
+var withoutLSM = regexp.MustCompile(`^TestKernel(Doctor|Features|Smoke|FileAccess|FileAliases|FileCase|Exec|Connect|Ops.*)$`)
 
 // once are tests that take long in an emulated machine, and are not about what differs in the kernel between the oldest and the newest: they run in these two, and without BPF LSM in
 // the newest only. TestKernelLoad has every kernel's verifier see the programs.
