@@ -452,6 +452,15 @@ func init() {
 		"uring":       func(a []string) (string, error) { return readFD(uringOpen(a[0], 0)) },
 		"uring-async": func(a []string) (string, error) { return readFD(uringOpen(a[0], iosqeAsync)) },
 		"spawn":       func(a []string) (string, error) { return spawn(a[0], a, nil) },
+		"spawn-as":    func(a []string) (string, error) { return spawn(a[0], a[1:], nil) }, // PROGRAM ARGV0 ARG...
+		"spawn-input": func(a []string) (string, error) { // FILE PROGRAM ARG...
+			in, err := unix.Open(a[0], readOnly, 0)
+			if err != nil {
+				return "", err
+			}
+			defer unix.Close(in)
+			return spawnFrom(in, a[1], a[1:], nil)
+		},
 		"spawn-in": func(a []string) (string, error) { // DIR PROGRAM ARG...
 			if err := unix.Chdir(a[0]); err != nil {
 				return "", err
@@ -552,12 +561,17 @@ func cloneOpen(path *byte) (int, syscall.Errno) {
 
 // spawn runs a program as a child and returns what it prints.
 func spawn(path string, argv []string, sys *syscall.SysProcAttr) (string, error) {
+	return spawnFrom(0, path, argv, sys)
+}
+
+// spawnFrom is spawn with a standard input.
+func spawnFrom(in int, path string, argv []string, sys *syscall.SysProcAttr) (string, error) {
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		return "", err
 	}
 	defer unix.Close(p[0])
-	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Files: []uintptr{0, uintptr(p[1]), 2}, Sys: sys})
+	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Files: []uintptr{uintptr(in), uintptr(p[1]), 2}, Sys: sys})
 	unix.Close(p[1])
 	return output(pid, p[0], err)
 }

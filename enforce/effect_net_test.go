@@ -80,6 +80,7 @@ func TestKernelConnect(t *testing.T) {
 		done(t, x.subject, "", w.deed, w.args...)
 	}
 	done(t, x.subject, "", "keep", to)
+	done(t, x.subject, "reached", "connect-race", other, to)
 	x.apply(t, fmt.Sprintf(`on: [net.connect], action: deny, when: 'net.remote.port == %d && net.remote.address.within("127.0.0.0/8", "::1/128")'`, port))
 	for _, w := range ways {
 		t.Run(w.name, func(t *testing.T) {
@@ -87,6 +88,10 @@ func TestKernelConnect(t *testing.T) {
 			done(t, x.other, "", w.deed, w.args...)
 		})
 	}
+	t.Run("port changed by another thread", func(t *testing.T) {
+		x.stopped(t, pavise.OpConnect, "connect-race", other, to)
+		done(t, x.other, "reached", "connect-race", other, to)
+	})
 	t.Run("established", func(t *testing.T) { done(t, x.subject, "still here", "echo", to, "still here") })
 	t.Run("another port", func(t *testing.T) { done(t, x.subject, "", "connect", other) })
 	t.Run("event", func(t *testing.T) {

@@ -646,14 +646,37 @@ func TestKernelOpsObject(t *testing.T) {
 	must(t, x.e.Refresh())
 	rules := []opRule{
 		{op: pavise.OpSocket, when: `net.type == "raw" || net.family == "unix" && net.type == "seqpacket"`},
+		{op: pavise.OpSocket, when: `net.family in ["packet", "vsock"] || net.protocol == "sctp" || net.family == "ipv6" && net.protocol == "tcp"`},
 		{op: pavise.OpDevice, when: "device.major == 1 && device.minor == 5"},
 		{op: pavise.OpDevice, when: `file.path == "/dev/full"`},
 		{op: pavise.OpSysctl, when: `sysctl.name == "net.ipv4.ip_default_ttl" && file.access.write`},
 		{op: pavise.OpSysctl, when: `sysctl.name == "kernel/ostype" && file.access.read`},
+		{op: pavise.OpSysctl, when: `sysctl.name in ["kernel/core_pattern", "kernel/modprobe"] && file.access.write`},
+		{op: pavise.OpOpen, when: `file.name == "release_agent" && file.fs == "cgroup" && file.access.write`},
+	}
+	// A hierarchy of cgroup v1 without a controller, which any kernel lets root make.
+	agent := filepath.Join(base, "cgroup")
+	must(t, os.Mkdir(agent, 0o755))
+	must(t, unix.Mount("effect", agent, "cgroup", 0, "none,name=pavise-effect"))
+	t.Cleanup(func() { _ = unix.Unmount(agent, unix.MNT_DETACH) })
+	agent += "/release_agent"
+	// written is a trial that writes to a file of the kernel's, and has its text back afterwards.
+	written := func(name string, op pavise.Op, path, want string) trial {
+		was, err := os.ReadFile(path)
+		must(t, err)
+		back := func() error { return os.WriteFile(path, was, 0) }
+		t.Cleanup(func() { must(t, back()) })
+		return trial{name: name, op: op, deed: "write-file", args: []string{path, "/none/such"}, want: want,
+			look: func(t *testing.T, _ string) string {
+				text, err := os.ReadFile(path)
+				must(t, err)
+				return string(text) + "\n"
+			},
+			reset: func(t *testing.T, _ string) { must(t, back()) }}
 	}
 	zeros := strings.Repeat("\x00", 256)
 	f := func(names ...string) []string { return names }
-	x.family(t, base, rules, []trial{
+	trials := []trial{
 		{name: "raw socket", op: pavise.OpSocket, deed: "socket", args: f("2", "3", "1"), data: "made", want: "ipv4 raw icmp"},
 		{name: "netlink socket", op: pavise.OpSocket, deed: "socket", args: f("16", "3", "0"), data: "made", want: "netlink raw "},
 		{name: "socketpair", op: pavise.OpSocket, deed: "socketpair", args: f("1", "5", "0"), data: "made", want: "unix seqpacket "},
@@ -673,5 +696,28 @@ func TestKernelOpsObject(t *testing.T) {
 			want: "/proc/sys/kernel/ostype name kernel/ostype"},
 		{name: "variable of the kernel, by io_uring", op: pavise.OpSysctl, deed: "uring-read", args: f("/proc/sys/kernel/ostype"), data: "Linux\n", want: "/proc/sys/kernel/ostype name kernel/ostype", noLow: true},
 		{name: "another variable", op: pavise.OpSysctl, deed: "sysctl-write", args: f("net/ipv4/ip_nonlocal_bind", "1"), data: "set", free: true},
-	})
+
+		{name: "a node that it makes itself", op: pavise.OpDevice, deed: "mknod-read", args: f(node+"3", "0x105"), data: zeros, want: node + "3 value 1 and 5"},
+		written("release_agent of a cgroup", pavise.OpOpen, agent, agent),
+	}
+	if kerntest.VM() != "" { // they are the whole machine's
+		for _, v := range []string{"core_pattern", "modprobe"} {
+			trials = append(trials, written("kernel."+v, pavise.OpSysctl, "/proc/sys/kernel/"+v, fmt.Sprintf("/proc/sys/kernel/%s name kernel/%s", v, v)))
+		}
+	}
+	for _, s := range []struct{ name, family, typ, protocol, want string }{
+		{"packet socket", "17", "3", "0x0300", "packet raw "},
+		{"vsock socket", "40", "1", "0", "vsock stream "},
+		{"SCTP socket", "2", "1", "132", "ipv4 stream sctp"},
+		{"MPTCP socket", "10", "1", "262", "ipv6 stream tcp"},
+	} {
+		if fd, err := unix.Socket(num(s.family), num(s.typ), num(s.protocol)); err != nil && kerntest.VM() == "" {
+			t.Logf("%s: %v", s.name, err)
+			continue
+		} else if err == nil {
+			unix.Close(fd)
+		}
+		trials = append(trials, trial{name: s.name, op: pavise.OpSocket, deed: "socket", args: f(s.family, s.typ, s.protocol), data: "made", want: s.want})
+	}
+	x.family(t, base, rules, trials)
 }

@@ -5,6 +5,9 @@ import (
 	"net/netip"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -54,8 +57,61 @@ func disconnect(fd int) error {
 // kept are the actor's connections that stay open between deeds.
 var kept = map[string]int{}
 
+// connectRace connects to an address whose port another thread changes between that of HARMLESS and that of FORBIDDEN, for two seconds at most, until it is
+// connected to the forbidden one. Both are of IPv4.
+func connectRace(a []string) (string, error) {
+	var raw [2]unix.RawSockaddrInet4
+	for i := range raw {
+		ap, err := netip.ParseAddrPort(a[i])
+		if err != nil {
+			return "", err
+		}
+		raw[i] = unix.RawSockaddrInet4{Family: unix.AF_INET, Port: ap.Port()>>8 | ap.Port()<<8, Addr: ap.Addr().As4()}
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	buf := raw[0]
+	var stop atomic.Bool
+	var swapper sync.WaitGroup
+	swapper.Go(func() {
+		runtime.LockOSThread()
+		for i := 0; !stop.Load(); i++ {
+			buf.Port = raw[i&1].Port // a data race, and meant to be one
+		}
+	})
+	defer swapper.Wait()
+	defer stop.Store(true)
+	passed, refused := 0, 0
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
+		switch _, _, e := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&buf)), unsafe.Sizeof(buf)); e {
+		case 0:
+			passed++
+		case unix.EPERM:
+			refused++
+			continue
+		default:
+			return "", e
+		}
+		peer, err := unix.Getpeername(fd)
+		if err != nil {
+			return "", err
+		}
+		if p := uint16(peer.(*unix.SockaddrInet4).Port); p == raw[1].Port>>8|raw[1].Port<<8 {
+			return "reached", nil
+		}
+	}
+	if passed == 0 || refused == 0 {
+		return "", fmt.Errorf("there was no race: %d passed, %d refused", passed, refused)
+	}
+	return "", unix.EPERM
+}
+
 var netDeeds = map[string]func(a []string) (string, error){
-	"connect": func(a []string) (string, error) { return do(a[0], unix.SOCK_STREAM, unix.Connect) },
+	"connect":      func(a []string) (string, error) { return do(a[0], unix.SOCK_STREAM, unix.Connect) },
+	"connect-race": connectRace,
 	"connect-mptcp": func(a []string) (string, error) {
 		family, sa, err := sockaddr(a[0])
 		if err != nil {

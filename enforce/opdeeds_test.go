@@ -748,6 +748,24 @@ var kernelDeeds = map[string]func(a []string) (string, error){
 		}
 		return whether(string(was), string(is), "set", err)
 	},
+	"write-file": func(a []string) (string, error) { // PATH TEXT
+		fd, err := unix.Open(a[0], unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(fd)
+		_, err = unix.Write(fd, []byte(a[1]))
+		return "", err
+	},
+	"mknod-read": func(a []string) (string, error) { // PATH DEVICE: of a node that it makes
+		if err := unix.Unlink(a[0]); err != nil && !errors.Is(err, unix.ENOENT) {
+			return "", noErrno(err)
+		}
+		if err := unix.Mknod(a[0], unix.S_IFCHR|0o600, num(a[1])); err != nil {
+			return "", noErrno(err)
+		}
+		return readFD(unix.Open(a[0], readOnly, 0))
+	},
 	"uring-read": func(a []string) (string, error) { return readFD(uringOpen(a[0], 0)) },
 }
 
