@@ -68,6 +68,9 @@ func Load() (*Kernel, error) {
 	if err := setMachine(spec, types, sip); err != nil {
 		return nil, err
 	}
+	if err := dropMissing(spec, types); err != nil {
+		return nil, err
+	}
 	spec.Maps["hits"].Flags |= unix.BPF_F_MMAPABLE // read and cleared by the thousand
 	k := &Kernel{
 		spec: spec, sip: sip, maps: map[string]*ebpf.Map{}, inner: map[innerSlot]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, links: map[string]link.Link{},
@@ -85,6 +88,47 @@ func Load() (*Kernel, error) {
 	}
 	coll.Close()
 	return k, nil
+}
+
+// absent is no function of any kernel: what calls it is never reached.
+const absent = asm.BuiltinFunc(0xbad_face)
+
+// dropMissing takes out the uses of kernel functions that the kernel does not have, and that are weak. The library would do the same, but look for each of some
+// hundred uses in a program through every BTF object that is loaded, in case that a module has it: on 6.1 that took longer than the verifier.
+func dropMissing(spec *ebpf.CollectionSpec, types *btf.Cache) error {
+	kernel, err := types.Kernel()
+	if err != nil {
+		return fmt.Errorf("read the kernel's types: %w", err)
+	}
+	missing := map[string]bool{}
+	for _, p := range spec.Programs {
+		for i := range p.Instructions {
+			ins := &p.Instructions[i]
+			name := ins.Reference()
+			if _, seen := missing[name]; !seen && ins.IsKfuncCall() {
+				var f *btf.Func
+				err := kernel.TypeByName(name, &f)
+				if err != nil && !errors.Is(err, btf.ErrNotFound) {
+					return fmt.Errorf("look for %s in the kernel's types: %w", name, err)
+				}
+				missing[name] = err != nil
+			}
+		}
+	}
+	for _, p := range spec.Programs {
+		for i := range p.Instructions {
+			ins := &p.Instructions[i]
+			if !missing[ins.Reference()] {
+				continue
+			}
+			with := asm.LoadImm(ins.Dst, 0, asm.DWord) // its address, by which the programs know that it is there
+			if ins.IsKfuncCall() {
+				with = absent.Call()
+			}
+			*ins = with.WithSymbol(ins.Symbol()).WithSource(ins.Source())
+		}
+	}
+	return nil
 }
 
 // cause makes EPERM at load say what it most likely means.
