@@ -166,7 +166,7 @@ __noinline int sip_end(__u32 si, __u32 len)
 	return bits ? *bits : 0;
 }
 
-#define BACK 32
+#define BACK 16
 
 /* slash_before moves s->sip_pos back by up to BACK of s->sip_left bytes, to behind a slash; 1 when there is one. */
 __noinline int slash_before(__u32 si)

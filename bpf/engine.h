@@ -337,12 +337,14 @@ struct scratch {
 	__u32 op;
 	__u32 alias; /* of the name that is judged */
 	__u32 rows[NUM_SLOTS]; /* by slot; 0 is every clause */
+	__u16 unknown[NUM_AUTOMATA]; /* classes of a subject without an identity */
 	__u64 early[4]; /* the words that may hold after judge_early */
 	__u64 left[4]; /* and after all slots, for one name */
-	__u32 class; /* of the slot that is asked */
 	__u32 met; /* the group whose allow rule was met last */
 	__u32 state; /* of the automaton that runs */
-	__u32 ran; /* bytes that it has read of the last piece */
+	__u32 in; /* what it has still to read: where it stands in bytes, */
+	__u32 in_len; /* and how long it is */
+	__u32 first; /* the automaton that is asked next */
 	__u32 tail_in; /* what is left to compare with a tail: where it stands in bytes, */
 	__u32 tail_at; /* where in tails, */
 	__u32 tail_len; /* and how long it is */
@@ -399,11 +401,12 @@ static __always_inline struct scratch *scratch_at(__u32 i)
 	return bpf_map_lookup_elem(&scratches, &i);
 }
 
-/* scratch_get claims working memory; -1 when all that it tried is in use. */
-static __always_inline int scratch_get(void)
+/* scratch_get claims working memory; -1 when all that it tried is in use. A function of its own: a caller is then verified once, and not for each turn here. */
+__noinline int scratch_get(void)
 {
 	__u32 first = bpf_get_smp_processor_id() * SCRATCH_PER_CPU;
 
+#pragma unroll
 	for (int k = 0; k < 3 * SCRATCH_PER_CPU; k++) {
 		__u32 i = first + k;
 		struct scratch *s;
@@ -448,6 +451,9 @@ static __always_inline struct pool *pool_of(struct scratch *s)
 /* BOUND masks a __u64 where the verifier sees it: clang likes to move a mask behind the arithmetic that it should have bounded. */
 #define BOUND(x, mask) asm volatile("%0 &= %1" : "+r"(x) : "i"(mask))
 
+/* FORGET makes clang read again what it needs of memory: of what it kept the verifier would follow each value on its own. */
+#define FORGET() asm volatile("" ::: "memory")
+
 /* at is the place of an offset in bytes. */
 static __always_inline __u8 *at(struct scratch *s, __u64 off)
 {
@@ -463,7 +469,14 @@ static __always_inline __u32 popcount(__u64 x)
 	return x * 0x0101010101010101ULL >> 56;
 }
 
-#define CHUNK 64 /* bytes that one function reads: the verifier then walks 64 turns and not 4,095 */
+/*
+ * Strings are read in steps, so that the verifier walks some turns and not 4,095: CHUNK bytes where they are asked for, which is all of most, and
+ * then PIECE by one function, STEPS of these by one more.
+ */
+#define CHUNK 64
+#define PIECE 32
+#define STEPS 8
+#define LEAPS ((MAX_STRING + 1) / (PIECE * STEPS))
 
 /* load64 loads 8 bytes at any address; by way of a parameter, or clang sees the alignment of the array and loads bytes. */
 static __always_inline __u64 load64(const void *p)
@@ -477,17 +490,17 @@ static __always_inline void store64(void *p, __u64 v)
 }
 
 /*
- * run runs an automaton from the state in s->state over bytes[off, off+len), len at most CHUNK, and leaves the state there. Returns how many
- * bytes it read: fewer than len when it came to a leaf.
+ * run runs an automaton from the state in s->state over bytes[off, off+len), most bytes of it at most, and leaves the state there. Returns how many
+ * bytes it read: fewer when it came to a leaf.
  */
 static __always_inline __u32 run(struct scratch *s, struct pool *p, struct automaton *a, __u32 off,
-				 __u64 len)
+				 __u64 len, __u64 most)
 {
 	const __u8 *in = at(s, off), *column = a->column;
 	const __u16 *cells = p->cells;
 	__u64 base = a->cell_off, shift = a->shift & 15, st = s->state, i;
 
-	for (i = 0; i < CHUNK; i++) {
+	for (i = 0; i < most; i++) {
 		__u64 cell;
 
 		if (i >= len)
@@ -505,27 +518,46 @@ static __always_inline __u32 run(struct scratch *s, struct pool *p, struct autom
 	return i;
 }
 
-/* step is run as a function of its own, for strings over CHUNK. */
-__noinline int step(__u32 si, __u32 ai, __u32 off, __u32 len)
+/* step is run as a function of its own, for a string over CHUNK: s->in_len bytes at bytes[s->in], of which it takes what it has read. */
+__noinline int step(__u32 si, __u32 ai)
 {
 	struct scratch *s = scratch_at(si);
 	struct tables *t = tables_of(s);
 	struct pool *p = pool_of(s);
+	__u32 n;
 
 	if (!s || !t || !p)
 		return 0;
-	return run(s, p, &t->automata[ai & (NUM_AUTOMATA - 1)], off, len);
+	n = run(s, p, &t->automata[ai & (NUM_AUTOMATA - 1)], s->in, PIECE, PIECE);
+	s->in += n;
+	s->in_len -= n;
+	return 0;
+}
+
+/* steps is up to STEPS steps: 0 when no more than CHUNK is left, or a leaf was reached. */
+__noinline int steps(__u32 si, __u32 ai)
+{
+	struct scratch *s = scratch_at(si);
+
+	if (!s)
+		return 0;
+	for (int i = 0; i < STEPS; i++) {
+		if (s->in_len <= CHUNK || s->state & LEAF_BIT)
+			return 0;
+		step(si, ai);
+	}
+	return 1;
 }
 
 /*
- * same compares up to CHUNK of the s->tail_len bytes at bytes[s->tail_in] with the tails of a side, which are zero-padded; 0 when they differ. What it
+ * same compares up to most of the s->tail_len bytes at bytes[s->tail_in] with the tails of a side, which are zero-padded; 0 when they differ. What it
  * has still to do is kept in memory, where the verifier does not follow it.
  */
-static __always_inline int same(struct scratch *s, struct tables *t)
+static __always_inline int same(struct scratch *s, struct tables *t, int most)
 {
 	__u64 x;
 
-	for (int i = 0; i < CHUNK / 8; i++) {
+	for (int i = 0; i < most / 8; i++) {
 		__u32 len = s->tail_len;
 
 		if (!len)
@@ -549,20 +581,22 @@ __noinline int same_more(__u32 si)
 	struct scratch *s = scratch_at(si);
 	struct tables *t = tables_of(s);
 
-	return s && t ? same(s, t) : 0;
+	return s && t ? same(s, t, CHUNK) : 0;
 }
 
-/* leaf_class ends a reading in a leaf with a tail: bytes[off, off+len) is what is left of the string. */
-__noinline int leaf_class(__u32 si, __u32 ai, __u32 off, __u32 len)
+/* leaf_class ends a reading in a leaf with a tail. */
+__noinline int leaf_class(__u32 si, __u32 ai)
 {
 	struct scratch *s = scratch_at(si);
 	struct tables *t = tables_of(s);
 	struct automaton *a;
 	struct leaf *lf;
-	__u32 tlen;
+	__u32 tlen, off, len;
 
 	if (!s || !t)
 		return 0;
+	off = s->in;
+	len = s->in_len;
 	a = &t->automata[ai & (NUM_AUTOMATA - 1)];
 	lf = &t->leaves[(a->leaf_off + (s->state & ~LEAF_BIT)) & (NUM_ALLLEAVES - 1)];
 	tlen = lf->tail_len;
@@ -572,7 +606,7 @@ __noinline int leaf_class(__u32 si, __u32 ai, __u32 off, __u32 len)
 	s->tail_in = off;
 	s->tail_at = a->tail_off + lf->tail_off;
 	s->tail_len = tlen;
-	if (!same(s, t))
+	if (!same(s, t, CHUNK))
 		return lf->miss;
 	for (int i = 1; i < (MAX_STRING + 1) / CHUNK; i++) {
 		if (!s->tail_len)
@@ -592,7 +626,8 @@ __noinline int classify(__u32 si, __u32 ai, __u32 off, __u32 len)
 	struct tables *t = tables_of(s);
 	struct pool *p = pool_of(s);
 	struct automaton *a;
-	__u32 n;
+	__u32 n = 0;
+	__u64 left;
 
 	if (!s || !t || !p)
 		return 0;
@@ -605,39 +640,44 @@ __noinline int classify(__u32 si, __u32 ai, __u32 off, __u32 len)
 	if (len > MAX_STRING)
 		return a->overlong;
 	s->state = a->start;
-	for (int i = 0; i < (MAX_STRING + 1) / CHUNK; i++) {
-		if (len <= CHUNK || s->state & LEAF_BIT)
-			break;
-		n = step(si, ai, off, CHUNK);
-		off += n;
-		len -= n;
+	s->in_len = len;
+	FORGET();
+	if (s->in_len > CHUNK) { /* as memory: of len the verifier would know what follows */
+		s->in = off;
+		for (int i = 0; i < LEAPS; i++)
+			if (!steps(si, ai))
+				break;
+		off = s->in;
+		len = s->in_len;
 	}
-	if (!(s->state & LEAF_BIT)) {
-		s->ran = run(s, p, a, off, len);
-		off += s->ran;
-		len -= s->ran;
-	}
+	left = len;
+	BOUND(left, MAX_STRING);
+	if (!(s->state & LEAF_BIT))
+		n = run(s, p, a, off, left, CHUNK);
 	if (s->state & LEAF_BIT) {
 		/* The leaf that reads nothing more is the common one: no call for it. */
 		struct leaf *lf =
 			&t->leaves[(a->leaf_off + (s->state & ~LEAF_BIT)) & (NUM_ALLLEAVES - 1)];
 
-		return lf->kind == LEAF_ANY ? lf->match : leaf_class(si, ai, off, len);
+		if (lf->kind == LEAF_ANY)
+			return lf->match;
+		s->in = off + n;
+		s->in_len = left - n;
+		return leaf_class(si, ai);
 	}
 	return t->accept[(a->accept_off + s->state) & (NUM_ALLSTATES - 1)];
 }
 
-/*
- * meet takes the row of a slot's class, s->class, into s->left; 0 when nothing is left. The class comes through memory, where the verifier does not
- * follow it: however it was found, the slots after it then look alike.
- */
+/* meet takes the row of a slot's class into s->left; 0 when nothing is left. */
 static __always_inline int meet(struct scratch *s, struct tables *t, struct op_table *ot,
-				__u32 slot)
+				__u64 slot, __u64 class)
 {
-	__u32 ri = t->class_rows[(ot->slots[slot].class_row + s->class) & (NUM_CLASSROWS - 1)];
 	struct row *r;
 	__u64 left;
+	__u32 ri;
 
+	BOUND(class, 0xffff); /* however it was found, to the verifier it then looks alike */
+	ri = t->class_rows[(ot->slots[slot].class_row + class) & (NUM_CLASSROWS - 1)];
 	s->rows[slot] = ri;
 	if (!ri)
 		return 1;
@@ -647,6 +687,14 @@ static __always_inline int meet(struct scratch *s, struct tables *t, struct op_t
 	left |= s->left[2] &= r->sum[2];
 	left |= s->left[3] &= r->sum[3];
 	return left != 0;
+}
+
+/* class_of is the class of decisions that a word makes. */
+static __always_inline __u32 class_of(struct word *wd)
+{
+	return wd->action == ACT_AUDIT ? DECIDED_AUDIT
+	       : wd->monitor	       ? DECIDED_MONITOR
+				       : DECIDED_ENFORCED;
 }
 
 /*
@@ -673,13 +721,12 @@ __noinline int tally_word(__u32 si, __u32 q, __u64 low)
 	wd = &ot->words[wi & (NUM_OPWORDS - 1)];
 	if (wd->kind != WORD_EXPLICIT && s->alias)
 		return 0;
-	class = wd->action == ACT_AUDIT ? DECIDED_AUDIT
-		: wd->monitor		? DECIDED_MONITOR
-					: DECIDED_ENFORCED;
-	if (class == DECIDED_ENFORCED && wd->kind != WORD_ALLOW &&
+	if (class_of(wd) == DECIDED_ENFORCED && wd->kind != WORD_ALLOW &&
 	    wd->action <= v->action[DECIDED_ENFORCED])
 		return 0;
+	FORGET();
 	w = wd->clauses;
+#pragma unroll
 	for (int i = 0; i < NUM_SLOTS; i++) {
 		__u32 ri = s->rows[i];
 		struct row *row = &t->rows[ri & (NUM_ROWS - 1)];
@@ -705,6 +752,7 @@ __noinline int tally_word(__u32 si, __u32 q, __u64 low)
 	}
 	if (wd->kind == WORD_DEFAULT && s->met == wd->group)
 		return 0;
+	class = class_of(wd);
 	clause = ot->rule_off + wi * 64 + popcount((w & -w) - 1);
 	BOUND(clause, NUM_CLAUSES - 1);
 	rule = t->rules[clause];
@@ -731,22 +779,24 @@ __noinline int tally_word(__u32 si, __u32 q, __u64 low)
 	return 0;
 }
 
-/* tally goes through the words that are left of quarter q, lowest first. */
+#define TALLY 16
+
+/* tally goes through the first TALLY words that are left of quarter q, lowest first; 0 when no word is left. */
 __noinline int tally(__u32 si, __u32 q)
 {
 	struct scratch *s = scratch_at(si);
 
 	if (!s)
 		return 0;
-	for (int k = 0; k < 64; k++) {
+	for (int k = 0; k < TALLY; k++) {
 		__u64 m = s->left[q & 3];
 
 		if (!m)
-			break;
+			return 0;
 		s->left[q & 3] = m & (m - 1);
 		tally_word(si, q, (m & -m) - 1);
 	}
-	return 0;
+	return 1;
 }
 
 /* slot_class is the class of the operation's slot i; what is about the name is read at [off, off+len). */
@@ -762,7 +812,47 @@ static __always_inline int slot_class(struct scratch *s, __u32 si, struct tables
 	return classify(si, ai, off, len);
 }
 
+/* meet_slots asks the slots from first to before last for the name at [off, off+len); 0 when nothing is left. */
+static __always_inline int meet_slots(struct scratch *s, __u32 si, struct tables *t,
+				      struct op_table *ot, __u32 first, __u32 last, __u32 off,
+				      __u32 len)
+{
+	/* Not a loop: in one the verifier keeps too few states to see that turns are alike. */
+#pragma unroll
+	for (int i = 0; i < NUM_SLOTS; i++) {
+		__u64 slot = first + i;
+		__u32 ai;
+
+		if (slot >= last)
+			break;
+		BOUND(slot, NUM_SLOTS - 1);
+		asm volatile(""
+			     : "+r"(t)); /* or clang keeps the places of its tables on the stack */
+		ai = ot->slots[slot].automaton & (NUM_AUTOMATA - 1);
+		if (!meet(s, t, ot, slot, slot_class(s, si, t, ai, off, len)))
+			return 0;
+	}
+	return 1;
+}
+
 __noinline int rated(__u32 si, __u32 q); /* rate.h */
+
+/* set_apart takes the words with a rate out of those that are left: they are the last, and asked when all others have been. */
+__noinline int set_apart(__u32 si)
+{
+	struct scratch *s = scratch_at(si);
+	struct tables *t = tables_of(s);
+	struct op_table *ot;
+
+	if (!s || !t)
+		return 0;
+	ot = &t->ops[s->op & (NUM_JUDGED - 1)];
+	for (int q = 0; q < 4; q++) {
+		s->rated[q] = s->left[q] & ot->rated[q];
+		s->left[q] &= ~ot->rated[q];
+	}
+	return 0;
+}
 
 /* judge completes a judgement that judge_early began, for the name at [off, off+len); alias is 0 for the first name. */
 __noinline int judge(__u32 si, __u32 off, __u32 len, __u32 alias)
@@ -781,24 +871,10 @@ __noinline int judge(__u32 si, __u32 off, __u32 len, __u32 alias)
 	s->left[1] = s->early[1];
 	s->left[2] = s->early[2];
 	s->left[3] = s->early[3];
-	for (int i = 0; i < NUM_SLOTS; i++) {
-		__u32 ai = ot->slots[i].automaton & (NUM_AUTOMATA - 1);
-
-		if (i < ot->n_early)
-			continue;
-		if (i >= ot->n_slots)
-			break;
-		s->class = slot_class(s, si, t, ai, off, len);
-		if (!meet(s, t, ot, i))
-			return 0;
-	}
-	if (ot->n_rated) {
-		/* They are the last, and asked when all others have been. */
-		for (int q = 0; q < 4; q++) {
-			s->rated[q] = s->left[q] & ot->rated[q];
-			s->left[q] &= ~ot->rated[q];
-		}
-	}
+	if (!meet_slots(s, si, t, ot, ot->n_early, ot->n_slots, off, len))
+		return 0;
+	if (ot->n_rated)
+		set_apart(si);
 	for (int q = 0; q < 4; q++) {
 		/* Mostly there is one word, and no call needed to find it. */
 		for (int k = 0; k < 4; k++) {
@@ -809,8 +885,9 @@ __noinline int judge(__u32 si, __u32 off, __u32 len, __u32 alias)
 			s->left[q] = m & (m - 1);
 			tally_word(si, q, (m & -m) - 1);
 		}
-		if (s->left[q])
-			tally(si, q);
+		for (int k = 0; k < 64 / TALLY && s->left[q]; k++)
+			if (!tally(si, q))
+				break;
 	}
 	for (int q = 0; q < 4 && ot->n_rated; q++)
 		for (int i = 0; i < 64 / RATED; i++)

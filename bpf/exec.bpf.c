@@ -234,19 +234,23 @@ static __always_inline void put_args(struct scratch *s)
 
 /*
  * judge_exec judges the execution of a file by the current process, whose identity is still that of the image before; a script is judged
- * as another name of its interpreter. op is OP_EXEC, or OP_LATE for what is about the arguments.
+ * as another name of its interpreter. op is OP_EXEC, or OP_LATE for what is about the arguments. A function of its own, for its stack.
  */
-static __always_inline int judge_exec(struct scratch *s, __u32 si, struct control *c,
-				      struct linux_binprm *bprm, bool script, __u32 op)
+__noinline int judge_exec(__u32 si, __u64 binprm, __u32 script, __u32 op)
 {
+	struct linux_binprm *bprm = (void *)binprm;
+	struct scratch *s = scratch_at(si);
+	struct control *c = ctl();
 	int act;
 
+	if (!s || !c)
+		return 0;
 	begin(s, c);
 	__builtin_memset(&s->obj, 0, sizeof(s->obj));
 	s->extra_len = script ? script_path(si, OFF_EXTRA, (__u64)BPF_CORE_READ(bprm, filename))
 			      : 0;
 	s->rung = RUNG_KILL;
-	set_open(s, bprm->file, ACCESS_READ | ACCESS_EXEC);
+	set_open(s, (void *)READ_PTR(bprm, file), ACCESS_READ | ACCESS_EXEC);
 	if (op == OP_LATE)
 		put_args(s);
 	act = judge_object(si, op);
@@ -266,58 +270,31 @@ __noinline int judge_exec_once(__u32 si, __u64 file)
 	return verdict_file(s, si, OP_EXEC, true);
 }
 
-SEC("tp_btf/sched_process_exec")
-int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *bprm)
+/* new_image gives the current process the identity of the program that it has just begun, and sends its record. A function of its own, for its stack. */
+__noinline int new_image(__u32 si, __u64 binprm, __u32 script)
 {
-	struct control *c = ctl();
-	struct proc *p;
-	struct scratch *s;
+	struct linux_binprm *bprm = (void *)binprm;
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct scratch *s = scratch_at(si);
 	struct rec_proc *r;
 	struct file *exe;
+	struct proc *p;
 	__u32 len, pos;
 	__u64 old;
-	bool script;
-	int si;
 
-	si = scratch_get();
-	if (si < 0) {
-		count_err(ERR_SCRATCH);
-		return 0;
-	}
-	s = scratch_at(si);
 	if (!s)
 		return 0;
-	/* binfmt_script and binfmt_misc replace interp and leave filename, as given to execve, naming the script. */
-	script = BPF_CORE_READ(bprm, interp) != BPF_CORE_READ(bprm, filename);
-	for (int late = 0; late < 2; late++) {
-		__u32 op = late ? OP_LATE : OP_EXEC;
-
-		asm volatile("" : "+r"(op)); /* or clang makes the judgement twice */
-		if (!c || !(c->hooks & 1ULL << (op & 63)))
-			continue;
-		/* The agent proves this rung on a child of its own, since the one that execs here is gone. */
-		if (c->selftest_op == op && c->selftest_tid &&
-		    c->selftest_tid == BPF_CORE_READ(t, real_parent, tgid)) {
-			__sync_fetch_and_add(&c->selftest_hits, 1);
-			bpf_send_signal(SIGKILL);
-		}
-		if (judge_exec(s, si, c, bprm, script, op) == ACT_KILL) {
-			bpf_send_signal(SIGKILL);
-			break;
-		}
-	}
-	identify(si);
 	p = bpf_task_storage_get(&procs, t, 0, 0);
 	if (!p) {
 		count_err(ERR_PROC);
-		goto out;
+		return 0;
 	}
 	r = (void *)&s->bytes[OFF_REC];
 	old = p->exec_id;
 	p->exec_id = new_exec_id();
 	p->found = 0;
 	p->gen = 0;
-	exe = bprm->file;
+	exe = (void *)READ_PTR(bprm, file);
 	if (digests_used)
 		digest_exec(t, (__u64)exe);
 	fill_proc(r, t, p, OP_EXEC);
@@ -344,7 +321,46 @@ int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *b
 	texts_exec(si, old);
 	if (exec_events)
 		finish_proc(s, si, r, t, exe, pos);
-out:
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *bprm)
+{
+	struct control *c = ctl();
+	struct scratch *s;
+	bool script;
+	int si;
+
+	si = scratch_get();
+	if (si < 0) {
+		count_err(ERR_SCRATCH);
+		return 0;
+	}
+	s = scratch_at(si);
+	if (!s)
+		return 0;
+	/* binfmt_script and binfmt_misc replace interp and leave filename, as given to execve, naming the script. */
+	script = BPF_CORE_READ(bprm, interp) != BPF_CORE_READ(bprm, filename);
+	for (int late = 0; late < 2; late++) {
+		__u32 op = late ? OP_LATE : OP_EXEC;
+
+		asm volatile("" : "+r"(op)); /* or clang makes the judgement twice */
+		if (!c || !(c->hooks & 1ULL << (op & 63)))
+			continue;
+		/* The agent proves this rung on a child of its own, since the one that execs here is gone. */
+		if (c->selftest_op == op && c->selftest_tid &&
+		    c->selftest_tid == BPF_CORE_READ(t, real_parent, tgid)) {
+			__sync_fetch_and_add(&c->selftest_hits, 1);
+			bpf_send_signal(SIGKILL);
+		}
+		if (judge_exec(si, arg_at(ctx, 2), script, op) == ACT_KILL) {
+			bpf_send_signal(SIGKILL);
+			break;
+		}
+	}
+	identify(si);
+	new_image(si, arg_at(ctx, 2), script);
 	scratch_put(s);
 	return 0;
 }

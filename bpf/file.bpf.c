@@ -101,13 +101,9 @@ static __always_inline bool case_folds(__u64 inode)
 	return bpf_core_field_exists(sb->s_encoding) && READ_PTR(sb, s_encoding);
 }
 
-/* judge_links judges the object under the protected names of its inode. */
-__noinline int judge_links(__u32 si)
+/* judge_links judges the object under the protected names of its inode. Not a function of its own: calls are 8 deep below it. */
+static __always_inline void judge_links(struct scratch *s, __u32 si)
 {
-	struct scratch *s = scratch_at(si);
-
-	if (!s)
-		return 0;
 	for (int n = 0; n < INODE_NAMES; n++) {
 		struct inode_name *in = link_of(s, n);
 
@@ -116,7 +112,6 @@ __noinline int judge_links(__u32 si)
 		bpf_probe_read_kernel(&s->bytes[OFF_TMP + n * NAME_BYTES], NAME_BYTES, in->name);
 		judge(si, OFF_TMP + n * NAME_BYTES, in->len & (NAME_BYTES - 1), ALIAS_INODE + n);
 	}
-	return 0;
 }
 
 /*
@@ -193,7 +188,7 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, b
 		if (s->extra_len)
 			judge(si, OFF_EXTRA, s->extra_len, ALIAS_EXTRA);
 		if (r->inode.links > 1 || (inode && (t->aliases || case_folds(inode))))
-			judge_links(si);
+			judge_links(s, si);
 	}
 	return decided(&s->v) < NUM_DECIDED || s->was;
 }
@@ -236,16 +231,33 @@ __noinline int digest_some(__u32 si)
 	return 0;
 }
 
+#define DIGESTS 16
+
+/* digest_more is up to DIGESTS times digest_some. */
+__noinline int digest_more(__u32 si)
+{
+	struct scratch *s = scratch_at(si);
+
+	if (!s)
+		return 0;
+	for (int i = 0; i < DIGESTS; i++) {
+		if (!s->tail_len)
+			break;
+		digest_some(si);
+	}
+	return 0;
+}
+
 /* digest makes one number of bytes[from, to): to tell repeats, against nobody. */
 static __always_inline __u64 digest(struct scratch *s, __u32 si, __u32 from, __u32 to)
 {
 	s->digest = 0;
 	s->tail_in = from;
 	s->tail_len = to - from;
-	for (int i = 0; i < 4 * (MAX_STRING + 1) / CHUNK; i++) {
+	for (int i = 0; i < 4 * (MAX_STRING + 1) / CHUNK / DIGESTS; i++) {
 		if (!s->tail_len)
 			break;
-		digest_some(si);
+		digest_more(si);
 	}
 	return s->digest;
 }

@@ -370,17 +370,18 @@ type KernelScratch struct {
 	Op        uint32
 	Alias     uint32
 	Rows      [16]uint32
+	Unknown   [32]uint16
 	_         [4]byte
 	Early     [4]uint64
 	Left      [4]uint64
-	Class     uint32
 	Met       uint32
 	State     uint32
-	Ran       uint32
+	In        uint32
+	InLen     uint32
+	First     uint32
 	TailIn    uint32
 	TailAt    uint32
 	TailLen   uint32
-	_         [4]byte
 	Digest    uint64
 	DimOff    [64]uint16
 	DimLen    [64]uint16

@@ -17,6 +17,8 @@
 #define PATH_PSEUDO  (1 << 1) /* no directory entry: memfd, anonymous inode */
 #define PATH_DELETED (1 << 2) /* the directory entry was removed */
 #define PATH_LONG    (1 << 3)
+#define PATH_WITHIN  (1 << 4) /* within the file system: mounts are not followed */
+#define PATH_CANON   (1 << 5) /* behind its first mount point */
 
 #define NAME_BYTES 256
 
@@ -66,14 +68,17 @@ struct {
 } inodes SEC(".maps");
 
 /*
- * Walks go over components in groups of WALK, each by a function of its own: the verifier then walks WALK turns and not MAX_COMPS.
+ * Walks go over components in groups of WALK, each by a function of its own: the verifier then walks WALK turns and not MAX_COMPS. The first FIRST, which are all of
+ * most paths, cost no call.
  */
-#define WALK 8
+#define WALK  4
+#define FIRST 8
+#define LEGS  (MAX_COMPS / (WALK * STEPS))
 
-/* write_some appends up to WALK comps, from the one before s->n_comps down. */
-static __always_inline void write_some(struct scratch *s)
+/* write_some appends up to n comps, from the one before s->n_comps down. */
+static __always_inline void write_some(struct scratch *s, int n)
 {
-	for (int i = 0; i < WALK; i++) {
+	for (int i = 0; i < n; i++) {
 		struct comp *c;
 		__u32 len;
 		__u8 *p;
@@ -103,18 +108,33 @@ __noinline int path_write_some(__u32 si)
 	struct scratch *s = scratch_at(si);
 
 	if (s)
-		write_some(s);
+		write_some(s, WALK);
 	return 0;
 }
 
-/* path_write appends the first s->n_comps comps, last first, at bytes[s->path_pos]: the first group, which is all of most paths, without a call. */
-static __always_inline void path_write(struct scratch *s, __u32 si)
+/* path_write_more is up to STEPS times path_write_some. */
+__noinline int path_write_more(__u32 si)
 {
-	write_some(s);
-	for (int i = 1; i < MAX_COMPS / WALK; i++) {
+	struct scratch *s = scratch_at(si);
+
+	if (!s)
+		return 0;
+	for (int i = 0; i < STEPS; i++) {
 		if (!s->n_comps)
 			break;
 		path_write_some(si);
+	}
+	return 0;
+}
+
+/* path_write appends the first s->n_comps comps, last first, at bytes[s->path_pos]. */
+static __always_inline void path_write(struct scratch *s, __u32 si)
+{
+	write_some(s, FIRST);
+	for (int i = 0; i < LEGS; i++) {
+		if (!s->n_comps)
+			break;
+		path_write_more(si);
 	}
 }
 
@@ -132,7 +152,7 @@ static __always_inline int path_up(struct scratch *s)
 }
 
 /* path_comp takes the name of s->dentry as the next component and goes to its parent; 0 when the walk has ended. */
-static __always_inline int path_comp(struct scratch *s, __u32 canonical)
+static __always_inline int path_comp(struct scratch *s)
 {
 	struct dentry *d = (void *)s->dentry;
 	__u64 parent = READ_PTR(d, d_parent), name = READ_PTR(d, d_name.name);
@@ -142,7 +162,7 @@ static __always_inline int path_comp(struct scratch *s, __u32 canonical)
 	if (parent == s->dentry || !name) {
 		s->path_flags &= ~PATH_LONG;
 		/* The root of a file system; or, without a place in any tree, a pseudo file, whose name is its own. */
-		if (s->n_comps || canonical || !name)
+		if (s->n_comps || s->path_flags & PATH_WITHIN || !name)
 			return 0;
 		s->path_flags |= PATH_PSEUDO;
 	}
@@ -158,19 +178,19 @@ static __always_inline int path_comp(struct scratch *s, __u32 canonical)
 }
 
 /*
- * walk_some collects up to WALK components from s->dentry upwards; 0 when the walk has ended. Its state is kept in memory, where the verifier does not
+ * walk_some collects up to n components from s->dentry upwards; 0 when the walk has ended. Its state is kept in memory, where the verifier does not
  * follow it: each turn then looks alike.
  */
-static __always_inline int walk_some(struct scratch *s, __u32 canonical)
+static __always_inline int walk_some(struct scratch *s, int n)
 {
-	for (int i = 0; i < WALK; i++) {
+	for (int i = 0; i < n; i++) {
 		s->comps[s->n_comps & (MAX_COMPS - 1)].len = 0;
-		if (s->dentry == s->root && !canonical) {
+		if (s->dentry == s->root && !(s->path_flags & PATH_WITHIN)) {
 			if (!path_up(s)) {
 				s->path_flags &= ~PATH_LONG;
 				return 0;
 			}
-		} else if (!path_comp(s, canonical)) {
+		} else if (!path_comp(s)) {
 			return 0;
 		}
 		s->n_comps++;
@@ -180,22 +200,64 @@ static __always_inline int walk_some(struct scratch *s, __u32 canonical)
 	return 1;
 }
 
-__noinline int path_walk_some(__u32 si, __u32 canonical)
+__noinline int path_walk_some(__u32 si)
 {
 	struct scratch *s = scratch_at(si);
 
-	return s ? walk_some(s, canonical) : 0;
+	return s ? walk_some(s, WALK) : 0;
+}
+
+/* path_walk_more is up to STEPS times path_walk_some; 0 when the walk has ended, or there is no more room. */
+__noinline int path_walk_more(__u32 si)
+{
+	struct scratch *s = scratch_at(si);
+
+	if (!s)
+		return 0;
+	for (int i = 0; i < STEPS; i++)
+		if (s->n_comps >= MAX_COMPS || !path_walk_some(si))
+			return 0;
+	return 1;
 }
 
 /* path_walk collects the components from s->dentry to the root. */
-static __always_inline void path_walk(struct scratch *s, __u32 si, __u32 canonical)
+static __always_inline void path_walk(struct scratch *s, __u32 si)
 {
 	s->n_comps = 0;
-	if (!walk_some(s, canonical))
+	if (!walk_some(s, FIRST))
 		return;
-	for (int i = 1; i < MAX_COMPS / WALK; i++)
-		if (!path_walk_some(si, canonical))
+	for (int i = 0; i < LEGS; i++)
+		if (!path_walk_more(si))
 			break;
+}
+
+/* path_begin writes what stands before the components at bytes[off], of a path that was s->path_pos long. What path_build knows is looked up again: the verifier would else follow each case of it through the walk. */
+__noinline int path_begin(__u32 si, __u32 off, __u64 dentry)
+{
+	struct scratch *s = scratch_at(si);
+	struct mount_info *mi;
+	__u32 dev, len;
+
+	if (!s)
+		return 0;
+	len = s->path_pos;
+	s->path_pos = off;
+	if (s->path_flags & PATH_LONG) {
+		*at(s, off) = '.';
+		*at(s, off + 1) = '.';
+		*at(s, off + 2) = '.';
+		s->path_pos += 3;
+		return 0;
+	}
+	dev = READ((struct super_block *)READ_PTR((struct dentry *)dentry, d_sb), s_dev);
+	mi = bpf_map_lookup_elem(&mounts, &dev);
+	if (mi && mi->len > 1 && mi->len < NAME_BYTES) {
+		if (len + mi->len > MAX_STRING)
+			s->path_flags |= PATH_LONG;
+		bpf_probe_read_kernel(at(s, off), mi->len & (NAME_BYTES - 1), mi->path);
+		s->path_pos += mi->len;
+	}
+	return 0;
 }
 
 /*
@@ -209,7 +271,7 @@ __noinline int path_build(__u32 si, __u32 off, __u64 dentry, __u64 vfsmnt, __u32
 	struct scratch *s = scratch_at(si);
 	struct super_block *sb;
 	struct mount_info *mi;
-	__u32 dev, within = canonical || !vfsmnt;
+	__u32 dev;
 
 	if (!s)
 		return 0;
@@ -219,6 +281,10 @@ __noinline int path_build(__u32 si, __u32 off, __u64 dentry, __u64 vfsmnt, __u32
 	s->dentry = dentry;
 	s->path_pos = 0;
 	s->path_flags = PATH_LONG; /* until the root is reached */
+	if (canonical)
+		s->path_flags |= PATH_WITHIN | PATH_CANON;
+	if (!vfsmnt)
+		s->path_flags |= PATH_WITHIN;
 	if (!READ_PTR((struct dentry *)dentry, d_hash.pprev))
 		s->path_flags |= PATH_DELETED;
 	sb = (void *)READ_PTR((struct dentry *)dentry, d_sb);
@@ -232,27 +298,18 @@ __noinline int path_build(__u32 si, __u32 off, __u64 dentry, __u64 vfsmnt, __u32
 	if (!mi) {
 		if (canonical)
 			return 0;
-	} else if (!within) {
+	} else if (!(s->path_flags & PATH_WITHIN)) {
 		struct mount *m = (void *)s->mnt;
 
 		if (mi->mnt_id != READ(m, mnt_id) || s->root != READ_PTR(sb, s_root))
 			s->path_flags |= PATH_OTHER;
 	}
 
-	path_walk(s, si, within);
-	dev = s->path_pos; /* the length without a prefix */
-	s->path_pos = off;
-	if (s->path_flags & PATH_LONG) {
-		*at(s, off) = '.';
-		*at(s, off + 1) = '.';
-		*at(s, off + 2) = '.';
-		s->path_pos += 3;
-	} else if (canonical && mi && mi->len > 1 && mi->len < NAME_BYTES) {
-		if (dev + mi->len > MAX_STRING)
-			s->path_flags |= PATH_LONG;
-		bpf_probe_read_kernel(at(s, off), mi->len & (NAME_BYTES - 1), mi->path);
-		s->path_pos += mi->len;
-	}
+	path_walk(s, si);
+	if (s->path_flags & (PATH_LONG | PATH_CANON))
+		path_begin(si, off, dentry);
+	else
+		s->path_pos = off;
 	path_write(s, si);
 	if (s->path_pos == off) {
 		*at(s, off) = '/';

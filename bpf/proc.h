@@ -680,8 +680,10 @@ __noinline int identify(__u32 si)
 #define OFF_CGROUP     (OFF_TMP + 1024)
 #define OFF_DIGESTS    (OFF_TMP + 1024 + CGROUP_PATH)
 
-/* subject_classes classifies the current thread's facts in these dimensions. */
-__noinline int subject_classes(__u32 si, __u64 dims)
+#define CLASSES 4
+
+/* classes_some is subject_classes for CLASSES automata, from s->first on; 0 after the last. */
+__noinline int classes_some(__u32 si, __u64 dims)
 {
 	struct scratch *s = scratch_at(si);
 	struct proc *p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
@@ -694,16 +696,29 @@ __noinline int subject_classes(__u32 si, __u64 dims)
 	t = bpf_map_lookup_elem(&sides, &side);
 	if (!t)
 		return 0;
-	s->derived = 0;
-	for (int i = 0; i < NUM_AUTOMATA; i++) {
-		__u32 dim = t->automata[i].dim & (NUM_DIMS - 1);
+	for (int i = 0; i < CLASSES; i++) {
+		__u64 ai = s->first;
+		__u32 dim;
 
+		BOUND(ai, NUM_AUTOMATA - 1);
+		dim = t->automata[ai].dim & (NUM_DIMS - 1);
 		if (!dim)
-			break;
+			return 0;
 		if (dim < DIM_PATH && NEED(dims, dim))
-			p->cls[i] = classify(si, i, s->dim_off[dim], s->dim_len[dim]);
+			p->cls[ai] = classify(si, ai, s->dim_off[dim], s->dim_len[dim]);
+		s->first++;
 	}
-	return 0;
+	return 1;
+}
+
+/* subject_classes classifies the current thread's facts in these dimensions. */
+static __always_inline void subject_classes(struct scratch *s, __u32 si, __u64 dims)
+{
+	s->derived = 0;
+	s->first = 0;
+	for (int i = 0; i < NUM_AUTOMATA / CLASSES; i++)
+		if (!classes_some(si, dims))
+			break;
 }
 
 /* subject_texts reads the texts of the current process. */
@@ -765,7 +780,7 @@ static __always_inline void renew(struct scratch *s, __u32 si, struct task_struc
 	if (NEED(stale, DIM_EXE)) {
 		set_dim(s, DIM_EXE, OFF_EXE, p->exe_len);
 		if (p->exe_len < PROC_STR) {
-			__builtin_memcpy(&s->bytes[OFF_EXE], p->exe, PROC_STR);
+			bpf_probe_read_kernel(&s->bytes[OFF_EXE], PROC_STR, p->exe);
 		} else {
 			struct file *exe = BPF_CORE_READ(t, mm, exe_file);
 
@@ -777,12 +792,12 @@ static __always_inline void renew(struct scratch *s, __u32 si, struct task_struc
 	if (NEED(stale, DIM_PARENT_EXE)) {
 		set_dim(s, DIM_PARENT_EXE, OFF_PARENT_EXE,
 			p->parent_exe_len < PROC_STR ? p->parent_exe_len : MAX_STRING + 1);
-		__builtin_memcpy(&s->bytes[OFF_PARENT_EXE], p->parent_exe, PROC_STR);
+		bpf_probe_read_kernel(&s->bytes[OFF_PARENT_EXE], PROC_STR, p->parent_exe);
 	}
 	if (NEED(stale, DIM_SCRIPT)) {
 		set_dim(s, DIM_SCRIPT, OFF_SCRIPT,
 			p->script_len < PROC_STR ? p->script_len : MAX_STRING + 1);
-		__builtin_memcpy(&s->bytes[OFF_SCRIPT], p->script, PROC_STR);
+		bpf_probe_read_kernel(&s->bytes[OFF_SCRIPT], PROC_STR, p->script);
 	}
 	if (stale & DIMS_DIGEST)
 		subject_digests(si);
@@ -853,13 +868,32 @@ static __always_inline struct proc *subject(struct scratch *s, __u32 si, struct 
 	if (stale) {
 		if (stale & DIMS_TEXTS) { /* before DIM_EXE, which may stand at the same place */
 			subject_texts(si);
-			subject_classes(si, stale & DIMS_TEXTS);
+			subject_classes(s, si, stale & DIMS_TEXTS);
 		}
 		renew(s, si, t, p, stale);
-		subject_classes(si, stale & ~DIMS_TEXTS);
+		subject_classes(s, si, stale & ~DIMS_TEXTS);
 		p->gen = tb->gen;
 	}
 	return p;
+}
+
+/* unknown_classes are those of a thread without an identity, which takes lack of memory: each of its facts counts as too long to judge. */
+__noinline int unknown_classes(__u32 si)
+{
+	struct scratch *s = scratch_at(si);
+	struct tables *t;
+	__u32 side;
+
+	count_err(ERR_PROC);
+	if (!s)
+		return 0;
+	side = s->side;
+	t = bpf_map_lookup_elem(&sides, &side);
+	if (!t)
+		return 0;
+	for (int i = 0; i < NUM_AUTOMATA; i++)
+		s->unknown[i] = t->automata[i].overlong;
+	return 0;
 }
 
 /*
@@ -875,8 +909,9 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 how)
 {
 	struct scratch *s = scratch_at(si);
 	struct proc *p = NULL;
-	struct tables *t;
 	struct op_table *ot;
+	struct tables *t;
+	__u16 *cls;
 	__u32 side;
 
 	if (!s)
@@ -885,6 +920,7 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 how)
 	t = bpf_map_lookup_elem(&sides, &side);
 	if (!t)
 		return 0;
+	cls = s->unknown;
 	s->op = op & (NUM_JUDGED - 1);
 	s->met = 0;
 	s->alias = 0;
@@ -906,26 +942,20 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 how)
 			p = subject(s, si, t);
 		if (!p && how == RENEW_OR_FAIL)
 			return -1;
-		/* Without an identity, which takes lack of memory, every fact of the subject counts as too long to judge. */
-		if (!p)
-			count_err(ERR_PROC);
-	}
-	for (int i = 0; i < NUM_SLOTS; i++) {
-		__u32 ai = ot->slots[i].automaton & (NUM_AUTOMATA - 1);
-
-		if (i >= ot->n_early)
-			break;
-		asm volatile(""
-			     : "+r"(t)); /* or clang keeps the places of its tables on the stack */
-		if (i >= ot->n_subject)
-			s->class = slot_class(s, si, t, ai, 0, 0);
-		else if (p)
-			s->class = p->cls[ai];
+		if (p)
+			cls = p->cls;
 		else
-			s->class = t->automata[ai].overlong;
-		if (!meet(s, t, ot, i))
+			unknown_classes(si);
+	}
+#pragma unroll
+	for (int i = 0; i < NUM_SLOTS; i++) {
+		if (i >= ot->n_subject)
+			break;
+		if (!meet(s, t, ot, i, cls[ot->slots[i].automaton & (NUM_AUTOMATA - 1)]))
 			return 0;
 	}
+	if (!meet_slots(s, si, t, ot, ot->n_subject, ot->n_early, 0, 0))
+		return 0;
 	s->early[0] = s->left[0];
 	s->early[1] = s->left[1];
 	s->early[2] = s->left[2];
