@@ -199,6 +199,13 @@ func (e *Enforcer) Doctor() []OpStatus {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var out []OpStatus
+	var all []string
+	for _, op := range judged {
+		if e.status[op].Rung != pavise.RungNone {
+			all = append(all, e.rung[op].programs...)
+		}
+	}
+	e.k.Preload(slices.Compact(slices.Sorted(slices.Values(all)))...)
 	for _, op := range judged {
 		st := e.status[op]
 		if st.Rung != pavise.RungNone {
