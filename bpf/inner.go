@@ -8,7 +8,7 @@ import (
 
 // NewInner makes a map with room for n entries for a slot of an array of maps of the object. The caller closes it, or gives it to SetInner.
 func (k *Kernel) NewInner(outer string, n uint32) (*ebpf.Map, error) {
-	spec := k.spec.Maps[outer]
+	spec := k.specs.maps[outer]
 	if spec == nil || spec.InnerMap == nil {
 		return nil, fmt.Errorf("make a map for %s: it is no array of maps", outer)
 	}

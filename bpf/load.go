@@ -32,10 +32,15 @@ const scratchPerCPU = 4 // SCRATCH_PER_CPU
 
 // Kernel is the one object of Pavise with its maps made: programs are loaded when they are first asked for, and attached and detached by name.
 type Kernel struct {
-	spec *ebpf.CollectionSpec
 	sip  [2]uint64
 	maps map[string]*ebpf.Map
 	vars map[string]*ebpf.Variable
+
+	specs struct {
+		sync.Mutex
+		object *ebpf.CollectionSpec // until Trim: read again when a program is to be loaded. It takes some 15 MB
+		maps   map[string]*ebpf.MapSpec
+	}
 
 	mu       sync.Mutex
 	inner    map[innerSlot]*ebpf.Map // in the arrays of maps
@@ -65,15 +70,12 @@ func Load() (*Kernel, error) {
 	var key [16]byte
 	_, _ = rand.Read(key[:]) // never fails
 	sip := [2]uint64{binary.LittleEndian.Uint64(key[:]), binary.LittleEndian.Uint64(key[8:])}
-	if err := setMachine(spec, types, sip); err != nil {
-		return nil, err
-	}
-	if err := dropMissing(spec, types); err != nil {
+	if err := prepare(spec, types, sip); err != nil {
 		return nil, err
 	}
 	spec.Maps["hits"].Flags |= unix.BPF_F_MMAPABLE // read and cleared by the thousand
 	k := &Kernel{
-		spec: spec, sip: sip, maps: map[string]*ebpf.Map{}, inner: map[innerSlot]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, links: map[string]link.Link{},
+		sip: sip, maps: map[string]*ebpf.Map{}, inner: map[innerSlot]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, links: map[string]link.Link{},
 		types: types, cgroup: -1,
 	}
 	coll, err := ebpf.NewCollectionWithOptions(&ebpf.CollectionSpec{Maps: spec.Maps, Types: spec.Types, ByteOrder: spec.ByteOrder, Variables: spec.Variables},
@@ -81,6 +83,7 @@ func Load() (*Kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the maps: %w", cause(err))
 	}
+	k.specs.object, k.specs.maps = spec, spec.Maps
 	k.vars = coll.Variables
 	for name, m := range coll.Maps {
 		k.maps[name] = m
@@ -88,6 +91,33 @@ func Load() (*Kernel, error) {
 	}
 	coll.Close()
 	return k, nil
+}
+
+// prepare makes the object one for this machine.
+func prepare(spec *ebpf.CollectionSpec, types *btf.Cache, sip [2]uint64) error {
+	if err := setMachine(spec, types, sip); err != nil {
+		return err
+	}
+	return dropMissing(spec, types)
+}
+
+// object is the programs as they are to be loaded.
+func (k *Kernel) object(types *btf.Cache) (*ebpf.CollectionSpec, error) {
+	k.specs.Lock()
+	defer k.specs.Unlock()
+	if k.specs.object != nil {
+		return k.specs.object, nil
+	}
+	spec, err := LoadKernel()
+	if err != nil {
+		return nil, fmt.Errorf("read the kernel object: %w", err)
+	}
+	if err := prepare(spec, types, k.sip); err != nil {
+		return nil, err
+	}
+	spec.Maps = k.specs.maps
+	k.specs.object = spec
+	return spec, nil
 }
 
 // absent is no function of any kernel: what calls it is never reached.
@@ -230,16 +260,19 @@ func (k *Kernel) Trim() error {
 		errs = append(errs, unix.Munmap(b))
 	}
 	k.windows, k.types = nil, btf.NewCache()
+	k.specs.Lock()
+	defer k.specs.Unlock()
+	k.specs.object = nil
 	return errors.Join(errs...)
 }
 
 // programSpec finds a program by name. A program fmod_* that the object does not have is lsm_*, given the type of fmod_ret on the function that calls the hook.
-func (k *Kernel) programSpec(name string) (*ebpf.ProgramSpec, error) {
-	if spec := k.spec.Programs[name]; spec != nil {
+func programSpec(object *ebpf.CollectionSpec, name string) (*ebpf.ProgramSpec, error) {
+	if spec := object.Programs[name]; spec != nil {
 		return spec, nil
 	}
 	hook, ok := strings.CutPrefix(name, "fmod_")
-	spec := k.spec.Programs["lsm_"+hook]
+	spec := object.Programs["lsm_"+hook]
 	if !ok || spec == nil {
 		return nil, fmt.Errorf("load program %s: there is none of that name", name)
 	}
@@ -260,7 +293,14 @@ var renamed = map[string]string{"do_filp_open": "do_file_open"} // after 6.18
 
 // Hooked reports whether this kernel has what a program of the lsm, fmod_ret or fexit type attaches to, by BTF.
 func (k *Kernel) Hooked(name string) (bool, error) {
-	spec, err := k.programSpec(name)
+	k.mu.Lock()
+	types := k.types
+	k.mu.Unlock()
+	object, err := k.object(types)
+	if err != nil {
+		return false, err
+	}
+	spec, err := programSpec(object, name)
 	if err != nil {
 		return false, err
 	}
@@ -315,7 +355,11 @@ func (k *Kernel) program(name string) (*ebpf.Program, error) {
 
 // load changes nothing of k.
 func (k *Kernel) load(name string) (*ebpf.Program, error) {
-	spec, err := k.programSpec(name)
+	object, err := k.object(k.types)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := programSpec(object, name)
 	if err != nil {
 		return nil, err
 	}
@@ -331,7 +375,7 @@ func (k *Kernel) load(name string) (*ebpf.Program, error) {
 		return nil, fmt.Errorf("read the kernel's types: %w", err)
 	}
 	coll, err := ebpf.NewCollectionWithOptions(&ebpf.CollectionSpec{
-		Maps: k.spec.Maps, Programs: map[string]*ebpf.ProgramSpec{name: spec}, Types: k.spec.Types, ByteOrder: k.spec.ByteOrder,
+		Maps: object.Maps, Programs: map[string]*ebpf.ProgramSpec{name: spec}, Types: object.Types, ByteOrder: object.ByteOrder,
 	}, ebpf.CollectionOptions{MapReplacements: k.maps, Cache: k.types, Programs: ebpf.ProgramOptions{KernelTypes: kernel}})
 	if err != nil {
 		return nil, cause(err)
@@ -390,7 +434,10 @@ func (k *Kernel) Attach(name string) error {
 	case ebpf.Tracing:
 		l, err = link.AttachTracing(link.TracingOptions{Program: p})
 	case ebpf.CGroupSockAddr:
-		l, err = k.attachCgroup(p, k.spec.Programs[name].AttachType)
+		var object *ebpf.CollectionSpec
+		if object, err = k.object(k.types); err == nil {
+			l, err = k.attachCgroup(p, object.Programs[name].AttachType)
+		}
 	default:
 		return fmt.Errorf("attach program %s: its type %s has no hook", name, p.Type())
 	}

@@ -128,10 +128,14 @@ func TestKernelLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer k.Close()
-	limit, most := limits(t, k.spec), map[string]uint32{}
+	object, err := k.object(k.types)
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit, most := limits(t, object), map[string]uint32{}
 	var all time.Duration
 	var sum uint32
-	for name, p := range k.spec.Programs {
+	for name, p := range object.Programs {
 		t.Run(name, func(t *testing.T) {
 			switch p.Type {
 			case ebpf.LSM:
@@ -214,7 +218,11 @@ func BenchmarkLoad(b *testing.B) {
 			b.Fatal(err)
 		}
 		sum, programs = 0, 0
-		names := here(k.spec)
+		object, err := k.object(k.types)
+		if err != nil {
+			b.Fatal(err)
+		}
+		names := here(object)
 		b.StartTimer()
 		start := time.Now()
 		k.Preload(names...)
