@@ -91,7 +91,7 @@ func newEffect() (*effect, error) {
 	}
 	limit := 2 * time.Minute
 	if kerntest.VM() != "" {
-		limit = 10 * time.Minute
+		limit = 25 * time.Minute
 	}
 	time.AfterFunc(limit, func() {
 		fmt.Fprintln(os.Stderr, "the enforcer under test is past its deadline")
