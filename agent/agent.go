@@ -167,13 +167,7 @@ func New(cfg Config) (*Agent, error) {
 	if err := Duplicates(cfg.Policies); err != nil {
 		return nil, err
 	}
-	a.cfg.Policies = make([]*policy.Policy, len(cfg.Policies))
-	for i, p := range cfg.Policies {
-		started := *p
-		started.Start = true
-		a.cfg.Policies[i] = &started
-	}
-	set, err := a.compile(a.cfg.Policies)
+	set, err := a.compile(cfg.Policies)
 	if err != nil {
 		return nil, err
 	}

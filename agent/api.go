@@ -293,9 +293,8 @@ func (a *Agent) putPolicies(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	q, err := requestOf(r)
-	if err != nil {
-		fail(w, http.StatusBadRequest, err)
+	q, ok := requestOf(w, r)
+	if !ok {
 		return
 	}
 	c, err := a.Apply(ps, q)
@@ -354,9 +353,8 @@ func (a *Agent) putMode(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, errors.New(`the body is not {"mode": "monitor"} or {"mode": "enforce"}`))
 		return
 	}
-	q, err := requestOf(r)
-	if err != nil {
-		fail(w, http.StatusBadRequest, err)
+	q, ok := requestOf(w, r)
+	if !ok {
 		return
 	}
 	c, err := a.SetMode(r.PathValue("name"), body.Mode, q)
@@ -364,9 +362,8 @@ func (a *Agent) putMode(w http.ResponseWriter, r *http.Request) {
 }
 
 func (a *Agent) deletePolicy(w http.ResponseWriter, r *http.Request) {
-	q, err := requestOf(r)
-	if err != nil {
-		fail(w, http.StatusBadRequest, err)
+	q, ok := requestOf(w, r)
+	if !ok {
 		return
 	}
 	c, err := a.Delete(r.PathValue("name"), q)

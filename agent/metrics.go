@@ -28,26 +28,26 @@ var metricHelp = map[string]struct {
 	help   string
 	labels []string
 }{
-	"info":                        {"Constant 1; the version of the agent and of the kernel.", []string{"version", "kernel"}},
-	"started_seconds":             {"When the agent started, as seconds since the Unix epoch.", nil},
-	"generation":                  {"The generation of the rules that judge; each change makes one.", nil},
-	"revision":                    {"The revision of the policies that is in force; 0 without a state directory.", nil},
-	"revision_unconfirmed":        {"1 while the revision in force waits to be confirmed.", nil},
-	"policies":                    {"Active policies.", []string{"mode"}},
-	"rules":                       {"Active rules.", nil},
-	"rule_hits_total":             {"How often a rule matched, since its policy was last changed.", []string{"policy", "rule"}},
-	"operation_rung":              {"1 for the rung by which an operation is judged here.", []string{"operation", "rung"}},
-	"events_total":                {"Events of an operation: seen = delivered + folded + lost in the kernel; received by the agent.", []string{"operation", "state"}},
-	"subscriber_lost_total":       {"Events that readers were too slow for.", nil},
-	"subscribers":                 {"Readers of the stream of events.", nil},
-	"undecoded_total":             {"Records of the kernel that could not be read.", nil},
-	"unnamed_rules_total":         {"Events whose generation was already forgotten.", nil},
-	"processes":                   {"Processes in the table.", nil},
-	"containers":                  {"Running containers, by whether the runtime's files say more of them than their ids.", []string{"state"}},
-	"kernel_trouble_total":        {"What should not happen in the kernel.", []string{"kind"}},
-	"kernel_map_bytes":            {"Kernel memory of all maps.", nil},
-	"resident_bytes":              {"Resident memory of the agent.", nil},
-	"container_rules_behind_info": {"1 while rules on containers do not know of all of them.", nil},
+	"info":                   {"Constant 1; the version of the agent and of the kernel.", []string{"version", "kernel"}},
+	"started_seconds":        {"When the agent started, as seconds since the Unix epoch.", nil},
+	"generation":             {"The generation of the rules that judge; each change makes one.", nil},
+	"revision":               {"The revision of the policies that is in force; 0 without a state directory.", nil},
+	"revision_unconfirmed":   {"1 while the revision in force waits to be confirmed.", nil},
+	"policies":               {"Active policies.", []string{"mode"}},
+	"rules":                  {"Active rules.", nil},
+	"rule_hits_total":        {"How often a rule matched, since its policy was last changed.", []string{"policy", "rule"}},
+	"operation_rung":         {"1 for the rung by which an operation is judged here.", []string{"operation", "rung"}},
+	"events_total":           {"Events of an operation: seen = delivered + folded + lost in the kernel; received by the agent.", []string{"operation", "state"}},
+	"subscriber_lost_total":  {"Events that readers were too slow for.", nil},
+	"subscribers":            {"Readers of the stream of events.", nil},
+	"undecoded_total":        {"Records of the kernel that could not be read.", nil},
+	"unnamed_rules_total":    {"Events whose generation was already forgotten.", nil},
+	"processes":              {"Processes in the table.", nil},
+	"containers":             {"Running containers, by whether the runtime's files say more of them than their ids.", []string{"state"}},
+	"kernel_trouble_total":   {"What should not happen in the kernel.", []string{"kind"}},
+	"kernel_map_bytes":       {"Kernel memory of all maps.", nil},
+	"resident_bytes":         {"Resident memory of the agent.", nil},
+	"container_rules_behind": {"1 while rules on containers do not know of all of them.", nil},
 }
 
 func newMetrics(a *Agent) *metrics {
@@ -115,7 +115,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge("kernel_map_bytes", float64(s.MapBytes))
 	gauge("resident_bytes", float64(s.RSS))
-	gauge("container_rules_behind_info", bit[s.Containers.Behind != ""])
+	gauge("container_rules_behind", bit[s.Containers.Behind != ""])
 }
 
 // metricsHandler answers scrapes.

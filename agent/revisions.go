@@ -58,7 +58,7 @@ type RevisionStatus struct {
 func documents(ps []*policy.Policy) []store.Document {
 	out := make([]store.Document, len(ps))
 	for i, p := range ps {
-		out[i] = store.Document{Name: p.Name, File: p.File, Start: p.Start, YAML: string(p.Source), Sets: p.SetFiles}
+		out[i] = store.Document{Name: p.Name, File: p.File, YAML: string(p.Source), Sets: p.SetFiles}
 	}
 	slices.SortFunc(out, func(a, b store.Document) int { return strings.Compare(a.Name, b.Name) })
 	return out
@@ -78,10 +78,7 @@ func fromDocuments(docs []store.Document) ([]*policy.Policy, error) {
 		case err != nil:
 			return nil, err
 		}
-		for _, p := range ps {
-			p.Start = d.Start
-			out = append(out, p)
-		}
+		out = append(out, ps...)
 	}
 	if len(bad) > 0 {
 		return nil, bad
@@ -146,7 +143,8 @@ func (a *Agent) restore() error {
 	if store.IDOf(documents(started)) != store.IDOf(files) {
 		// The files are others than at the last start: what stands in them is newer.
 		ps = slices.DeleteFunc(ps, func(p *policy.Policy) bool {
-			return p.Start || slices.ContainsFunc(started, func(s *policy.Policy) bool { return s.Name == p.Name })
+			return slices.ContainsFunc(files, func(f store.Document) bool { return f.Name == p.Name && f.File == p.File }) ||
+				slices.ContainsFunc(started, func(s *policy.Policy) bool { return s.Name == p.Name })
 		})
 		ps = append(ps, started...)
 		if from == "" {
@@ -330,20 +328,18 @@ func revisionStatus(r *store.Revision, c store.Current) RevisionStatus {
 	return s
 }
 
-// requestOf is who asks by the API, and how.
-func requestOf(r *http.Request) (q Request, err error) {
+// requestOf is who asks by the API, and how. When it returns false, it has answered.
+func requestOf(w http.ResponseWriter, r *http.Request) (q Request, ok bool) {
 	v := r.URL.Query()
-	q.DryRun = v.Get("dry-run") == "1"
+	q.DryRun, q.By = v.Get("dry-run") == "1", byOf(r.Context())
 	if s := v.Get("confirm-within"); s != "" {
+		var err error
 		if q.Confirm, err = time.ParseDuration(s); err != nil {
-			return q, fmt.Errorf("confirm-within=%q: want a duration, as 60s", s)
-		}
-		if q.Confirm < minConfirm || q.Confirm > maxConfirm {
-			return q, fmt.Errorf("confirm-within=%s: %w", s, ErrBadConfirm)
+			fail(w, http.StatusBadRequest, fmt.Errorf("confirm-within=%q: want a duration, as 60s", s))
+			return q, false
 		}
 	}
-	q.By = byOf(r.Context())
-	return q, nil
+	return q, true
 }
 
 func byOf(ctx context.Context) (b store.By) {
@@ -398,9 +394,8 @@ func (a *Agent) postRollback(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	q, err := requestOf(r)
-	if err != nil {
-		fail(w, http.StatusBadRequest, err)
+	q, ok := requestOf(w, r)
+	if !ok {
 		return
 	}
 	c, err := a.Rollback(n, q)

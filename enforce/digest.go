@@ -81,11 +81,10 @@ func (e *Enforcer) chooseDigests(lsm error) {
 				continue
 			}
 			st.Missing = append(st.Missing[:len(st.Missing):len(st.Missing)], d.dim)
-			why := map[policy.Dim]string{d.dim: err.Error()}
-			for d, s := range st.MissingWhy {
-				why[d] = s
+			if st.MissingWhy == nil {
+				st.MissingWhy = map[policy.Dim]string{}
 			}
-			st.MissingWhy = why
+			st.MissingWhy[d.dim] = err.Error()
 		}
 	}
 }

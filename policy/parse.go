@@ -62,7 +62,6 @@ type Policy struct {
 	Rules       []RuleSpec
 	Tests       []Test
 	SetFiles    map[string][]byte // the contents of the set files that it names, by their names
-	Start       bool              // the agent was started with it; nothing here reads this
 	Source      []byte            // the document as written, but for what WithMode changed
 	File        string
 	Line        int // of the document's first line

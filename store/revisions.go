@@ -20,11 +20,10 @@ var ErrNoRevision = errors.New("no such revision")
 
 // Document is one policy of a revision, as it was written.
 type Document struct {
-	Name  string            `json:"name"`
-	File  string            `json:"file,omitempty"`
-	Start bool              `json:"start,omitempty"` // from the files that the agent was started with
-	YAML  string            `json:"yaml"`
-	Sets  map[string][]byte `json:"sets,omitempty"` // the files that it names
+	Name string            `json:"name"`
+	File string            `json:"file,omitempty"`
+	YAML string            `json:"yaml"`
+	Sets map[string][]byte `json:"sets,omitempty"` // the files that it names
 }
 
 // By is who asked for a revision. A local caller is known to the kernel; the agent itself has no UID.
