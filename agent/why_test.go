@@ -218,7 +218,8 @@ func TestWhyNotFound(t *testing.T) {
 // TestDoctorMachine: what is compiled without the agent, by its answer, is compiled for the same machine.
 func TestDoctorMachine(t *testing.T) {
 	in := []enforce.OpStatus{
-		{Op: pavise.OpConnect, Rung: pavise.RungCgroup, Deny: true, Kill: true, Why: "x", Missing: []policy.Dim{policy.DimExe, policy.DimCaps}},
+		{Op: pavise.OpConnect, Rung: pavise.RungCgroup, Deny: true, Kill: true, Why: "x", Missing: []policy.Dim{policy.DimExe, policy.DimCaps, policy.DimDigest},
+			MissingWhy: map[policy.Dim]string{policy.DimDigest: "no IMA"}},
 		{Op: pavise.OpOpen, Rung: pavise.RungKillOnReturn, Kill: true, KillOnly: []policy.Dim{policy.DimMode}},
 	}
 	b, err := json.Marshal(Doctor{Ops: DoctorOps(in)})
@@ -231,7 +232,7 @@ func TestDoctorMachine(t *testing.T) {
 	}
 	m := d.Machine()
 	for _, want := range in {
-		got, w := m.Ops[want.Op], policy.Support{Rung: want.Rung, Deny: want.Deny, Kill: want.Kill, Why: want.Why, Missing: want.Missing, KillOnly: want.KillOnly}
+		got, w := m.Ops[want.Op], policy.Support{Rung: want.Rung, Deny: want.Deny, Kill: want.Kill, Why: want.Why, Missing: want.Missing, MissingWhy: want.MissingWhy, KillOnly: want.KillOnly}
 		if !reflect.DeepEqual(got, w) {
 			t.Errorf("%s: %+v, want %+v", want.Op, got, w)
 		}
