@@ -33,11 +33,12 @@ type Status struct {
 
 	Containers ContainerCount `json:"containers"`
 	// What should not happen in the kernel: no working memory for a judgement, a thread without an identity, no room for a process's arguments and
-	// ancestors, or for a count of a rate, a program that was skipped because it was running already on that CPU.
+	// ancestors, or for a count of a rate, a hook that had lost what judges for it, a program that was skipped because it was running already on that CPU.
 	NoScratch  uint64 `json:"kernel_no_scratch"`
 	NoIdentity uint64 `json:"kernel_no_identity"`
 	NoTexts    uint64 `json:"kernel_no_texts"`
 	NoCount    uint64 `json:"kernel_no_count"`
+	NoEngine   uint64 `json:"kernel_no_engine"`
 	Missed     uint64 `json:"kernel_missed"`
 	MapBytes   uint64 `json:"kernel_map_bytes"`
 	RSS        uint64 `json:"rss_bytes"`

@@ -475,11 +475,25 @@ static __always_inline int refuse(int yes)
 	return ret;
 }
 
-/* deny_lsm carries out an action where the call can still be refused. */
-static __always_inline int deny_lsm(int action)
+/*
+ * What judge_object and its like return where the program that was put in their place has been taken away while the hook was not (bpf/share.go): then it is as without
+ * working memory.
+ */
+#define NO_ENGINE (-2)
+
+/* deny_lsm carries out an action on op where the call can still be refused. */
+static __always_inline int deny_lsm(int action, __u32 op)
 {
+	struct control *c = ctl();
+
+	asm volatile(""
+		     : "+r"(action)); /* clang sees that the function itself does not return it */
 	if (action == ACT_KILL)
 		bpf_send_signal(SIGKILL);
+	if (action == NO_ENGINE) {
+		count_err(ERR_ENGINE);
+		return refuse(c && enforces(c, op));
+	}
 	return refuse(action >= ACT_DENY);
 }
 
@@ -534,7 +548,7 @@ static __always_inline void shadow_object(struct scratch *s, __u32 si, __u32 op)
 /* leave judges op on the object, gives the working memory back, and returns what the hook returns. */
 static __always_inline int leave(struct scratch *s, __u32 si, __u32 op)
 {
-	int ret = deny_lsm(judge_object(si, op));
+	int ret = deny_lsm(judge_object(si, op), op);
 
 	shadow_object(s, si, op);
 	scratch_put(s);
@@ -621,7 +635,7 @@ static __always_inline int lsm_special(struct file *file, __u8 access, __u32 op)
 	if (!s)
 		return ret;
 	set_open(s, file, access);
-	ret = deny_lsm(judge_special(si, op));
+	ret = deny_lsm(judge_special(si, op), op);
 	shadow_special(s, si, op);
 	scratch_put(s);
 	return ret;

@@ -46,6 +46,7 @@ type Kernel struct {
 	inner    map[innerSlot]*ebpf.Map // in the arrays of maps
 	programs map[string]*ebpf.Program
 	links    map[string]link.Link
+	engines  engines    // what programs share
 	cgroup   int        // the root of cgroup v2, -1 until it is needed
 	windows  [][]byte   // on maps, until Trim
 	types    *btf.Cache // of the kernel, some MB, until Trim
@@ -76,7 +77,7 @@ func Load() (*Kernel, error) {
 	spec.Maps["hits"].Flags |= unix.BPF_F_MMAPABLE // read and cleared by the thousand
 	k := &Kernel{
 		sip: sip, maps: map[string]*ebpf.Map{}, inner: map[innerSlot]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, links: map[string]link.Link{},
-		types: types, cgroup: -1,
+		engines: engines{by: map[string]*engine{}, links: map[string]link.Link{}}, types: types, cgroup: -1,
 	}
 	coll, err := ebpf.NewCollectionWithOptions(&ebpf.CollectionSpec{Maps: spec.Maps, Types: spec.Types, ByteOrder: spec.ByteOrder, Variables: spec.Variables},
 		ebpf.CollectionOptions{Cache: types})
@@ -369,19 +370,31 @@ func (k *Kernel) load(name string) (*ebpf.Program, error) {
 			spec.AttachTo = to
 		}
 	}
+	if shares(spec) && k.Whole() == nil {
+		p, err := k.loadShared(object, spec)
+		if !errors.Is(err, errAlone) {
+			return p, err
+		}
+		k.alone(err)
+	}
+	return k.loadSpec(object, spec)
+}
+
+// loadSpec loads a program, or a part of one.
+func (k *Kernel) loadSpec(object *ebpf.CollectionSpec, spec *ebpf.ProgramSpec) (*ebpf.Program, error) {
 	// Only the kernel's own types: the programs read no module's, and a module's are not safe to read side by side with the kernel's, on which they build.
 	kernel, err := k.types.Kernel()
 	if err != nil {
 		return nil, fmt.Errorf("read the kernel's types: %w", err)
 	}
 	coll, err := ebpf.NewCollectionWithOptions(&ebpf.CollectionSpec{
-		Maps: object.Maps, Programs: map[string]*ebpf.ProgramSpec{name: spec}, Types: object.Types, ByteOrder: object.ByteOrder,
+		Maps: object.Maps, Programs: map[string]*ebpf.ProgramSpec{spec.Name: spec}, Types: object.Types, ByteOrder: object.ByteOrder,
 	}, ebpf.CollectionOptions{MapReplacements: k.maps, Cache: k.types, Programs: ebpf.ProgramOptions{KernelTypes: kernel}})
 	if err != nil {
 		return nil, cause(err)
 	}
 	defer coll.Close()
-	return coll.DetachProgram(name), nil
+	return coll.DetachProgram(spec.Name), nil
 }
 
 // Preload loads programs side by side: the kernel's verifier takes long, and one processor for each. What fails is left to who asks
@@ -565,6 +578,7 @@ func (k *Kernel) Close() error {
 			errs = append(errs, fmt.Errorf("detach program %s: %w", name, err))
 		}
 	}
+	errs = append(errs, k.engines.close()) // after the hooks: what runs must not lose its engine
 	for _, p := range k.programs {
 		errs = append(errs, p.Close())
 	}

@@ -286,7 +286,7 @@ static __always_inline int lsm_net(struct sock *sk, void *addr, int len, enum ne
 		if (arg != ARG_NONE && !put_addr(s, r, addr, len, arg == ARG_REMOTE))
 			goto out;
 	}
-	ret = deny_lsm(judge_socket(si, op));
+	ret = deny_lsm(judge_socket(si, op), op);
 	shadow_socket(s, si, op);
 out:
 	scratch_put(s);
@@ -365,7 +365,7 @@ int BPF_PROG(lsm_socket, int family, int type, int protocol, int kern, int ret)
 	if (!s)
 		return ret;
 	put_type(net_rec(s), family, type, protocol);
-	ret = deny_lsm(judge_socket(si, OP_SOCKET));
+	ret = deny_lsm(judge_socket(si, OP_SOCKET), OP_SOCKET);
 	shadow_socket(s, si, OP_SOCKET);
 	scratch_put(s);
 	return ret;
@@ -389,7 +389,7 @@ static __always_inline int unix_op(struct sock *sk, struct sock *other, __u32 op
 	r->type = BPF_CORE_READ(sk, sk_type);
 	r->remote_path_len = put_unix(s, si, OFF_NETSTR, (__u64)other);
 	r->local_path_len = put_unix(s, si, OFF_NETSTR + clip(r->remote_path_len), (__u64)sk);
-	ret = deny_lsm(judge_net(s, si, op));
+	ret = deny_lsm(judge_socket(si, op), op);
 	shadow_socket(s, si, op);
 	scratch_put(s);
 	return ret;

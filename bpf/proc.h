@@ -145,6 +145,7 @@ enum err {
 	ERR_PROC,
 	ERR_TEXTS, /* no room for a process's texts */
 	ERR_RATE, /* no memory for a count */
+	ERR_ENGINE, /* a hook without what judges for it */
 	NUM_ERRS = 8
 };
 

@@ -51,6 +51,7 @@ type Enforcer struct {
 	sets     sets
 	clock    clock
 	counting [2]bool // rates have their map, and the shadow's
+	whole    bool    // it was told that programs share no engine
 	digests  bool    // the lifecycle programs look for digests
 }
 
@@ -292,6 +293,10 @@ func (e *Enforcer) attach(img *policy.Image, need map[string]pavise.Op) (added [
 		}
 	}
 	e.k.Preload(slices.Collect(maps.Keys(need))...)
+	if err := e.k.Whole(); err != nil && !e.whole {
+		e.whole = true
+		e.log.Debug("programs are loaded one by one, which takes longer", "err", err)
+	}
 	for p, op := range need {
 		if !e.k.Attached(p) {
 			if err := e.k.Attach(p); err != nil {
@@ -474,6 +479,7 @@ type Counters struct {
 	// running already.
 	NoScratch, NoIdentity, NoTexts, Missed uint64
 	NoCount                                uint64 // no memory for the count of a rate
+	NoEngine                               uint64 // a hook without what judges for it: what an enforced rule judges was refused
 	MapBytes                               uint64 // kernel memory of all maps
 }
 
@@ -495,7 +501,7 @@ func (e *Enforcer) Counters() (c Counters, err error) {
 			o.Lost += s.Lost
 		}
 	}
-	for i, n := range []*uint64{&c.NoScratch, &c.NoIdentity, &c.NoTexts, &c.NoCount} {
+	for i, n := range []*uint64{&c.NoScratch, &c.NoIdentity, &c.NoTexts, &c.NoCount, &c.NoEngine} {
 		var per []uint64
 		if err := e.k.Map("errors").Lookup(uint32(i), &per); err != nil {
 			return c, fmt.Errorf("read the error counters: %w", err)
