@@ -13,7 +13,7 @@
 #ifndef PAVISE_DERIVE_H
 #define PAVISE_DERIVE_H
 
-#include "proc.h"
+#include "judge.h"
 
 /* Which string an entry is, in the first word that is hashed. */
 enum {

@@ -2,7 +2,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * Processes: tp_btf newtask, exec, exit, and iter/task for what already runs. Attached always: identity depends on them. When task storage
- * cannot be had, the thread is identified at its first judgement, or judged strictly (proc.h). process.exec is judged at
+ * cannot be had, the thread is identified at its first judgement, or judged strictly (judge.h). process.exec is judged at
  * lsm/bprm_check_security, or here, in sched_process_exec, on the kill-on-return rung: the process is killed before its first instruction.
  */
 

@@ -12,6 +12,8 @@
 #include "engine.h"
 #include "path.h"
 #include "proc.h"
+#include "texts.h"
+#include "judge.h"
 #include "derive.h"
 #include "rate.h"
 

@@ -5,7 +5,7 @@
 #ifndef PAVISE_RATE_H
 #define PAVISE_RATE_H
 
-#include "proc.h"
+#include "judge.h"
 
 #define RATE_BITS   20
 #define RATE_MASK   ((1ULL << RATE_BITS) - 1)

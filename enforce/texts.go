@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What bpf/proc.h says of texts.
+// What bpf/texts.h says of texts.
 const (
 	argsBytes   = 3000
 	textUnknown = 0xfffe
