@@ -41,6 +41,7 @@ var outside = map[string][]string{
 	"github.com/spf13/cobra": {"cmd"},
 	"flag":                   {"cmd"},
 	"cel.dev/cel-go":         {"policy", "detect"},
+	"github.com/parquet-go":  {"store"},
 	"os/signal":              {"cmd", "agent", "fleet"},
 }
 
