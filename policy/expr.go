@@ -24,8 +24,9 @@ const maxCost = 1 << 20
 
 // Expr is a condition that user space evaluates on events. It may be used by several goroutines.
 type Expr struct {
-	src  string
-	prog cel.Program
+	src    string
+	prog   cel.Program
+	narrow Narrow
 }
 
 // CompileWhere compiles a condition over all fields, those of the event included. The error is an Errors with
@@ -60,7 +61,7 @@ func compileExprWith(src string, policy bool, sets *setFiles) (*Expr, error) {
 	if err != nil {
 		return nil, fmt.Errorf("plan condition: %w", err)
 	}
-	return &Expr{src: src, prog: prog}, nil
+	return &Expr{src: src, prog: prog, narrow: narrowOf(tree)}, nil
 }
 
 // String returns the condition as written.
