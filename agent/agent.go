@@ -71,11 +71,13 @@ var _ Kernel = (*enforce.Enforcer)(nil)
 
 // Config is what an Agent is made of.
 type Config struct {
-	Socket   string
-	StateDir string
-	Group    string           // its members may use the API, beside root and the agent's own user; empty for none
-	Metrics  string           // loopback address and port on which metrics are served, beside the socket; empty for none
-	Policies []*policy.Policy // active before the agent is ready
+	Socket       string
+	StateDir     string
+	Group        string           // its members may use the API, beside root and the agent's own user; empty for none
+	HistoryBytes int64            // of the events that are kept on disk; 0: none are
+	HistoryAge   time.Duration    // of these; 0: 30 days
+	Metrics      string           // loopback address and port on which metrics are served, beside the socket; empty for none
+	Policies     []*policy.Policy // active before the agent is ready
 	// ContainerState are where container runtimes keep their state; nil for the usual places.
 	ContainerState []proc.StateRoot
 	// Cgroups are where the host's cgroups are mounted; nil for what /proc/self/mounts says.
@@ -127,6 +129,11 @@ type Agent struct {
 	revisions *store.Revisions
 	restored  bool
 	from      string
+
+	history    *historyWriter // nil: none is kept
+	historyErr atomic.Pointer[string]
+	recovered  *HistoryRecovery
+	scans      atomic.Int32 // of the history, that run
 
 	carry  map[string]uint64 // hits of rules from before the active generation
 	past   past
@@ -202,6 +209,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		defer port.Close()
 	}
 
+	a.openHistory()
 	var wg sync.WaitGroup
 	ready := make(chan struct{}) // closed when OnReady has returned: what it says comes first
 	told := sync.OnceFunc(func() { close(ready) })
@@ -221,6 +229,13 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 				a.cfg.OnEvent(it.event)
 			}
 		})
+	}
+	if a.history != nil {
+		sub, err := a.hub.subscribeDeep(historyDepth)
+		if err != nil {
+			return err
+		}
+		wg.Go(func() { a.history.keep(sub) })
 	}
 	reading := make(chan struct{})
 	wg.Go(func() {

@@ -62,6 +62,7 @@ func (a *Agent) routes() *http.ServeMux {
 	mux.Handle("GET /metrics", a.metricsHandler())
 	mux.HandleFunc("GET /v1/events", a.getEvents)
 	mux.HandleFunc("GET /v1/events/{id}/why", a.getWhy)
+	mux.HandleFunc("GET /v1/history", a.getHistory)
 	mux.HandleFunc("GET /v1/processes", a.getProcesses)
 	mux.HandleFunc("GET /v1/policies", a.getPolicies)
 	mux.HandleFunc("GET /v1/policies/{name}", a.getPolicy)
@@ -386,6 +387,7 @@ func (a *Agent) status() *Status {
 		Filtered: a.filtered.Load(), Undecoded: a.undecoded.Load(), UnnamedRules: a.unresolved.Load(),
 		SubscriberLost: a.hub.dropped.Load(), Subscribers: a.hub.subscribers(), Processes: len(a.table.Snapshot()), RSS: rss(),
 	}
+	s.History = a.historyStatus()
 	cs := a.containers.Stats()
 	s.Containers = ContainerCount{Known: cs.Known, Unknown: cs.Unknown, Failed: cs.Failed, Untrusted: cs.Untrusted, Refused: cs.Refused}
 	if why := a.behind.Load(); why != nil {

@@ -288,6 +288,49 @@ func (c *Client) Events(ctx context.Context, eq EventQuery, fn func(line []byte)
 	return nil
 }
 
+// History calls fn for each line of the answer, until its end, ctx or fn ends it.
+func (c *Client) History(ctx context.Context, hq HistoryQuery, fn func(*HistoryLine) error) error {
+	q := url.Values{"group": hq.GroupBy}
+	for name, at := range map[string]time.Time{"from": hq.From, "to": hq.To} {
+		if !at.IsZero() {
+			q.Set(name, at.UTC().Format(time.RFC3339Nano))
+		}
+	}
+	if hq.Where != "" {
+		q.Set("where", hq.Where)
+	}
+	if hq.Limit >= 0 {
+		q.Set("limit", strconv.FormatInt(hq.Limit, 10))
+	}
+	res, err := c.do(ctx, "GET", "/v1/history", q, nil)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	s := bufio.NewScanner(res.Body)
+	s.Buffer(make([]byte, 64<<10), 4<<20)
+	ended := false
+	for s.Scan() {
+		var l HistoryLine
+		if err := json.Unmarshal(s.Bytes(), &l); err != nil {
+			return fmt.Errorf("read the agent's answer: %w", err)
+		}
+		if ended = l.End != nil; ended && l.End.Error != "" {
+			return fmt.Errorf("search the history: %s", l.End.Error)
+		}
+		if err := fn(&l); err != nil {
+			return err
+		}
+	}
+	if err := s.Err(); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("read the history: %w", err)
+	}
+	if !ended && ctx.Err() == nil {
+		return errors.New("read the history: the agent's answer was cut off")
+	}
+	return ctx.Err()
+}
+
 // Why asks why an event was judged as it was.
 func (c *Client) Why(ctx context.Context, id uint64) (*Why, error) {
 	var w Why

@@ -19,8 +19,13 @@ const (
 	// audits, which cannot push out the others. Together about 2 MiB with ordinary paths, and 18 MiB when each is as long as can be.
 	recentVerdicts = 1024
 	subscribeDepth = 4096 // events that wait for one subscriber
+	// For the history, whose disk may stand still for a moment: so many, of which the last eighth is for events that deny or kill, or would.
+	historyDepth   = 16384
 	maxSubscribers = 64
 )
+
+// lostSubscriber is where events are lost that a reader was too slow for.
+const lostSubscriber = "subscriber"
 
 var errTooManySubscribers = errors.New("too many subscribers: 64 are the limit")
 
@@ -139,7 +144,13 @@ func (h *hub) publish(e *pavise.Event) {
 		return
 	}
 	it := &item{event: s.event.Clone()}
+	strict := e.Action == pavise.ActionDeny || e.Action == pavise.ActionKill
 	for sub := range h.subs {
+		if !strict && len(sub.ch) >= cap(sub.ch)-sub.reserve {
+			sub.lost[min(e.Op, pavise.NumOps-1)].Add(1)
+			h.dropped.Add(1)
+			continue
+		}
 		select {
 		case sub.ch <- it:
 		default:
@@ -154,14 +165,26 @@ type subscription struct {
 	hub  *hub
 	ch   chan *item
 	lost [pavise.NumOps]atomic.Uint64
-	read int // since the reader was last told of losses
+	// reserve is how much of the queue is for events that deny or kill, or would.
+	reserve int
+	read    int // since the reader was last told of losses
+}
+
+// subscribeDeep starts a queue of another depth, the last eighth of which is for events that deny or kill, or would.
+func (h *hub) subscribeDeep(depth int) (*subscription, error) {
+	_, s, err := h.begin(false, depth, depth/8)
+	return s, err
 }
 
 // subscribe starts a queue. With recent, it also returns the kept events, oldest first, with no gap to the queue's first.
 func (h *hub) subscribe(recent bool) ([]*item, *subscription, error) {
+	return h.begin(recent, subscribeDepth, 0)
+}
+
+func (h *hub) begin(recent bool, depth, reserve int) ([]*item, *subscription, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s := &subscription{hub: h, ch: make(chan *item, subscribeDepth)}
+	s := &subscription{hub: h, ch: make(chan *item, depth), reserve: reserve}
 	if h.closed {
 		return nil, nil, io.EOF
 	}
@@ -209,10 +232,16 @@ func (h *hub) find(id uint64) (e *pavise.Event, last uint64) {
 	return nil, h.seq
 }
 
-func (h *hub) subscribers() int {
+// subscribers is how many readers there are, the history not among them.
+func (h *hub) subscribers() (n int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return len(h.subs)
+	for s := range h.subs {
+		if s.reserve == 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // close ends every queue once its reader has emptied it.
@@ -250,7 +279,7 @@ func (s *subscription) losses() *item {
 	}
 	for op := range s.lost {
 		if n := s.lost[op].Swap(0); n > 0 {
-			return &item{event: lostEvent(pavise.Op(op), "subscriber", n)}
+			return &item{event: lostEvent(pavise.Op(op), lostSubscriber, n)}
 		}
 	}
 	s.read = 0

@@ -46,6 +46,10 @@ var metricHelp = map[string]struct {
 	"containers":             {"Running containers, by whether the runtime's files say more of them than their ids.", []string{"state"}},
 	"kernel_trouble_total":   {"What should not happen in the kernel.", []string{"kind"}},
 	"kernel_map_bytes":       {"Kernel memory of all maps.", nil},
+	"history_events_total":   {"Events written to the history, dropped because it could not be written or they came too fast.", []string{"state"}},
+	"history_bytes":          {"Size of the history on disk.", nil},
+	"history_removed_total":  {"Files of the history that went for its limits or for room.", nil},
+	"history_trouble":        {"1 while events are not kept as they should be.", nil},
 	"resident_bytes":         {"Resident memory of the agent.", nil},
 	"container_rules_behind": {"1 while rules on containers do not know of all of them.", nil},
 }
@@ -114,6 +118,11 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		count("kernel_trouble_total", n, kind)
 	}
 	gauge("kernel_map_bytes", float64(s.MapBytes))
+	count("history_events_total", s.History.Written, "written")
+	count("history_events_total", s.History.Dropped, "dropped")
+	gauge("history_bytes", float64(s.History.Bytes))
+	count("history_removed_total", s.History.Removed)
+	gauge("history_trouble", bit[s.History.Error != ""])
 	gauge("resident_bytes", float64(s.RSS))
 	gauge("container_rules_behind", bit[s.Containers.Behind != ""])
 }

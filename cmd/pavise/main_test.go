@@ -43,8 +43,9 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"ready":  cmdReady,
-			"status": cmdStatus,
+			"ready":   cmdReady,
+			"status":  cmdStatus,
+			"written": cmdWritten,
 		},
 	})
 }
@@ -65,6 +66,23 @@ func cmdReady(ts *testscript.TestScript, neg bool, _ []string) {
 		}
 	}
 	ts.Fatalf("the agent did not get ready")
+}
+
+// cmdWritten waits until the agent at $SOCK has written so many events into its history: written 3.
+func cmdWritten(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: written NUMBER")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	c := agent.NewClient(ts.Getenv("SOCK"))
+	defer c.Close()
+	for ctx.Err() == nil {
+		if s, err := c.Status(ctx); err == nil && fmt.Sprint(s.History.Written) == args[0] {
+			return
+		}
+	}
+	ts.Fatalf("the agent did not write so many events")
 }
 
 // cmdStatus runs the command line given after a code, and fails unless it exits with that code: status 3 events.

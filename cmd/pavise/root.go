@@ -49,6 +49,7 @@ type app struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	terminal       bool // stdout is one
+	watched        bool // stderr is one
 	width          int  // of a line, for what can be cut
 
 	socket  string
@@ -63,7 +64,7 @@ type app struct {
 
 func newApp() *app {
 	return &app{
-		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, terminal: isTerminal(os.Stdout), width: lineWidth(os.Stdout),
+		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, terminal: isTerminal(os.Stdout), watched: isTerminal(os.Stderr), width: lineWidth(os.Stdout),
 		openKernel: func(ctx context.Context, log *slog.Logger) (agent.Kernel, error) {
 			k, err := enforce.Open(ctx, enforce.Options{Log: log})
 			if err != nil {
@@ -163,12 +164,20 @@ func (a *app) root() *cobra.Command {
 			}
 			switch a.output {
 			case "text", "json":
+			case "csv":
+				if c.CommandPath() == "pavise query" {
+					return nil
+				}
+				return usageError{errors.New(`--output "csv": only query has it; text or json are possible here`)}
 			case "yaml":
 				if c.CommandPath() == "pavise get policies" {
 					return nil
 				}
 				fallthrough
 			default:
+				if c.CommandPath() == "pavise query" {
+					return usageError{fmt.Errorf("--output %q: text, json or csv are possible here", a.output)}
+				}
 				return usageError{fmt.Errorf("--output %q: text or json are possible here", a.output)}
 			}
 			return nil
@@ -180,7 +189,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVarP(&a.output, "output", "o", "text", "form of the output: text or json")
 	f.StringVar(&a.socket, "socket", agent.DefaultSocket, "the agent's socket")
 	f.BoolVar(&a.noColor, "no-color", false, "never colour the output")
-	root.AddCommand(a.run(), a.events(), a.why(), a.ps(), a.status(), a.doctor(), a.check(), a.test(), a.explain(), a.convert(), a.shadow(), a.apply(), a.confirm(), a.rollback(), a.diff(), a.mode(), a.get(), a.delete(), a.version(), a.man())
+	root.AddCommand(a.run(), a.events(), a.query(), a.why(), a.ps(), a.status(), a.doctor(), a.check(), a.test(), a.explain(), a.convert(), a.shadow(), a.apply(), a.confirm(), a.rollback(), a.diff(), a.mode(), a.get(), a.delete(), a.version(), a.man())
 	mark(root)
 	return root
 }

@@ -21,7 +21,8 @@ import (
 func (a *app) run() *cobra.Command {
 	var policies, containers []string
 	var state, group, events, level, metrics string
-	var span time.Duration
+	var span, historyAge time.Duration
+	var historySize uint32
 	c := &cobra.Command{
 		Use: "run", Short: "Run the agent in the foreground",
 		Long: `Run the agent in the foreground: load the policies into the kernel, print events, and answer on the socket.
@@ -40,6 +41,9 @@ Events go to the standard output, all else to the standard error.`,
 			}
 			if c.Flags().Changed("for") && span <= 0 {
 				return usageError{fmt.Errorf("--for %s: must be over 0", span)}
+			}
+			if historyAge <= 0 {
+				return usageError{fmt.Errorf("--history-age %s: must be over 0; --history-size 0 keeps none", historyAge)}
 			}
 			if events == "" {
 				events = a.streamForm(c)
@@ -68,7 +72,7 @@ Events go to the standard output, all else to the standard error.`,
 				return err
 			}
 			cfg := agent.Config{
-				Socket: a.socket, StateDir: state, Group: group, Metrics: metrics, Policies: set, Version: buildVersion(), Kernel: k, Log: log, ContainerState: roots,
+				Socket: a.socket, StateDir: state, Group: group, Metrics: metrics, HistoryBytes: int64(historySize) << 20, HistoryAge: historyAge, Policies: set, Version: buildVersion(), Kernel: k, Log: log, ContainerState: roots,
 				OnReady: func(s *agent.Status) {
 					a.banner(s, span)
 					if err := notify(os.Getenv("NOTIFY_SOCKET"), "READY=1"); err != nil {
@@ -105,6 +109,8 @@ Events go to the standard output, all else to the standard error.`,
 	f.StringArrayVar(&containers, "container-state", nil, "where a container runtime keeps its state: docker=DIR (its data root), containerd=DIR (its state directory) or\nstorage=DIR (of Podman and CRI-O); may be given more than once, replaces the usual places")
 	f.StringVar(&group, "group", "", "members of this group may use the socket, beside root")
 	f.StringVar(&metrics, "metrics", "", "serve Prometheus metrics on this loopback address too (127.0.0.1:9599); they are always on the socket, as /metrics")
+	f.Uint32Var(&historySize, "history-size", 256, "MiB of disk for the events that are kept in the state directory (pavise query); 0 for none")
+	f.DurationVar(&historyAge, "history-age", 30*24*time.Hour, "how long they are kept at most")
 	f.StringVar(&level, "log-level", "warn", "least level of the log: debug, info, warn or error")
 	return c
 }
@@ -117,8 +123,12 @@ func (a *app) streamForm(c *cobra.Command) string {
 	return "json"
 }
 
-// eventWriter writes events to the standard output. Text leaves out forks, each of which is followed by what the child does, and
-// processes that ended well.
+// dull tells whether text leaves an event out: forks, each of which is followed by what the child does, and processes that ended well.
+func dull(e *pavise.Event) bool {
+	return e.Op == pavise.OpFork || e.Op == pavise.OpExit && e.Exit == (pavise.ExitInfo{})
+}
+
+// eventWriter writes events to the standard output; text without those that are dull.
 func (a *app) eventWriter(form string) func(*pavise.Event) error {
 	var buf []byte
 	color := a.color()
@@ -126,7 +136,7 @@ func (a *app) eventWriter(form string) func(*pavise.Event) error {
 		if form == "json" {
 			buf = e.AppendJSON(buf[:0])
 		} else {
-			if e.Op == pavise.OpFork || e.Op == pavise.OpExit && e.Exit == (pavise.ExitInfo{}) {
+			if dull(e) {
 				return nil
 			}
 			buf = e.AppendText(buf[:0], color)

@@ -49,6 +49,7 @@ func (a *app) statusText(s *agent.Status) error {
 	t.row("policies", fmt.Sprintf("%d enforce, %d monitor; %d rules", modes["enforce"], modes["monitor"], s.Rules))
 	t.row("processes", strconv.Itoa(s.Processes))
 	t.row("containers", fmt.Sprintf("%d known, %d by their ids alone", s.Containers.Known, s.Containers.Unknown))
+	t.row("history", historyText(&s.History))
 	t.row("memory", fmt.Sprintf("%d MiB resident, %d MiB of kernel maps", s.RSS>>20, s.MapBytes>>20))
 	if err := t.flush(); err != nil {
 		return err
@@ -69,6 +70,18 @@ func (a *app) statusText(s *agent.Status) error {
 	return nil
 }
 
+// historyText says how the history is.
+func historyText(h *agent.HistoryStatus) string {
+	if !h.On {
+		return "none is kept"
+	}
+	text := fmt.Sprintf("%d events written, %s of at most %s", h.Written, bytesText(uint64(h.Bytes)), bytesText(uint64(h.Max))) //nolint:gosec // sizes
+	if r := h.Recovered; r != nil {
+		text += fmt.Sprintf("; found at the start: %d until %s, and %d bytes that were lost", r.Events, r.Until.Local().Format(time.DateTime), r.LostBytes)
+	}
+	return text
+}
+
 // troubles are what a healthy agent has none of.
 func troubles(s *agent.Status) (out []string) {
 	for _, x := range []struct {
@@ -85,6 +98,8 @@ func troubles(s *agent.Status) (out []string) {
 		{s.NoEngine, "calls of hooks that had lost their engine: what an enforced rule judges was refused"},
 		{s.Missed, "calls of programs that the kernel skipped"},
 		{s.Containers.Refused, "containers beyond those that can be known"},
+		{s.History.Dropped, "events that are missing in the history: they could not be written, or came too fast"},
+		{s.History.Lost, "bytes of the history that are no events: damaged on the disk"},
 	} {
 		if x.n > 0 {
 			out = append(out, fmt.Sprintf("%d %s", x.n, x.what))
@@ -92,6 +107,14 @@ func troubles(s *agent.Status) (out []string) {
 	}
 	if s.Containers.Behind != "" {
 		out = append(out, "rules on containers do not know of all of them: "+safe(s.Containers.Behind))
+	}
+	if s.History.Error != "" {
+		out = append(out, "the history: "+safe(s.History.Error))
+	}
+	if r := s.History.Recovered; r != nil {
+		for _, d := range r.Damaged {
+			out = append(out, "the history has lost a file: "+safe(d))
+		}
 	}
 	return out
 }
