@@ -390,13 +390,14 @@ __noinline int tell_file(__u32 si)
 			r->alias_len = append(s, OFF_TMP + (s->v.alias - ALIAS_INODE) * NAME_BYTES,
 					      in->len & (NAME_BYTES - 1));
 	}
-	object = r->inode.ino ^ (__u64)r->inode.dev << 40 ^ r->inode.access;
+	object = same_object(same_object(r->inode.ino, r->inode.dev), r->inode.access);
 	if (s->op >= OP_SOCKET) {
 		put_act(si);
 		/* Names tell apart what has no inode, or more names than one. */
-		object ^= o->value * 31 ^ o->value2 * 37 ^ o->target_exec_id ^
-			  (__u64)o->target_pid << 32 ^
-			  digest(s, si, OFF_REC + sizeof(*r), s->rec_end);
+		object = same_object(object, o->value);
+		object = same_object(object, o->value2);
+		object = same_object(object, o->target_exec_id ^ o->target_pid);
+		object ^= digest(s, si, OFF_REC + sizeof(*r), s->rec_end);
 	} else {
 		__builtin_memset(&r->value, 0,
 				 __builtin_offsetof(struct rec_file, path_len) -

@@ -495,6 +495,16 @@ __noinline int turn_back(void)
 	return 0;
 }
 
+/*
+ * same_object adds a fact to the number by which repeats on one object are known. Inodes, modes and values are small numbers: put together as they are, two objects would
+ * soon be one, and the second one's event a repeat of the first's.
+ */
+static __always_inline __u64 same_object(__u64 object, __u64 fact)
+{
+	return (object ^ fact) *
+	       0x9e3779b97f4a7c15ULL; /* odd, and of no pattern: 2^64 by the golden ratio */
+}
+
 /* Repeats of one rule by one process on one object within FOLD_NS are one event with a count. 16,384 entries; the least recent one goes, and its unreported count with it (it stays in op_stats.folded). */
 #define FOLD_NS 1000000000ULL
 

@@ -83,16 +83,17 @@ static __always_inline int verdict_net(struct scratch *s, __u32 si, __u32 op, bo
 static __always_inline int tell_net(struct scratch *s, __u32 si)
 {
 	struct rec_net *r = (void *)&s->bytes[OFF_REC];
+	__u64 object;
 	int action;
 
 	r->remote_path_len = clip(r->remote_path_len);
 	r->local_path_len = clip(r->local_path_len);
-	action = report(si, REC_NET, s->rung,
-			*(__u64 *)&r->remote[8] ^ *(__u64 *)r->remote * 31 ^
-				(__u64)r->remote_port << 48 ^ (__u64)r->local_port << 32 ^
-				r->family ^ r->protocol << 8 ^ r->remote_path_len << 16 ^
-				r->local_path_len << 17,
-			s->rec_end - OFF_REC);
+	object = same_object(*(__u64 *)&r->remote[8], *(__u64 *)r->remote);
+	object = same_object(object, (__u64)r->remote_port << 48 | (__u64)r->local_port << 32 |
+					     r->protocol << 16 | r->family);
+	if (r->remote_path_len | r->local_path_len)
+		object ^= digest(s, si, OFF_REC + sizeof(*r), s->rec_end);
+	action = report(si, REC_NET, s->rung, object, s->rec_end - OFF_REC);
 	/* For the shadow, which judges after this. */
 	r->remote_path_len = s->dim_len[DIM_RPATH];
 	r->local_path_len = s->dim_len[DIM_LPATH];

@@ -600,3 +600,93 @@ func TestKernelFold(t *testing.T) {
 	}
 	t.Logf("%d acts in %v: events with counts %v", acts+1, took, counts)
 }
+
+// TestKernelFoldApart does one act after the other on objects that are much alike: inodes in a row opened in two ways, addresses and ports that differ in the same bits, sockets whose names
+// have one length. Each is an event of its own.
+func TestKernelFoldApart(t *testing.T) {
+	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.TpBtf)
+	dir, err := os.MkdirTemp("", "fold") // short: a socket's name is at most 108 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	var mu sync.Mutex
+	got := map[string]int{}
+	l := start(t, func(e *pavise.Event) {
+		if e.PID != uint32(os.Getpid()) || e.Action != pavise.ActionAudit {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if e.Op == pavise.OpOpen {
+			got[fmt.Sprint(e.File.Path, e.File.Access)]++
+		} else {
+			got[fmt.Sprint(e.Net.RemotePath, e.Net.Remote, e.Net.RemotePort)]++
+		}
+	})
+	const n = 64
+	want := 3 * n // made, read, and opened to be changed
+	rules := fmt.Sprintf("{name: r, on: [file.open], action: audit, when: 'file.path.under(%q)'}", dir)
+	connects := l.Machine()[pavise.OpConnect].Rung != pavise.RungNone
+	if connects {
+		rules += fmt.Sprintf(", {name: c, on: [net.connect], action: audit, when: 'net.remote.path.under(%q) || net.remote.address.within(\"127.99.0.0/16\")'}", dir)
+		want += n + 8
+	} else {
+		t.Log("net.connect is not judged on this kernel")
+	}
+	l.apply("{apiVersion: pavise.dev/v1alpha1, kind: Policy, metadata: {name: p}, spec: {mode: monitor, rules: [" + rules + "]}}")
+	for i := range n {
+		if err := os.WriteFile(fmt.Sprintf("%s/%03d", dir, i), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range n {
+		for _, flags := range []int{unix.O_RDONLY, unix.O_RDWR} {
+			fd, err := unix.Open(fmt.Sprintf("%s/%03d", dir, i), flags|unix.O_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			unix.Close(fd)
+		}
+	}
+	connect := func(family int, a unix.Sockaddr) {
+		t.Helper()
+		fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		if err := unix.Connect(fd, a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range n {
+		if !connects {
+			break
+		}
+		connect(unix.AF_INET, &unix.SockaddrInet4{Port: 1000 ^ i, Addr: [4]byte{127, 99, byte(i), 1}})
+	}
+	for i := range want % n {
+		at := &unix.SockaddrUnix{Name: fmt.Sprintf("%s/s%d", dir, i)}
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		if err := unix.Bind(fd, at); err != nil {
+			t.Fatal(err)
+		}
+		connect(unix.AF_UNIX, at)
+	}
+	l.conserved()
+	mu.Lock()
+	defer mu.Unlock()
+	for what, n := range got {
+		if n != 1 {
+			t.Errorf("%d events of %s", n, what)
+		}
+	}
+	if len(got) != want {
+		t.Errorf("%d acts were told, of %d that differ", len(got), want)
+	}
+}
