@@ -359,3 +359,15 @@ func factList(n *Node) string {
 	}
 	return b.String()
 }
+
+// Asks returns the first of the policy's rules that asks to deny, to kill or to tell of an event; nothing when none does. The policy's mode does not matter.
+func (p *Policy) Asks(e *pavise.Event) (rule string, err error) {
+	asked, err := p.asks(e)
+	if err != nil || len(asked) == 0 {
+		return "", err
+	}
+	return asked[0].rule, nil
+}
+
+// IsAbout reports whether the policy's subject holds for the process of an event.
+func (p *Policy) IsAbout(e *pavise.Event) (bool, error) { return p.holdsFor(nil, e) }
