@@ -135,11 +135,13 @@ type Agent struct {
 	recovered  *HistoryRecovery
 	scans      atomic.Int32 // of the history, that run
 
-	carry  map[string]uint64 // hits of rules from before the active generation
-	past   past
-	shadow *candidate // nil when none was begun
-	closed bool
-	behind atomic.Pointer[string] // why the active set is of other containers than those that are known; nil when it is not
+	carry      map[string]uint64 // hits of rules from before the active generation
+	past       past
+	shadow     *candidate // nil when none was begun
+	learning   *learning  // or was; nil when nothing was
+	closed     bool
+	background sync.WaitGroup         // beside Run's own
+	behind     atomic.Pointer[string] // why the active set is of other containers than those that are known; nil when it is not
 }
 
 // New checks the configuration and compiles the start policies; it changes nothing. Errors in policies are policy.Errors.
@@ -265,6 +267,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 			_ = srv.Close()
 		}
 		_ = ln.Close()
+		a.background.Wait()
 		wg.Wait()
 	}()
 

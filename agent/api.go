@@ -76,6 +76,10 @@ func (a *Agent) routes() *http.ServeMux {
 	mux.HandleFunc("GET /v1/shadow", a.getShadow)
 	mux.HandleFunc("PUT /v1/shadow", a.putShadow)
 	mux.HandleFunc("DELETE /v1/shadow", a.deleteShadow)
+	mux.HandleFunc("GET /v1/learning", a.getLearning)
+	mux.HandleFunc("PUT /v1/learning", a.putLearning)
+	mux.HandleFunc("DELETE /v1/learning", a.deleteLearning)
+	mux.HandleFunc("GET /v1/learning/acts", a.getLearned)
 	mux.HandleFunc("GET /v1/doctor", a.getDoctor)
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, a.status()) })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -120,6 +124,12 @@ func reply(w http.ResponseWriter, code int, v any) {
 		fail(w, http.StatusInternalServerError, fmt.Errorf("encode answer: %w", err))
 		return
 	}
+	answer(w, code, b)
+}
+
+// answer writes an answer. What it is about may have taken longer than its writing may.
+func answer(w http.ResponseWriter, code int, b []byte) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
 	_, _ = w.Write(append(b, '\n'))
@@ -130,9 +140,7 @@ func fail(w http.ResponseWriter, code int, err error) {
 	body.Error.Message = err.Error()
 	body.Error.Details = Details(err)
 	b, _ := json.Marshal(body)
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
-	_, _ = w.Write(append(b, '\n'))
+	answer(w, code, b)
 }
 
 // Details are the faults of policies that err names.
@@ -157,11 +165,11 @@ func codeOf(err error) int {
 		return http.StatusUnprocessableEntity
 	case errors.As(err, &big):
 		return http.StatusRequestEntityTooLarge
-	case errors.Is(err, ErrNoPolicy), errors.Is(err, ErrNoShadow), errors.Is(err, store.ErrNoRevision):
+	case errors.Is(err, ErrNoPolicy), errors.Is(err, ErrNoShadow), errors.Is(err, ErrNoLearning), errors.Is(err, store.ErrNoRevision):
 		return http.StatusNotFound
-	case errors.Is(err, ErrNoState), errors.Is(err, ErrPending), errors.Is(err, ErrNotPending), errors.Is(err, errNoOlder):
+	case errors.Is(err, ErrLearning), errors.Is(err, ErrNoState), errors.Is(err, ErrPending), errors.Is(err, ErrNotPending), errors.Is(err, errNoOlder):
 		return http.StatusConflict
-	case errors.Is(err, ErrBadConfirm):
+	case errors.Is(err, ErrBadConfirm), errors.Is(err, errBadLearning):
 		return http.StatusBadRequest
 	case errors.Is(err, ErrStopping):
 		return http.StatusServiceUnavailable

@@ -62,7 +62,7 @@ func NewClient(socket string) *Client {
 			d := net.Dialer{Timeout: 5 * time.Second}
 			return d.DialContext(ctx, "unix", socket)
 		},
-		ResponseHeaderTimeout: time.Minute,
+		ResponseHeaderTimeout: 2 * time.Minute, // a slow machine's first use of many operations
 	}}}
 }
 

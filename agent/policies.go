@@ -157,7 +157,10 @@ func (a *Agent) parse(name string, data []byte, sets func(file string) ([]byte, 
 	return policy.ParseWith(name, data, sets, a.set.Load().policies...)
 }
 
-func (a *Agent) compile(ps []*policy.Policy) (*policySet, error) { return a.compileBy(&a.compiler, ps) }
+// compile compiles policies, with that of what is being learned.
+func (a *Agent) compile(ps []*policy.Policy) (*policySet, error) {
+	return a.compileBy(&a.compiler, append(applied(ps), a.learningPolicies()...))
+}
 
 func (a *Agent) compileBy(c *policy.Compiler, ps []*policy.Policy) (*policySet, error) {
 	ps = slices.Clone(ps)
@@ -193,25 +196,36 @@ func (a *Agent) firstSet(ctx context.Context) (*policySet, error) {
 	if !slices.ContainsFunc(set.policies, (*policy.Policy).AsksContainers) {
 		return set, nil
 	}
-	c, err := a.kernel.Counters()
-	if err != nil {
+	switch caught, err := a.catchUp(ctx, []pavise.Op{pavise.OpExec}); {
+	case err != nil:
 		return nil, fmt.Errorf("see how many processes run: %w", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	for a.received[pavise.OpExec].Load()+a.undecoded.Load() < c.Ops[pavise.OpExec].Delivered {
-		select {
-		case <-ctx.Done():
-			a.log.Warn("the rules do not know all containers that run; they will in a moment")
-		case <-time.After(2 * time.Millisecond):
-			continue
-		}
-		break
+	case !caught:
+		a.log.Warn("the rules do not know all containers that run; they will in a moment")
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.machine = a.machine.WithContainers(a.knownContainers())
 	return a.compile(set.policies)
+}
+
+// catchUp waits, ten seconds at most, until the agent has received what the kernel has told of some operations so far, and reports whether it has.
+func (a *Agent) catchUp(ctx context.Context, ops []pavise.Op) (bool, error) {
+	c, err := a.kernel.Counters()
+	if err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for _, op := range ops {
+		for a.received[op].Load()+a.undecoded.Load() < c.Ops[op].Delivered {
+			select {
+			case <-ctx.Done():
+				return false, nil
+			case <-time.After(2 * time.Millisecond):
+			}
+		}
+	}
+	return true, nil
 }
 
 func (a *Agent) knownContainers() []policy.Container {
@@ -386,7 +400,7 @@ func (a *Agent) changeTo(names []string, from string, q Request, pending bool, e
 		return nil, err
 	}
 	start := time.Now()
-	next, err := edit(a.set.Load().policies)
+	next, err := edit(applied(a.set.Load().policies))
 	if err != nil {
 		return nil, err
 	}

@@ -177,7 +177,7 @@ func (a *Agent) keepStart() error {
 // keep writes a set as a revision, and says that it is in force. It returns what was in force before.
 func (a *Agent) keep(set *policySet, from string, q Request) (was store.Current, err error) {
 	was = a.revisions.Current()
-	rev := &store.Revision{Time: time.Now().UTC(), By: q.By, From: from, Documents: documents(set.policies), Files: documents(a.cfg.Policies)}
+	rev := &store.Revision{Time: time.Now().UTC(), By: q.By, From: from, Documents: documents(applied(set.policies)), Files: documents(a.cfg.Policies)}
 	if err := a.revisions.Add(rev); err != nil {
 		return was, fmt.Errorf("keep the revision: %w", err)
 	}

@@ -270,3 +270,25 @@ func rungByName(s string) pavise.Rung {
 	}
 	return pavise.RungNone
 }
+
+// LearnRequest is the body of PUT /v1/learning.
+type LearnRequest struct {
+	Subject string        `json:"subject"`              // CEL, as a policy's subject
+	Ops     []string      `json:"operations,omitempty"` // none: all that can be seen on this machine
+	For     time.Duration `json:"for_ns"`
+}
+
+// Learning is GET /v1/learning: what is being learned, or was last. GET /v1/learning/acts has what was seen.
+type Learning struct {
+	On      bool      `json:"on"`
+	Why     string    `json:"why,omitempty"` // it ended, when nobody ended it
+	Subject string    `json:"subject"`
+	Since   time.Time `json:"since"`
+	Until   time.Time `json:"until"`
+	Ops     []string  `json:"operations"`
+	Unseen  []string  `json:"unseen,omitempty"` // operations that this machine cannot see
+	Running int       `json:"running"`          // processes of the subject that ran already when it began: how they started was not seen
+	Acts    int       `json:"acts"`             // that differ
+	Seen    uint64    `json:"seen"`             // with repeats
+	Lost    uint64    `json:"lost"`             // of these operations, by any process
+}
