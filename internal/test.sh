@@ -58,6 +58,7 @@ go build -o $results/ ./internal/testsum/sum ./internal/vmtest/vmrun || exit 1
 : >$results/steps.json
 step "format" format
 step "generated files" current
+step "workloads" sh internal/workloads.sh
 step "vet" go vet ./...
 step "build" make --no-print-directory build VERSION="${VERSION-test}"
 step "demonstration" make --no-print-directory run DEMO=1 VERSION="${VERSION-test}"
