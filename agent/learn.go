@@ -108,7 +108,7 @@ func (a *Agent) StartLearning(q LearnRequest) (*Learning, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	l.cancel = cancel
 	a.background.Go(func() { a.observe(ctx, l) })
-	l.timer = time.AfterFunc(q.For, func() { a.finishLearning(l, "its time is over") })
+	l.timer = time.AfterFunc(q.For, func() { _ = a.finishLearning(l, "its time is over") }) // which has logged what it fails with
 	a.log.Info("learning began", "subject", q.Subject, "operations", len(l.ops), "for", q.For)
 	return a.learningStatus()
 }

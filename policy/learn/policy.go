@@ -63,7 +63,6 @@ type group struct {
 	paths []string // the fields
 	addr  bool
 	acts  []*Act
-	rare  bool
 }
 
 // Learn makes rules of acts.
