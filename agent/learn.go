@@ -161,6 +161,7 @@ func (a *Agent) observe(ctx context.Context, l *learning) {
 				l.seen.Lost += e.Lost.Count
 				l.mu.Unlock()
 			}
+		case e.Shadow != pavise.DecisionNone: // of a candidate: the act has an event of its own
 		case a.toldBy(e, learningName) || int(e.Matched) > len(e.RuleIDs) && l.asks(e):
 			l.mu.Lock()
 			if l.ended.IsZero() {
