@@ -751,9 +751,8 @@ type (
 			Mode string `json:"mode"`
 		} `json:"ptrace"`
 		Setid struct {
-			User, Group struct {
-				ID uint64 `json:"id"`
-			}
+			User  idJSON `json:"user"`
+			Group idJSON `json:"group"`
 		} `json:"setid"`
 		Capset struct {
 			Effective []string `json:"effective"`
@@ -852,6 +851,9 @@ type (
 		Remote   *endpointJSON `json:"remote"`
 		Local    *endpointJSON `json:"local"`
 	}
+	idJSON struct {
+		ID uint64 `json:"id"`
+	}
 	targetJSON struct {
 		ExecID uint64 `json:"exec_id,string"`
 		PID    uint32 `json:"pid"`
@@ -872,6 +874,9 @@ type (
 		Path    string `json:"path"`
 	}
 )
+
+// JSONForms are values of the types by which an Event's and a Process's JSON are read: for what describes the form.
+func JSONForms() (event, process any) { return eventJSON{}, processJSON{} }
 
 // UnmarshalJSON reads what AppendJSON writes. Fields that are not in the JSON form (TID, RuleIDs,
 // Gen, Exec) are zero; PID and ExecID come from the process.

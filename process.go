@@ -31,7 +31,7 @@ type Process struct {
 	RealUID    uint32     `json:"real_uid"`
 	RealGID    uint32     `json:"real_gid"`
 	LoginID    *uint32    `json:"login_id,omitempty"` // absent when not set
-	Caps       uint64     `json:"caps"`               // effective capabilities, bit n is capability n
+	Caps       uint64     `json:"caps"`               // effective capabilities, bit n is capability n; in JSON a list of names
 	SecureExec bool       `json:"secure_exec,omitempty"`
 	Namespaces Namespaces `json:"namespaces"`
 

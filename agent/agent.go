@@ -73,7 +73,7 @@ var _ Kernel = (*enforce.Enforcer)(nil)
 type Config struct {
 	Socket       string
 	StateDir     string
-	Group        string           // its members may use the API, beside root and the agent's own user; empty for none
+	Groups       Groups           // whose members may use the API, beside root and the agent's own user
 	HistoryBytes int64            // of the events that are kept on disk; 0: none are
 	HistoryAge   time.Duration    // of these; 0: 30 days
 	Metrics      string           // loopback address and port on which metrics are served, beside the socket; empty for none
@@ -85,6 +85,8 @@ type Config struct {
 	Version string
 	Kernel  Kernel
 	Log     *slog.Logger
+	// LogLevel is what PUT /v1/log sets; nil when the level is fixed.
+	LogLevel *slog.LevelVar
 
 	// OnReady is called once, when the policies are active and the API answers.
 	OnReady func(*Status)
@@ -104,6 +106,8 @@ type Agent struct {
 	table      *proc.Table
 	containers *proc.Containers
 	hub        *hub
+	roles      *roles
+	streams    *quota
 	started    time.Time
 	pid        uint32
 	exe        uint64 // inode
@@ -133,7 +137,7 @@ type Agent struct {
 	history    *historyWriter // nil: none is kept
 	historyErr atomic.Pointer[string]
 	recovered  *HistoryRecovery
-	scans      atomic.Int32 // of the history, that run
+	scans      *quota // of the history, that run
 
 	carry      map[string]uint64 // hits of rules from before the active generation
 	past       past
@@ -154,8 +158,14 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, kernel: cfg.Kernel,
-		hub: newHub(recentEvents, recentVerdicts), started: time.Now(), pid: uint32(os.Getpid()), carry: map[string]uint64{},
+		hub: newHub(recentEvents, recentVerdicts), streams: newQuota("streams", maxStreams, streamsForAdmins, maxStreamsOfUser), started: time.Now(), pid: uint32(os.Getpid()), carry: map[string]uint64{},
 	}
+	a.scans = newQuota("searches of the history", maxScans, 1, maxScans/2)
+	r, err := newRoles(cfg.Groups)
+	if err != nil {
+		return nil, err
+	}
+	a.roles = r
 	if st, err := os.Stat("/proc/self/exe"); err == nil {
 		a.exe = st.Sys().(*syscall.Stat_t).Ino
 	}
@@ -198,7 +208,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if err := a.restore(); err != nil {
 		return err
 	}
-	ln, err := listen(a.cfg.Socket, a.cfg.Group)
+	ln, err := listen(a.cfg.Socket, a.roles)
 	if err != nil {
 		return err
 	}
@@ -246,7 +256,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 			cancel(fmt.Errorf("read events: %w", err))
 		}
 	})
-	srv, metrics := a.server(ctx, ln.group), a.metricsServer()
+	srv, metrics := a.server(ctx), a.metricsServer()
 	defer func() {
 		cancel(nil)
 		a.mu.Lock()

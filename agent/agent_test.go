@@ -245,6 +245,7 @@ func running(t *testing.T, f *fake, edit func(*Config)) (*Agent, *Client) {
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { done <- a.Run(ctx) }()
 	c := NewClient(a.cfg.Socket)
+	c.http.Transport = &conformance{t, c.http.Transport}
 	t.Cleanup(func() {
 		c.Close()
 		cancel()

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/pavise-project/pavise"
@@ -26,71 +27,36 @@ const (
 	idleTimeout   = time.Minute
 )
 
-type peerKey struct{}
+type connKey struct{}
 
-// server is the API's server. Ctx ends its streams; group is who may use it beside root and the agent's user.
-func (a *Agent) server(ctx context.Context, group int64) *http.Server {
+// connOf is the connection of a request; one of nobody, outside of the API's server.
+func connOf(ctx context.Context) *conn {
+	if c, ok := ctx.Value(connKey{}).(*conn); ok {
+		return c
+	}
+	return &conn{peer: &peer{UID: ^uint32(0)}}
+}
+
+func (c *conn) asPeer() *Peer {
+	return &Peer{UID: c.peer.UID, PID: c.peer.PID, Role: c.role.String()}
+}
+
+// server is the API's server. Ctx ends its streams.
+func (a *Agent) server(ctx context.Context) *http.Server {
 	return &http.Server{
-		Handler:           a.guard(a.routes(), group),
+		Handler:           a.guard(a.routes()),
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       readTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    16 << 10,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			uc, ok := c.(*conn)
-			if !ok {
-				return ctx
-			}
-			p, err := peerOf(uc.UnixConn)
-			if err != nil {
-				a.log.Warn("a peer of the API is unknown", "err", err)
-				return ctx
-			}
-			return context.WithValue(ctx, peerKey{}, p)
-		},
-		ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
+		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
+		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 	}
 }
 
-func (a *Agent) routes() *http.ServeMux {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		reply(w, http.StatusOK, map[string]string{"status": "ok"})
-	})
-	mux.HandleFunc("GET /readyz", a.ready)
-	mux.Handle("GET /metrics", a.metricsHandler())
-	mux.HandleFunc("GET /v1/events", a.getEvents)
-	mux.HandleFunc("GET /v1/events/{id}/why", a.getWhy)
-	mux.HandleFunc("GET /v1/history", a.getHistory)
-	mux.HandleFunc("GET /v1/processes", a.getProcesses)
-	mux.HandleFunc("GET /v1/policies", a.getPolicies)
-	mux.HandleFunc("GET /v1/policies/{name}", a.getPolicy)
-	mux.HandleFunc("PUT /v1/policies", a.putPolicies)
-	mux.HandleFunc("PUT /v1/policies/{name}/mode", a.putMode)
-	mux.HandleFunc("DELETE /v1/policies/{name}", a.deletePolicy)
-	mux.HandleFunc("GET /v1/revisions", a.getRevisions)
-	mux.HandleFunc("GET /v1/revisions/{number}", a.getRevision)
-	mux.HandleFunc("POST /v1/revisions/{number}/rollback", a.postRollback)
-	mux.HandleFunc("POST /v1/confirm", a.postConfirm)
-	mux.HandleFunc("GET /v1/shadow", a.getShadow)
-	mux.HandleFunc("PUT /v1/shadow", a.putShadow)
-	mux.HandleFunc("DELETE /v1/shadow", a.deleteShadow)
-	mux.HandleFunc("GET /v1/learning", a.getLearning)
-	mux.HandleFunc("PUT /v1/learning", a.putLearning)
-	mux.HandleFunc("DELETE /v1/learning", a.deleteLearning)
-	mux.HandleFunc("GET /v1/learning/acts", a.getLearned)
-	mux.HandleFunc("GET /v1/doctor", a.getDoctor)
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, http.StatusOK, a.status()) })
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		fail(w, http.StatusNotFound, fmt.Errorf("no %s %s here", r.Method, r.URL.Path))
-	})
-	return mux
-}
-
-// guard lets in those who may use the API, bounds what they send, and survives what a handler does wrong.
-func (a *Agent) guard(next http.Handler, group int64) http.Handler {
-	self := uint32(os.Geteuid())
+// guard bounds the time of an answer, and survives what a handler does wrong.
+func (a *Agent) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() {
 			switch v := recover(); v {
@@ -102,20 +68,21 @@ func (a *Agent) guard(next http.Handler, group int64) http.Handler {
 				fail(w, http.StatusInternalServerError, errors.New("internal error; the agent's log has it"))
 			}
 		}()
-		p, _ := r.Context().Value(peerKey{}).(*peer)
-		if p == nil || !p.mayUse(self, group) {
-			fail(w, http.StatusForbidden, errors.New("not allowed: the agent serves root, its own user, and the group given by --group"))
-			return
-		}
-		// A stream lives longer than ReadTimeout, and has no body: the limit is on each write.
-		limit := int64(MaxPolicyBytes)
-		if withSets(r) {
-			limit = MaxApplyBytes
-		}
-		r.Body = http.MaxBytesReader(w, r.Body, limit)
+		// A stream lives longer than this: there the limit is on each write.
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
 		next.ServeHTTP(w, r)
 	})
+}
+
+// streaming makes w a stream's, which is one of a bounded number. When it returns nil, it has answered; else what it returns is to be called at the end.
+func (a *Agent) streaming(w http.ResponseWriter, r *http.Request) (end func()) {
+	c := connOf(r.Context())
+	if err := a.streams.take(c.peer.UID, c.role); err != nil {
+		fail(w, http.StatusServiceUnavailable, err)
+		return nil
+	}
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // ReadTimeout would end the stream
+	return func() { a.streams.give(c.peer.UID) }
 }
 
 func reply(w http.ResponseWriter, code int, v any) {
@@ -124,7 +91,7 @@ func reply(w http.ResponseWriter, code int, v any) {
 		fail(w, http.StatusInternalServerError, fmt.Errorf("encode answer: %w", err))
 		return
 	}
-	answer(w, code, b)
+	answer(w, code, append(b, '\n'))
 }
 
 // answer writes an answer. What it is about may have taken longer than its writing may.
@@ -132,15 +99,17 @@ func answer(w http.ResponseWriter, code int, b []byte) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	_, _ = w.Write(append(b, '\n'))
+	_, _ = w.Write(b)
 }
 
-func fail(w http.ResponseWriter, code int, err error) {
+func fail(w http.ResponseWriter, code int, err error) { answer(w, code, errorBody(err)) }
+
+func errorBody(err error) []byte {
 	var body ErrorBody
 	body.Error.Message = err.Error()
 	body.Error.Details = Details(err)
 	b, _ := json.Marshal(body)
-	answer(w, code, b)
+	return append(b, '\n')
 }
 
 // Details are the faults of policies that err names.
@@ -180,17 +149,12 @@ func codeOf(err error) int {
 // getEvents streams events as lines of JSON: the kept ones, at most limit of them, and with follow=1 those to come.
 func (a *Agent) getEvents(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
-	follow := q.Get("follow") == "1" || q.Get("follow") == "true"
+	follow := on(q, "follow")
 	limit := recentEvents
 	if follow {
 		limit = 0
 	}
-	if s := q.Get("limit"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil || n < 0 {
-			fail(w, http.StatusBadRequest, fmt.Errorf("limit=%q: not a number of events", s))
-			return
-		}
+	if n, err := strconv.Atoi(q.Get("limit")); err == nil {
 		limit = n
 	}
 	wanted := func(*pavise.Event) bool { return true }
@@ -212,6 +176,11 @@ func (a *Agent) getEvents(w http.ResponseWriter, r *http.Request) {
 	var recent []*item
 	var sub *subscription
 	if follow {
+		end := a.streaming(w, r)
+		if end == nil {
+			return
+		}
+		defer end()
 		var err error
 		if recent, sub, err = a.hub.subscribe(limit > 0); err != nil {
 			fail(w, http.StatusServiceUnavailable, err)
@@ -229,7 +198,7 @@ func (a *Agent) getEvents(w http.ResponseWriter, r *http.Request) {
 	}
 	keep = keep[max(0, len(keep)-limit):]
 
-	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.Header().Set("Content-Type", ndjson)
 	rc := http.NewResponseController(w)
 	send := func(it *item, flush bool) error {
 		_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout))
@@ -249,8 +218,7 @@ func (a *Agent) getEvents(w http.ResponseWriter, r *http.Request) {
 	if !follow {
 		return
 	}
-	_ = rc.SetReadDeadline(time.Time{}) // ReadTimeout would end the stream
-	_ = rc.Flush()                      // the answer's head, so that the reader knows that it is connected
+	_ = rc.Flush() // the answer's head, so that the reader knows that it is connected
 	for {
 		it, err := sub.next(r.Context())
 		if err != nil {
@@ -284,7 +252,7 @@ func (a *Agent) getPolicies(w http.ResponseWriter, _ *http.Request) {
 	for i := range ps {
 		ps[i].Source = ""
 	}
-	reply(w, http.StatusOK, map[string]any{"generation": a.set.Load().applied.Generation, "policies": ps, "shadow": a.shadowNames()})
+	reply(w, http.StatusOK, PolicyList{Generation: a.set.Load().applied.Generation, Policies: ps, Shadow: a.shadowNames()})
 }
 
 func (a *Agent) getPolicy(w http.ResponseWriter, r *http.Request) {
@@ -354,12 +322,25 @@ func (a *Agent) replyChange(w http.ResponseWriter, c *Change, err error) {
 	reply(w, http.StatusOK, c)
 }
 
+// failBody answers a body that cannot be read.
+func failBody(w http.ResponseWriter, err error) {
+	code := http.StatusBadRequest
+	var big *http.MaxBytesError
+	if errors.As(err, &big) {
+		code, err = http.StatusRequestEntityTooLarge, fmt.Errorf("the body is over %d MiB", big.Limit>>20)
+	}
+	fail(w, code, err)
+}
+
 // putMode changes the mode of one policy.
 func (a *Agent) putMode(w http.ResponseWriter, r *http.Request) {
-	var body struct{ Mode policy.Mode }
-	err := json.NewDecoder(r.Body).Decode(&body)
-	if err != nil || body.Mode != policy.ModeMonitor && body.Mode != policy.ModeEnforce {
-		fail(w, http.StatusBadRequest, errors.New(`the body is not {"mode": "monitor"} or {"mode": "enforce"}`))
+	var body ModeRequest
+	err := readJSON(r, &body, `{"mode": "monitor"} or {"mode": "enforce"}`)
+	if err == nil && body.Mode != policy.ModeMonitor && body.Mode != policy.ModeEnforce {
+		err = fmt.Errorf("mode %q: the body is not {\"mode\": \"monitor\"} or {\"mode\": \"enforce\"}", body.Mode)
+	}
+	if err != nil {
+		failBody(w, err)
 		return
 	}
 	q, ok := requestOf(w, r)
@@ -381,6 +362,33 @@ func (a *Agent) deletePolicy(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	reply(w, http.StatusOK, c)
+}
+
+func (a *Agent) getLog(w http.ResponseWriter, _ *http.Request) {
+	if a.cfg.LogLevel == nil {
+		fail(w, http.StatusNotFound, errors.New("the level of this agent's log is fixed"))
+		return
+	}
+	reply(w, http.StatusOK, LogLevel{Level: strings.ToLower(a.cfg.LogLevel.Level().String())})
+}
+
+func (a *Agent) putLog(w http.ResponseWriter, r *http.Request) {
+	const want = `{"level": "debug"}, or info, warn or error`
+	var body LogLevel
+	var level slog.Level
+	err := readJSON(r, &body, want)
+	if err == nil && level.UnmarshalText([]byte(body.Level)) != nil {
+		err = fmt.Errorf("level %q: the body is not %s", body.Level, want)
+	}
+	if err != nil {
+		failBody(w, err)
+		return
+	}
+	if a.cfg.LogLevel != nil {
+		a.cfg.LogLevel.Set(level)
+		a.log.Warn("the level of the log was set", "level", level, "by_uid", connOf(r.Context()).peer.UID)
+	}
+	a.getLog(w, r)
 }
 
 func (a *Agent) getDoctor(w http.ResponseWriter, _ *http.Request) {

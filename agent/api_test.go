@@ -58,7 +58,7 @@ func TestAPI(t *testing.T) {
 		{"GET", "/v1/policies/x", "", 404, `"error":{"message":`},
 		{"DELETE", "/v1/policies/x", "", 404, "no such policy"},
 		{"GET", "/", "", 404, `"error":{"message":`},
-		{"POST", "/v1/policies", "", 404, `"error":{"message":`},
+		{"POST", "/v1/policies", "", 405, `GET, PUT can be asked`},
 		{"GET", "/v1/events?limit=x", "", 400, "limit"},
 		{"GET", "/v1/events?limit=-1", "", 400, "limit"},
 		{"GET", "/v1/events?where=%29%28", "", 422, `"error":{"message":`},
@@ -204,12 +204,12 @@ func TestFollow(t *testing.T) {
 
 func TestHandlerPanic(t *testing.T) {
 	a := newAgent(t, newFake(), nil)
-	ln, err := listen(a.cfg.Socket, "")
+	ln, err := listen(a.cfg.Socket, a.roles)
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := a.server(t.Context(), -1)
-	srv.Handler = a.guard(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("oops") }), -1)
+	srv := a.server(t.Context())
+	srv.Handler = a.guard(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("oops") }))
 	go func() { _ = srv.Serve(ln) }()
 	defer srv.Close()
 	c := NewClient(a.cfg.Socket)
@@ -268,68 +268,70 @@ func TestManyConnections(t *testing.T) {
 	}
 }
 
-func TestPeers(t *testing.T) {
-	for _, tt := range []struct {
-		p     peer
-		group int64
-		want  bool
-	}{
-		{peer{UID: 0}, -1, true},
-		{peer{UID: 1000}, -1, true}, // the agent's own
-		{peer{UID: 1001}, -1, false},
-		{peer{UID: 1001, GID: 0}, -1, false},
-		{peer{UID: 1001, GID: 50}, 50, true},
-		{peer{UID: 1001, GID: 51, Groups: []uint32{1, 50}}, 50, true},
-		{peer{UID: 1001, GID: 51, Groups: []uint32{1, 2}}, 50, false},
-		{peer{UID: 1001, GID: 51, Groups: []uint32{0xffffffff}}, -1, false},
-	} {
-		if got := tt.p.mayUse(1000, tt.group); got != tt.want {
-			t.Errorf("%+v, group %d: %v, want %v", tt.p, tt.group, got, tt.want)
-		}
-	}
-}
-
 // TestPeerCredentials connects as others: one thread takes another user and other groups, and ends afterwards.
 func TestPeerCredentials(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to be someone else")
 	}
-	const gid = 54321
-	a, _ := running(t, newFake(), func(c *Config) { c.Group = fmt.Sprint(gid) })
+	const readers, writers, admins = 54321, 54322, 54323
+	a, _ := running(t, newFake(), func(c *Config) { c.Groups = Groups{Read: []string{fmt.Sprint(readers)}} })
 	st, err := os.Stat(a.cfg.Socket)
-	if err != nil || st.Mode().Perm() != 0o660 || st.Sys().(*syscall.Stat_t).Gid != gid {
+	if err != nil || st.Mode().Perm() != 0o660 || st.Sys().(*syscall.Stat_t).Gid != readers {
 		t.Errorf("socket is %v, %v", st.Mode(), err)
 	}
-	// Let everybody reach the socket, so that what decides is the agent.
+	a, _ = running(t, newFake(), func(c *Config) {
+		c.Groups = Groups{Read: []string{fmt.Sprint(readers)}, Write: []string{fmt.Sprint(writers)}, Admin: []string{fmt.Sprint(admins)}}
+	})
 	for d := filepath.Dir(a.cfg.Socket); d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
 		if err := os.Chmod(d, 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Chmod(a.cfg.Socket, 0o666); err != nil {
-		t.Fatal(err)
-	}
-	for _, tt := range []struct {
-		uid, gid int
-		groups   []uint32
-		want     string
-	}{
-		{0, 0, nil, "200"},
-		{65534, 65534, nil, "403"},
-		{65534, gid, nil, "200"},
-		{65534, 65534, []uint32{7, gid, 9}, "200"},
-		{65534, 65534, []uint32{7, 8, 9}, "403"},
-	} {
-		got, err := connectAs(a.cfg.Socket, tt.uid, tt.gid, tt.groups)
-		if err != nil {
-			t.Errorf("as %+v: %v", tt, err)
-		} else if !strings.HasPrefix(got, "HTTP/1.1 "+tt.want) {
-			t.Errorf("as %+v: %q", tt, got)
+	for _, open := range []bool{false, true} {
+		if open { // everybody reaches the socket, so that what decides is the agent
+			if err := os.Chmod(a.cfg.Socket, 0o666); err != nil {
+				t.Fatal(err)
+			}
 		}
+		for _, tt := range []struct {
+			uid, gid          int
+			groups            []uint32
+			read, write, conf string // the status of each; of a peer without a role when it does reach the socket
+		}{
+			{0, 0, nil, "200", "422", "400"},
+			{65534, 65534, nil, "403", "403", "403"},
+			{1234, 1234, []uint32{7, 8, 9}, "403", "403", "403"},
+			{1234, readers, nil, "200", "403", "403"},
+			{1234, 1234, []uint32{7, readers, 9}, "200", "403", "403"},
+			{1234, 1234, []uint32{readers, writers}, "200", "422", "403"},
+			{1234, writers, nil, "200", "422", "403"},
+			{1234, admins, nil, "200", "422", "400"},
+		} {
+			for request, want := range map[string]string{"GET /v1/status": tt.read, "PUT /v1/policies": tt.write, "PUT /v1/log": tt.conf} {
+				got, err := connectAs(a.cfg.Socket, tt.uid, tt.gid, tt.groups, request)
+				switch {
+				case !open && tt.read == "403":
+					if !errors.Is(err, syscall.EACCES) {
+						t.Errorf("%s as %+v reaches the socket: %v %q", request, tt, err, got)
+					}
+				case err != nil:
+					t.Errorf("%s as %+v: %v", request, tt, err)
+				case !strings.HasPrefix(got, "HTTP/1.1 "+want):
+					t.Errorf("%s as %+v: %q", request, tt, got)
+				}
+			}
+		}
+	}
+	got, err := connectAs(a.cfg.Socket, 1234, readers, nil, "PUT /v1/policies")
+	if want := "not allowed: PUT /v1/policies needs the role write, and uid 1234 has read; members of these groups have it: 54322 (--write-group), 54323 (--admin-group)"; !strings.Contains(got, want) {
+		t.Errorf("%q, %v; want %s", got, err, want)
+	}
+	if got, err = connectAs(a.cfg.Socket, 1234, writers, nil, "GET /v1/status"); !strings.Contains(got, `"peer":{"uid":1234,"pid":`) || !strings.Contains(got, `"role":"write"`) {
+		t.Errorf("%q, %v", got, err)
 	}
 }
 
-func connectAs(socket string, uid, gid int, groups []uint32) (answer string, err error) {
+func connectAs(socket string, uid, gid int, groups []uint32, request string) (answer string, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -353,7 +355,7 @@ func connectAs(socket string, uid, gid int, groups []uint32) (answer string, err
 			return
 		}
 		defer c.Close()
-		_, _ = io.WriteString(c, "GET /v1/status HTTP/1.1\r\nHost: pavise\r\nConnection: close\r\n\r\n")
+		_, _ = io.WriteString(c, request+" HTTP/1.1\r\nHost: pavise\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}")
 		var b []byte
 		b, err = io.ReadAll(c)
 		answer = string(b)
@@ -365,21 +367,21 @@ func connectAs(socket string, uid, gid int, groups []uint32) (answer string, err
 func TestListen(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "sub", "p.sock")
-	l, err := listen(path, "")
+	l, err := listen(path, &roles{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("socket is %v, %v", st.Mode(), err)
 	}
-	if _, err := listen(path, ""); !errors.Is(err, ErrSocketInUse) {
+	if _, err := listen(path, &roles{}); !errors.Is(err, ErrSocketInUse) {
 		t.Errorf("a second agent: %v", err)
 	}
 	l.SetUnlinkOnClose(false)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	l, err = listen(path, "") // what a dead agent left
+	l, err = listen(path, &roles{}) // what a dead agent left
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -388,11 +390,8 @@ func TestListen(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listen(file, ""); err == nil {
+	if _, err := listen(file, &roles{}); err == nil {
 		t.Error("a file was replaced")
-	}
-	if _, err := listen(filepath.Join(dir, "g.sock"), "no-such-group-here"); err == nil {
-		t.Error("an unknown group was accepted")
 	}
 	unlock, err := lockState(filepath.Join(dir, "state"))
 	if err != nil {

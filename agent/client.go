@@ -84,7 +84,7 @@ func (c *Client) do(ctx context.Context, method, path string, q url.Values, body
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return nil, fmt.Errorf("%w at %s: start one with: pavise run", ErrNoAgent, c.socket)
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("%w at %s: be root, or a member of the group it was started with (--group)", ErrNotAllowed, c.socket)
+		return nil, fmt.Errorf("%w at %s: be root, or a member of a group it was started with (--read-group, --write-group, --admin-group)", ErrNotAllowed, c.socket)
 	default:
 		if ctx.Err() != nil {
 			return nil, ctx.Err()

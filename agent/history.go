@@ -518,38 +518,23 @@ func (a *Agent) getHistory(w http.ResponseWriter, req *http.Request) {
 	}
 	v := req.URL.Query()
 	hq := HistoryQuery{Where: v.Get("where"), GroupBy: v["group"], Limit: -1}
-	if s := v.Get("limit"); s != "" {
-		n, err := strconv.ParseInt(s, 10, 64)
-		if err != nil || n < 0 {
-			fail(w, http.StatusBadRequest, fmt.Errorf("limit=%q: not a number of events", s))
-			return
-		}
+	if n, err := strconv.ParseInt(v.Get("limit"), 10, 64); err == nil {
 		hq.Limit = n
 	}
-	for _, t := range []struct {
-		name string
-		at   *time.Time
-	}{{"from", &hq.From}, {"to", &hq.To}} {
-		if s := v.Get(t.name); s != "" {
-			var err error
-			if *t.at, err = time.Parse(time.RFC3339Nano, s); err != nil {
-				fail(w, http.StatusBadRequest, fmt.Errorf("%s=%q: want a time as 2026-01-02T15:04:05Z", t.name, s))
-				return
-			}
-		}
-	}
+	hq.From, _ = time.Parse(time.RFC3339Nano, v.Get("from")) // the route has checked them
+	hq.To, _ = time.Parse(time.RFC3339Nano, v.Get("to"))
 	r, q, err := newHistoryReader(hq)
 	if err != nil {
 		fail(w, http.StatusUnprocessableEntity, err)
 		return
 	}
-	if a.scans.Add(1) > maxScans {
-		a.scans.Add(-1)
-		fail(w, http.StatusServiceUnavailable, fmt.Errorf("%d searches of the history run already: try again", maxScans))
+	c := connOf(req.Context())
+	if err := a.scans.take(c.peer.UID, c.role); err != nil {
+		fail(w, http.StatusServiceUnavailable, fmt.Errorf("%w: try again", err))
 		return
 	}
-	defer a.scans.Add(-1)
-	w.Header().Set("Content-Type", "application/x-ndjson")
+	defer a.scans.give(c.peer.UID)
+	w.Header().Set("Content-Type", ndjson)
 	rc := http.NewResponseController(w)
 	_ = rc.SetReadDeadline(time.Time{})
 	send := func(line *HistoryLine) error {

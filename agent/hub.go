@@ -2,7 +2,7 @@ package agent
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"io"
 	"sort"
 	"sync"
@@ -21,13 +21,13 @@ const (
 	subscribeDepth = 4096 // events that wait for one subscriber
 	// For the history, whose disk may stand still for a moment: so many, of which the last eighth is for events that deny or kill, or would.
 	historyDepth   = 16384
-	maxSubscribers = 64
+	maxSubscribers = maxStreams + 8 // some are the agent's own
 )
 
 // lostSubscriber is where events are lost that a reader was too slow for.
 const lostSubscriber = "subscriber"
 
-var errTooManySubscribers = errors.New("too many subscribers: 64 are the limit")
+var errTooManySubscribers = fmt.Errorf("too many subscribers: %d are the limit", maxSubscribers)
 
 // item is an event on its way to the subscribers, who share it. It is encoded once, by the first who needs it.
 type item struct {

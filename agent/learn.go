@@ -311,10 +311,8 @@ func (a *Agent) getLearning(w http.ResponseWriter, _ *http.Request) {
 
 func (a *Agent) putLearning(w http.ResponseWriter, r *http.Request) {
 	var q LearnRequest
-	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, MaxPolicyBytes))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&q); err != nil {
-		fail(w, http.StatusBadRequest, fmt.Errorf(`read the request: %w: want {"subject": CEL, "for_ns": NANOSECONDS}`, err))
+	if err := readJSON(r, &q, `{"subject": CEL, "for_ns": NANOSECONDS}`); err != nil {
+		failBody(w, err)
 		return
 	}
 	st, err := a.StartLearning(q)
@@ -353,9 +351,11 @@ func (a *Agent) getLearned(w http.ResponseWriter, _ *http.Request) {
 		}
 	}
 	l.mu.Unlock()
-	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.Header().Set("Content-Type", ndjson)
 	enc := json.NewEncoder(w)
+	rc := http.NewResponseController(w)
 	for i := range copies {
+		_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout))
 		if enc.Encode(&copies[i]) != nil {
 			return // the reader has gone
 		}

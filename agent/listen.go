@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
-	"os/user"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -19,28 +17,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxConns bounds the API's connections; one more is told so and closed.
-const maxConns = 256
+// The bounds of what peers hold at once. One more is told so. What is kept for admins lets them in when others flood the API.
+const (
+	maxConns         = 256
+	maxConnsOfUser   = 64
+	connsForAdmins   = 32
+	maxStreams       = 64
+	maxStreamsOfUser = 16
+	streamsForAdmins = 8
+)
 
 // listener is the API's Unix socket: it bounds the connections, and knows who is at the other end of each.
 type listener struct {
 	*net.UnixListener
 	path  string
-	group int64 // -1: none
-	open  atomic.Int64
+	roles *roles
+	conns *quota
 }
 
 // listen makes the socket. A socket that is left from an agent that died is replaced; one that answers is an error.
-func listen(path, group string) (*listener, error) {
-	l := &listener{path: path, group: -1}
-	mode := os.FileMode(0o600)
-	if group != "" {
-		gid, err := groupID(group)
-		if err != nil {
-			return nil, err
-		}
-		l.group, mode = int64(gid), 0o660
-	}
+func listen(path string, r *roles) (*listener, error) {
+	l := &listener{path: path, roles: r, conns: newQuota("connections", maxConns, connsForAdmins, maxConnsOfUser)}
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make socket directory: %w", err)
@@ -77,64 +74,74 @@ func listen(path, group string) (*listener, error) {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	l.UnixListener = ln.(*net.UnixListener)
-	if l.group >= 0 {
-		if err := os.Chown(path, -1, int(l.group)); err != nil {
-			_ = ln.Close()
-			return nil, fmt.Errorf("give socket to group %s: %w", group, err)
-		}
-	}
-	if err := os.Chmod(path, mode); err != nil {
+	if err := r.admit(path); err != nil {
 		_ = ln.Close()
-		return nil, fmt.Errorf("set mode of socket: %w", err)
+		return nil, err
 	}
 	return l, nil
 }
 
-func groupID(name string) (uint32, error) {
-	g, err := user.LookupGroup(name)
-	if err != nil {
-		if id, nerr := strconv.ParseUint(name, 10, 32); nerr == nil {
-			return uint32(id), nil
+// admit lets the groups reach the socket at path.
+func (r *roles) admit(path string) error {
+	mode, group := r.mode()
+	if group >= 0 {
+		if err := os.Chown(path, -1, group); err != nil {
+			return fmt.Errorf("give socket to group %d: %w", group, err)
 		}
-		return 0, fmt.Errorf("look up group: %w", err)
 	}
-	id, err := strconv.ParseUint(g.Gid, 10, 32)
-	if err != nil {
-		return 0, fmt.Errorf("look up group %s: %w", name, err)
+	if err := os.Chmod(path, mode); err != nil {
+		return fmt.Errorf("set mode of socket: %w", err)
 	}
-	return uint32(id), nil
+	if len(r.groups) < 2 {
+		return nil
+	}
+	if err := unix.Setxattr(path, "system.posix_acl_access", acl(slices.Collect(maps.Keys(r.groups))), 0); err != nil {
+		return fmt.Errorf("let several groups use the socket: set ACL of %s: %w; give one group, or a --socket on a file system with ACLs", path, err)
+	}
+	return nil
 }
 
-const tooManyConns = `{"error":{"message":"too many connections: 256 are the limit"}}` + "\n"
-
-// Accept returns the next connection within the bound.
+// Accept returns the next connection within the bounds.
 func (l *listener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.AcceptUnix()
 		if err != nil {
 			return nil, err
 		}
-		if l.open.Add(1) <= maxConns {
-			return &conn{UnixConn: c, listener: l}, nil
+		p, err := peerOf(c)
+		if err != nil { // it is gone
+			_ = c.Close()
+			continue
 		}
-		l.open.Add(-1)
-		_ = c.SetDeadline(time.Now().Add(time.Second))
-		_, _ = fmt.Fprintf(c, "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
-			len(tooManyConns), tooManyConns)
-		_ = c.Close()
+		role := l.roles.of(p)
+		if err := l.conns.take(p.UID, role); err != nil {
+			refuse(c, err)
+			continue
+		}
+		return &conn{UnixConn: c, listener: l, peer: p, role: role}, nil
 	}
+}
+
+// refuse answers before anything was asked. It does not wait: an answer of this size fits into the socket.
+func refuse(c net.Conn, err error) {
+	body := errorBody(err)
+	_ = c.SetDeadline(time.Now().Add(time.Second))
+	_, _ = fmt.Fprintf(c, "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	_ = c.Close()
 }
 
 // conn is one connection of the API.
 type conn struct {
 	*net.UnixConn
 	listener *listener
+	peer     *peer
+	role     Role
 	once     sync.Once
 }
 
 // Close closes the connection and makes room for another.
 func (c *conn) Close() error {
-	c.once.Do(func() { c.listener.open.Add(-1) })
+	c.once.Do(func() { c.listener.conns.give(c.peer.UID) })
 	return c.UnixConn.Close()
 }
 
@@ -144,14 +151,6 @@ type peer struct {
 	UID    uint32
 	GID    uint32
 	Groups []uint32
-}
-
-// mayUse reports whether p may use the API of an agent that runs as self and serves group (-1: none).
-func (p *peer) mayUse(self uint32, group int64) bool {
-	if p.UID == 0 || p.UID == self {
-		return true
-	}
-	return group >= 0 && (int64(p.GID) == group || slices.Contains(p.Groups, uint32(group)))
 }
 
 // peerOf asks the kernel. Groups come from SO_PEERGROUPS (Linux 4.13), not from /proc, where the pid may have been reused.

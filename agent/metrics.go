@@ -134,7 +134,7 @@ func (a *Agent) metricsHandler() http.Handler {
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelWarn), MaxRequestsInFlight: 4})
 }
 
-// listenMetrics is the port on which metrics are served, and nothing else; nil when there is to be none.
+// listenMetrics is the port on which metrics are served; nil when there is to be none.
 func listenMetrics(ctx context.Context, address string) (net.Listener, error) {
 	if address == "" {
 		return nil, nil
@@ -154,25 +154,41 @@ func listenMetrics(ctx context.Context, address string) (net.Listener, error) {
 	return ln, nil
 }
 
-// metricsServer serves /metrics on a port that every user of the machine can reach: it says no more than numbers and names of rules.
+// metricsServer serves metrics, health and readiness on a port that every user of the machine can reach: they say no more than numbers and names of rules.
 func (a *Agent) metricsServer() *http.Server {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", a.metricsHandler())
+	for _, rt := range a.routeList() {
+		if rt.port {
+			mux.HandleFunc(rt.method+" "+rt.path, rt.handler(nil))
+		}
+	}
 	return &http.Server{
 		Handler: mux, ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 16 << 10,
 		ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
 	}
 }
 
-// ready says whether the agent does what it is for: its policies judge, and the kernel does not complain.
+// ready says whether the agent does what it is for.
 func (a *Agent) ready(w http.ResponseWriter, _ *http.Request) {
-	s := a.status()
-	body := map[string]any{"ready": true, "generation": s.Generation}
-	code := http.StatusOK
-	if s.Generation == 0 {
-		code, body["ready"] = http.StatusServiceUnavailable, false
+	a.mu.Lock()
+	closed := a.closed
+	a.mu.Unlock()
+	r := Readiness{Ready: true, Generation: a.set.Load().applied.Generation, Reasons: []string{}}
+	not := func(why string) { r.Ready, r.Reasons = false, append(r.Reasons, why) }
+	if closed {
+		not("the agent is stopping")
 	}
-	reply(w, code, body)
+	if r.Generation == 0 {
+		not("no policies judge yet")
+	}
+	if why := a.behind.Load(); why != nil {
+		not("rules on containers do not know of all of them: " + *why)
+	}
+	code := http.StatusOK
+	if !r.Ready {
+		code = http.StatusServiceUnavailable
+	}
+	reply(w, code, r)
 }
 
 const shutdownTime = 2 * time.Second

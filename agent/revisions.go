@@ -308,7 +308,7 @@ func (a *Agent) Revisions() ([]RevisionStatus, []string, error) {
 	out := make([]RevisionStatus, len(revs))
 	for i, r := range revs {
 		out[i] = revisionStatus(r, c)
-		out[i].Documents, out[i].Files = nil, nil
+		out[i].Documents, out[i].Files = []store.Document{}, []store.Document{}
 	}
 	bad := make([]string, len(damaged))
 	for i, err := range damaged {
@@ -331,7 +331,7 @@ func revisionStatus(r *store.Revision, c store.Current) RevisionStatus {
 // requestOf is who asks by the API, and how. When it returns false, it has answered.
 func requestOf(w http.ResponseWriter, r *http.Request) (q Request, ok bool) {
 	v := r.URL.Query()
-	q.DryRun, q.By = v.Get("dry-run") == "1", byOf(r.Context())
+	q.DryRun, q.By = on(v, "dry-run"), byOf(r.Context())
 	if s := v.Get("confirm-within"); s != "" {
 		var err error
 		if q.Confirm, err = time.ParseDuration(s); err != nil {
@@ -343,11 +343,15 @@ func requestOf(w http.ResponseWriter, r *http.Request) (q Request, ok bool) {
 }
 
 func byOf(ctx context.Context) (b store.By) {
-	p, ok := ctx.Value(peerKey{}).(*peer)
-	if !ok || p == nil {
+	c, ok := ctx.Value(connKey{}).(*conn)
+	if !ok {
 		return b
 	}
+	p := c.peer
 	b.UID, b.PID = &p.UID, p.PID
+	if p.PID == 0 { // of another PID namespace
+		return b
+	}
 	if c, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p.PID)); err == nil {
 		b.Command = strings.TrimSpace(string(c))
 	}
@@ -360,7 +364,7 @@ func (a *Agent) getRevisions(w http.ResponseWriter, _ *http.Request) {
 		fail(w, codeOf(err), err)
 		return
 	}
-	reply(w, http.StatusOK, map[string]any{"revisions": revs, "damaged": damaged})
+	reply(w, http.StatusOK, RevisionList{Revisions: revs, Damaged: damaged})
 }
 
 // numberOf is the revision that a path names.
@@ -408,5 +412,5 @@ func (a *Agent) postConfirm(w http.ResponseWriter, _ *http.Request) {
 		fail(w, codeOf(err), err)
 		return
 	}
-	reply(w, http.StatusOK, map[string]uint64{"revision": n})
+	reply(w, http.StatusOK, Confirmed{Revision: n})
 }

@@ -94,10 +94,10 @@ func applyBody(data []byte, sets map[string][]byte) (io.Reader, error) {
 	return &typedBody{&b, w.FormDataContentType()}, nil
 }
 
-// withSets reports whether a request has parts, and may therefore be larger.
+// withSets reports whether a request has parts.
 func withSets(r *http.Request) bool {
 	t, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	return r.Method == http.MethodPut && (r.URL.Path == "/v1/policies" || r.URL.Path == "/v1/shadow") && t == "multipart/form-data"
+	return t == "multipart/form-data"
 }
 
 // readApply reads the body of a request to apply policies.

@@ -30,6 +30,7 @@ type Status struct {
 	SubscriberLost uint64        `json:"subscriber_lost"` // all subscribers together
 	Subscribers    int           `json:"subscribers"`
 	Processes      int           `json:"processes"`
+	Peer           *Peer         `json:"peer,omitempty"` // who asked
 
 	Containers ContainerCount `json:"containers"`
 	History    HistoryStatus  `json:"history"`
@@ -43,6 +44,41 @@ type Status struct {
 	Missed     uint64 `json:"kernel_missed"`
 	MapBytes   uint64 `json:"kernel_map_bytes"`
 	RSS        uint64 `json:"rss_bytes"`
+}
+
+// Health is GET /healthz.
+type Health struct {
+	Status string `json:"status"` // ok
+}
+
+// Readiness is GET /readyz.
+type Readiness struct {
+	Ready      bool     `json:"ready"`
+	Generation uint32   `json:"generation"` // of the policies that judge
+	Reasons    []string `json:"reasons"`    // why it is not ready
+}
+
+// ProcessList is GET /v1/processes.
+type ProcessList struct {
+	Processes []pavise.Process `json:"processes"`
+}
+
+// PolicyList is GET /v1/policies.
+type PolicyList struct {
+	Generation uint32         `json:"generation"`
+	Policies   []PolicyStatus `json:"policies"`
+	Shadow     []string       `json:"shadow"` // the names of the candidate's policies, while one is on
+}
+
+// RevisionList is GET /v1/revisions.
+type RevisionList struct {
+	Revisions []RevisionStatus `json:"revisions"`
+	Damaged   []string         `json:"damaged"` // files that are not what was written
+}
+
+// Confirmed is the answer to POST /v1/confirm.
+type Confirmed struct {
+	Revision uint64 `json:"revision"` // that stays
 }
 
 // Why is GET /v1/events/ID/why: the event, and the rules by which it was judged, as they were then, strictest first.

@@ -38,7 +38,7 @@ Exit codes:
   1  failed
   2  wrong usage, or a bad policy
   3  no agent answers
-  4  no privileges: be root, or a member of the agent's --group
+  4  no privileges: be root, or a member of a group with the role that it needs (pavise run --help)
   5  this kernel is not supported
   6  converted in part: what has no equivalent is listed
 

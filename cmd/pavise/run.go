@@ -20,7 +20,9 @@ import (
 
 func (a *app) run() *cobra.Command {
 	var policies, containers []string
-	var state, group, events, level, metrics string
+	var state, events, level, format, metrics string
+	var groups agent.Groups
+	var writers []string
 	var span, historyAge time.Duration
 	var historySize uint32
 	c := &cobra.Command{
@@ -29,10 +31,14 @@ func (a *app) run() *cobra.Command {
 
 A --policy that is a directory stands for every *.yaml and *.yml below it, except below directories named testdata, demo or examples.
 SIGINT, SIGTERM and the end of --for detach everything from the kernel; a second signal ends the agent at once.
-Events go to the standard output, all else to the standard error.`,
+Events go to the standard output, all else to the standard error.
+
+Who may use the socket is known from the kernel. Root and the agent's own user may do everything (the role admin); members of a --read-group see events, processes,
+policies and how the agent is; those of a --write-group change the policies too; those of an --admin-group also change the agent. A group is a name in /etc/group or
+a number. "pavise status" says which role you have.`,
 		Example: `  pavise run --policy policies
   pavise run --policy web.yaml --for 1m --events json > events.ndjson
-  pavise run --policy /etc/pavise --group wheel --events none`,
+  pavise run --policy /etc/pavise --read-group adm --write-group wheel --events none`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			var lv slog.Level
@@ -59,7 +65,13 @@ Events go to the standard output, all else to the standard error.`,
 				}
 				roots = append(roots, r)
 			}
-			log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: lv}))
+			if format != "text" && format != "json" {
+				return usageError{fmt.Errorf("--log-format %q: text and json are possible", format)}
+			}
+			leveler := new(slog.LevelVar)
+			leveler.Set(lv)
+			log := slog.New(logHandler(a.stderr, format, leveler))
+			groups.Write = append(groups.Write, writers...)
 			// A bad policy is told before the kernel is touched.
 			set, err := agent.LoadPolicies(policies)
 			if err != nil {
@@ -72,7 +84,7 @@ Events go to the standard output, all else to the standard error.`,
 				return err
 			}
 			cfg := agent.Config{
-				Socket: a.socket, StateDir: state, Group: group, Metrics: metrics, HistoryBytes: int64(historySize) << 20, HistoryAge: historyAge, Policies: set, Version: buildVersion(), Kernel: k, Log: log, ContainerState: roots,
+				Socket: a.socket, StateDir: state, Groups: groups, Metrics: metrics, HistoryBytes: int64(historySize) << 20, HistoryAge: historyAge, Policies: set, Version: buildVersion(), Kernel: k, Log: log, LogLevel: leveler, ContainerState: roots,
 				OnReady: func(s *agent.Status) {
 					a.banner(s, span)
 					if err := notify(os.Getenv("NOTIFY_SOCKET"), "READY=1"); err != nil {
@@ -107,12 +119,24 @@ Events go to the standard output, all else to the standard error.`,
 	f.DurationVar(&span, "for", 0, "stop after this time (30s, 5m); 0 runs until stopped")
 	f.StringVar(&events, "events", "", "print events as text, json or none (default: text on a terminal, else json)")
 	f.StringArrayVar(&containers, "container-state", nil, "where a container runtime keeps its state: docker=DIR (its data root), containerd=DIR (its state directory) or\nstorage=DIR (of Podman and CRI-O); may be given more than once, replaces the usual places")
-	f.StringVar(&group, "group", "", "members of this group may use the socket, beside root")
+	f.StringArrayVar(&groups.Read, "read-group", nil, "members of this group may see everything; may be given more than once")
+	f.StringArrayVar(&groups.Write, "write-group", nil, "members of this group may change the policies too; may be given more than once")
+	f.StringArrayVar(&groups.Admin, "admin-group", nil, "members of this group may do everything; may be given more than once")
+	f.StringArrayVar(&writers, "group", nil, "another name of --write-group")
 	f.StringVar(&metrics, "metrics", "", "serve Prometheus metrics on this loopback address too (127.0.0.1:9599); they are always on the socket, as /metrics")
 	f.Uint32Var(&historySize, "history-size", 256, "MiB of disk for the events that are kept in the state directory (pavise query); 0 for none")
 	f.DurationVar(&historyAge, "history-age", 30*24*time.Hour, "how long they are kept at most")
 	f.StringVar(&level, "log-level", "warn", "least level of the log: debug, info, warn or error")
+	f.StringVar(&format, "log-format", "text", "form of the log, on the standard error: text or json")
 	return c
+}
+
+func logHandler(w io.Writer, format string, level slog.Leveler) slog.Handler {
+	o := &slog.HandlerOptions{Level: level}
+	if format == "json" {
+		return slog.NewJSONHandler(w, o)
+	}
+	return slog.NewTextHandler(w, o)
 }
 
 // streamForm is the form of a stream of events when no flag says otherwise: text for people, JSON for programs.

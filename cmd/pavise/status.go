@@ -34,6 +34,9 @@ func (a *app) statusText(s *agent.Status) error {
 	t := newTable(a.stdout)
 	t.row("agent", fmt.Sprintf("%s, pid %d, for %s", s.Version, s.PID, s.Uptime.Round(time.Second)))
 	t.row("kernel", s.Kernel)
+	if s.Peer != nil {
+		t.row("you", fmt.Sprintf("uid %d: role %s", s.Peer.UID, s.Peer.Role))
+	}
 	force := fmt.Sprintf("generation %d", s.Generation)
 	if s.Revision > 0 {
 		force = fmt.Sprintf("revision %d, ", s.Revision) + force
