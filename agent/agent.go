@@ -107,7 +107,9 @@ type Agent struct {
 	containers *proc.Containers
 	hub        *hub
 	roles      *roles
+	conns      *quota
 	streams    *quota
+	patience   time.Duration // of an answer with whoever takes it
 	started    time.Time
 	pid        uint32
 	exe        uint64 // inode
@@ -158,9 +160,12 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log, kernel: cfg.Kernel,
-		hub: newHub(recentEvents, recentVerdicts), streams: newQuota("streams", maxStreams, streamsForAdmins, maxStreamsOfUser), started: time.Now(), pid: uint32(os.Getpid()), carry: map[string]uint64{},
+		hub: newHub(recentEvents, recentVerdicts), started: time.Now(), pid: uint32(os.Getpid()), carry: map[string]uint64{},
 	}
 	a.scans = newQuota("searches of the history", maxScans, 1, maxScans/2)
+	a.conns = newQuota("connections", maxConns, connsForAdmins, maxConnsOfUser)
+	a.streams = newQuota("streams", maxStreams, streamsForAdmins, maxStreamsOfUser)
+	a.patience = writeTimeout
 	r, err := newRoles(cfg.Groups)
 	if err != nil {
 		return nil, err
@@ -208,7 +213,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if err := a.restore(); err != nil {
 		return err
 	}
-	ln, err := listen(a.cfg.Socket, a.roles)
+	ln, err := listen(a.cfg.Socket, a.roles, a.conns)
 	if err != nil {
 		return err
 	}

@@ -69,7 +69,7 @@ func (a *Agent) guard(next http.Handler) http.Handler {
 			}
 		}()
 		// A stream lives longer than this: there the limit is on each write.
-		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(a.patience))
 		next.ServeHTTP(w, r)
 	})
 }
@@ -201,7 +201,7 @@ func (a *Agent) getEvents(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", ndjson)
 	rc := http.NewResponseController(w)
 	send := func(it *item, flush bool) error {
-		_ = rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+		_ = rc.SetWriteDeadline(time.Now().Add(a.patience))
 		if _, err := w.Write(it.json()); err != nil {
 			return err
 		}
@@ -401,7 +401,7 @@ func (a *Agent) status() *Status {
 		Version: a.cfg.Version, PID: os.Getpid(), Started: a.started, Uptime: time.Since(a.started), Kernel: kernelRelease(),
 		Socket: a.cfg.Socket, Generation: set.applied.Generation, Revision: a.revision(), ConfirmBy: a.confirmBy(), Policies: []PolicyMode{}, Rules: len(set.image.Rules),
 		Filtered: a.filtered.Load(), Undecoded: a.undecoded.Load(), UnnamedRules: a.unresolved.Load(),
-		SubscriberLost: a.hub.dropped.Load(), Subscribers: a.hub.subscribers(), Processes: len(a.table.Snapshot()), RSS: rss(),
+		SubscriberLost: a.hub.dropped.Load(), Refused: a.conns.refused.Load() + a.streams.refused.Load(), Subscribers: a.hub.subscribers(), Processes: len(a.table.Snapshot()), RSS: rss(),
 	}
 	s.History = a.historyStatus()
 	cs := a.containers.Stats()

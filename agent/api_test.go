@@ -204,7 +204,7 @@ func TestFollow(t *testing.T) {
 
 func TestHandlerPanic(t *testing.T) {
 	a := newAgent(t, newFake(), nil)
-	ln, err := listen(a.cfg.Socket, a.roles)
+	ln, err := listen(a.cfg.Socket, a.roles, a.conns)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -331,7 +331,8 @@ func TestPeerCredentials(t *testing.T) {
 	}
 }
 
-func connectAs(socket string, uid, gid int, groups []uint32, request string) (answer string, err error) {
+// beAs runs fn on a thread that is someone else, and ends.
+func beAs(uid, gid int, groups []uint32, fn func()) (err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -350,6 +351,14 @@ func connectAs(socket string, uid, gid int, groups []uint32, request string) (an
 				return
 			}
 		}
+		fn()
+	}()
+	<-done
+	return err
+}
+
+func connectAs(socket string, uid, gid int, groups []uint32, request string) (answer string, err error) {
+	aerr := beAs(uid, gid, groups, func() {
 		var c net.Conn
 		if c, err = net.Dial("unix", socket); err != nil {
 			return
@@ -359,29 +368,28 @@ func connectAs(socket string, uid, gid int, groups []uint32, request string) (an
 		var b []byte
 		b, err = io.ReadAll(c)
 		answer = string(b)
-	}()
-	<-done
-	return answer, err
+	})
+	return answer, errors.Join(aerr, err)
 }
 
 func TestListen(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "sub", "p.sock")
-	l, err := listen(path, &roles{})
+	l, err := listen(path, &roles{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("socket is %v, %v", st.Mode(), err)
 	}
-	if _, err := listen(path, &roles{}); !errors.Is(err, ErrSocketInUse) {
+	if _, err := listen(path, &roles{}, nil); !errors.Is(err, ErrSocketInUse) {
 		t.Errorf("a second agent: %v", err)
 	}
 	l.SetUnlinkOnClose(false)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	l, err = listen(path, &roles{}) // what a dead agent left
+	l, err = listen(path, &roles{}, nil) // what a dead agent left
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -390,7 +398,7 @@ func TestListen(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listen(file, &roles{}); err == nil {
+	if _, err := listen(file, &roles{}, nil); err == nil {
 		t.Error("a file was replaced")
 	}
 	unlock, err := lockState(filepath.Join(dir, "state"))

@@ -36,8 +36,8 @@ type listener struct {
 }
 
 // listen makes the socket. A socket that is left from an agent that died is replaced; one that answers is an error.
-func listen(path string, r *roles) (*listener, error) {
-	l := &listener{path: path, roles: r, conns: newQuota("connections", maxConns, connsForAdmins, maxConnsOfUser)}
+func listen(path string, r *roles, conns *quota) (*listener, error) {
+	l := &listener{path: path, roles: r, conns: conns}
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make socket directory: %w", err)

@@ -40,6 +40,7 @@ var metricHelp = map[string]struct {
 	"events_total":           {"Events of an operation: seen = delivered + folded + lost in the kernel; received by the agent.", []string{"operation", "state"}},
 	"subscriber_lost_total":  {"Events that readers were too slow for.", nil},
 	"subscribers":            {"Readers of the stream of events.", nil},
+	"refused_total":          {"Connections and streams of the API that were beyond its limits.", nil},
 	"undecoded_total":        {"Records of the kernel that could not be read.", nil},
 	"unnamed_rules_total":    {"Events whose generation was already forgotten.", nil},
 	"processes":              {"Processes in the table.", nil},
@@ -108,6 +109,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		count("events_total", o.Received, o.Op, "received")
 	}
 	count("subscriber_lost_total", s.SubscriberLost)
+	count("refused_total", s.Refused)
 	gauge("subscribers", float64(s.Subscribers))
 	count("undecoded_total", s.Undecoded)
 	count("unnamed_rules_total", s.UnnamedRules)

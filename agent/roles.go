@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 )
 
 // Role is what a peer of the API may do. Each includes those before it.
@@ -137,6 +138,7 @@ func (r *roles) guarded(what string, need Role, next http.HandlerFunc) http.Hand
 type quota struct {
 	what               string
 	max, reserve, each int
+	refused            atomic.Uint64
 
 	mu sync.Mutex
 	n  int
@@ -149,6 +151,14 @@ func newQuota(what string, limit, reserve, each int) *quota {
 
 // take takes one for a user, until give.
 func (q *quota) take(uid uint32, role Role) error {
+	err := q.tryTake(uid, role)
+	if err != nil {
+		q.refused.Add(1)
+	}
+	return err
+}
+
+func (q *quota) tryTake(uid uint32, role Role) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if role < RoleAdmin {

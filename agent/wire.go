@@ -29,6 +29,7 @@ type Status struct {
 	UnnamedRules   uint64        `json:"unnamed_rules"`   // events whose generation was already forgotten
 	SubscriberLost uint64        `json:"subscriber_lost"` // all subscribers together
 	Subscribers    int           `json:"subscribers"`
+	Refused        uint64        `json:"refused"` // connections and streams beyond the limits
 	Processes      int           `json:"processes"`
 	Peer           *Peer         `json:"peer,omitempty"` // who asked
 

@@ -94,6 +94,7 @@ func troubles(s *agent.Status) (out []string) {
 		{s.Undecoded, "records of the kernel that could not be read"},
 		{s.UnnamedRules, "events whose rules were already forgotten"},
 		{s.SubscriberLost, "events that readers were too slow for"},
+		{s.Refused, "connections and streams that were refused: too many at once"},
 		{s.NoScratch, "judgements without working memory, made strictly"},
 		{s.NoIdentity, "threads without an identity, judged strictly"},
 		{s.NoTexts, "processes whose arguments and ancestors found no room"},
