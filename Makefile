@@ -15,7 +15,7 @@ GOLANGCI_LINT := .cache/bin/golangci-lint-v2.15.0
 
 # For generate and lint, and for the virtual machines.
 PACKAGES := clang-19 clang-format-19 llvm-19 libbpf-dev \
-	qemu-system-x86 qemu-system-common busybox-static kmod e2fsprogs mount xz-utils debian-archive-keyring
+	qemu-system-x86 qemu-system-common busybox-static kmod e2fsprogs mount xz-utils debian-archive-keyring python3
 
 .PHONY: help build run demo check test lint format bench fuzz generate deps install deb clean
 .DEFAULT_GOAL := help

@@ -38,7 +38,7 @@ format() {
 
 # The generated files are committed; they must be what the sources make.
 current() {
-	sha256sum bpf/*_bpfel.go bpf/*_bpfel.o >$results/generated &&
+	sha256sum bpf/*_bpfel.go bpf/*_bpfel.o agent/openapi.json docs/openapi.yaml clients/python/pavise.py >$results/generated &&
 		go generate ./... &&
 		{ sha256sum --quiet -c $results/generated || { echo "generated files were not current: commit them"; return 1; }; }
 }
