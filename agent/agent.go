@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"os"
@@ -20,6 +21,7 @@ import (
 	"time"
 
 	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/bpf"
 	"github.com/pavise-project/pavise/decode"
 	"github.com/pavise-project/pavise/enforce"
 	"github.com/pavise-project/pavise/policy"
@@ -61,6 +63,9 @@ type Kernel interface {
 	Read(ctx context.Context, fn func(rec []byte) error) error
 	// Counters are the kernel's own; RuleHits are by rule of the active Image.
 	Counters() (enforce.Counters, error)
+	// Time has the kernel time its programs until the Closer is closed, and Runs are what it has measured.
+	Time() (io.Closer, error)
+	Runs() []bpf.Run
 	// Refresh follows mounts and the inodes behind protected names; cheap when nothing changed.
 	Refresh() error
 	// Close detaches everything.
@@ -107,6 +112,7 @@ type Agent struct {
 	containers *proc.Containers
 	hub        *hub
 	roles      *roles
+	busy       busy
 	conns      *quota
 	streams    *quota
 	patience   time.Duration // of an answer with whoever takes it
@@ -165,6 +171,7 @@ func New(cfg Config) (*Agent, error) {
 	a.scans = newQuota("searches of the history", maxScans, 1, maxScans/2)
 	a.conns = newQuota("connections", maxConns, connsForAdmins, maxConnsOfUser)
 	a.streams = newQuota("streams", maxStreams, streamsForAdmins, maxStreamsOfUser)
+	a.scans = newQuota("searches of the history", maxScans, 1, maxScans/2)
 	a.patience = writeTimeout
 	r, err := newRoles(cfg.Groups)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/bpf"
 	"github.com/pavise-project/pavise/enforce"
 	"github.com/pavise-project/pavise/policy"
 )
@@ -29,6 +31,8 @@ type fake struct {
 	shadow   func(*policy.Image) (enforce.Applied, error)
 	counts   func() enforce.ShadowCounters
 	shaded   bool
+	timed    func() (io.Closer, error)
+	runs     func() []bpf.Run
 
 	mu     sync.Mutex
 	gen    uint32
@@ -171,6 +175,20 @@ func (f *fake) Read(ctx context.Context, fn func([]byte) error) error {
 }
 
 func (f *fake) Refresh() error { return nil }
+
+func (f *fake) Time() (io.Closer, error) {
+	if f.timed != nil {
+		return f.timed()
+	}
+	return io.NopCloser(nil), nil
+}
+
+func (f *fake) Runs() []bpf.Run {
+	if f.runs != nil {
+		return f.runs()
+	}
+	return nil
+}
 
 func (f *fake) Counters() (enforce.Counters, error) {
 	if f.counters != nil {

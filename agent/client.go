@@ -286,7 +286,12 @@ func (c *Client) Events(ctx context.Context, eq EventQuery, fn func(line []byte)
 	if eq.Limit >= 0 {
 		q.Set("limit", strconv.Itoa(eq.Limit))
 	}
-	res, err := c.do(ctx, "GET", "/v1/events", q, nil)
+	return c.lines(ctx, "/v1/events", q, fn)
+}
+
+// lines calls fn for each line of a stream.
+func (c *Client) lines(ctx context.Context, path string, q url.Values, fn func(line []byte) error) error {
+	res, err := c.do(ctx, "GET", path, q, nil)
 	if err != nil {
 		return err
 	}
@@ -299,7 +304,7 @@ func (c *Client) Events(ctx context.Context, eq EventQuery, fn func(line []byte)
 		}
 	}
 	if err := s.Err(); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("read events: %w", err)
+		return fmt.Errorf("read %s: %w", path, err)
 	}
 	return nil
 }
@@ -345,6 +350,23 @@ func (c *Client) History(ctx context.Context, hq HistoryQuery, fn func(*HistoryL
 		return errors.New("read the history: the agent's answer was cut off")
 	}
 	return ctx.Err()
+}
+
+// TopQuery says what of GET /v1/top is asked for.
+type TopQuery struct {
+	Interval time.Duration
+	Count    int  // of lines; 0: until ctx ends
+	Rows     int  // of processes and rules
+	Cost     bool // have the kernel time the hooks
+}
+
+// Top calls fn for each interval, with a line of JSON (valid during the call), until the stream, ctx or fn ends.
+func (c *Client) Top(ctx context.Context, tq TopQuery, fn func(line []byte) error) error {
+	q := url.Values{"interval": {tq.Interval.String()}, "rows": {strconv.Itoa(tq.Rows)}, "count": {strconv.Itoa(tq.Count)}}
+	if tq.Cost {
+		q.Set("cost", "1")
+	}
+	return c.lines(ctx, "/v1/top", q, fn)
 }
 
 // Why asks why an event was judged as it was.

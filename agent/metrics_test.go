@@ -23,7 +23,7 @@ func TestMetrics(t *testing.T) {
 	must(t, err)
 	port := l.Addr().String()
 	must(t, l.Close())
-	_, c := running(t, f, func(cfg *Config) {
+	a, c := running(t, f, func(cfg *Config) {
 		cfg.Policies, cfg.Metrics, cfg.Version = parse(t, shadow("one", "monitor")), port, "1.2"
 	})
 	get := func(do func() (*http.Response, error)) string {
@@ -48,15 +48,33 @@ func TestMetrics(t *testing.T) {
 			}
 		}
 	}
-	// Nothing else is on the port.
-	res, err := http.Get("http://" + port + "/v1/policies")
-	must(t, err)
-	_ = res.Body.Close()
-	if res.StatusCode != http.StatusNotFound {
-		t.Error("the port answers", res.Status)
+	// Nothing is on the port but what all may see.
+	onPort := []string{}
+	for _, rt := range a.routeList() {
+		req, err := http.NewRequestWithContext(t.Context(), rt.method, "http://"+port+pathParam.ReplaceAllString(rt.path, "1"), strings.NewReader("{}"))
+		must(t, err)
+		res, err := http.DefaultClient.Do(req)
+		must(t, err)
+		_ = res.Body.Close()
+		if res.StatusCode == http.StatusOK {
+			onPort = append(onPort, rt.path)
+		} else if res.StatusCode != http.StatusNotFound && res.StatusCode != http.StatusMethodNotAllowed {
+			t.Error(rt.method, rt.path, res.Status)
+		}
+	}
+	if got := strings.Join(onPort, " "); got != "/healthz /readyz /metrics" {
+		t.Errorf("on the port are %s", got)
 	}
 	if text := get(func() (*http.Response, error) { return c.do(t.Context(), "GET", "/readyz", nil, nil) }); !strings.Contains(text, `"ready":true`) {
 		t.Error(text)
+	}
+	why := "compile: too many"
+	a.behind.Store(&why)
+	res, err := http.Get("http://" + port + "/readyz")
+	must(t, err)
+	defer res.Body.Close()
+	if b, err := io.ReadAll(res.Body); err != nil || res.StatusCode != http.StatusServiceUnavailable || !strings.Contains(string(b), "rules on containers do not know of all of them: compile: too many") {
+		t.Error(res.Status, string(b), err)
 	}
 }
 

@@ -79,6 +79,7 @@ func (a *Agent) handle(rec []byte) error {
 			return nil
 		}
 	}
+	a.busy.count(e)
 	a.hub.publish(e)
 	return nil
 }

@@ -27,7 +27,7 @@ func TestPythonClient(t *testing.T) {
 	}
 	f := newFake()
 	a, _ := running(t, f, func(c *Config) {
-		c.StateDir, c.LogLevel = filepath.Join(t.TempDir(), "state"), new(slog.LevelVar)
+		c.StateDir, c.LogLevel, c.HistoryBytes = filepath.Join(t.TempDir(), "state"), new(slog.LevelVar), 16<<20
 	})
 	exec1 := &pavise.Event{Op: pavise.OpExec, PID: 4000100, ExecID: 2}
 	exec1.Exec.Exe.Path, exec1.Exec.StartTime = "/usr/sbin/\x1bnginx", 2

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -16,6 +17,8 @@ func TestRoutesByRole(t *testing.T) {
 	a := newAgent(t, newFake(), func(c *Config) { c.Groups = Groups{Write: []string{"77"}} })
 	h := a.guard(a.routes())
 	asked := map[Role]int{}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // streams end at once
 	for _, rt := range a.routeList() {
 		if rt.role < RoleRead || rt.role > RoleAdmin {
 			t.Errorf("%s %s is for the role %s", rt.method, rt.path, rt.role)
@@ -28,7 +31,7 @@ func TestRoutesByRole(t *testing.T) {
 			w := httptest.NewRecorder()
 			req := httptest.NewRequest(rt.method, pathParam.ReplaceAllString(rt.path, "1"), strings.NewReader("{}"))
 			c := &conn{peer: &peer{UID: 1001}, role: role}
-			h.ServeHTTP(w, req.WithContext(context.WithValue(t.Context(), connKey{}, c)))
+			h.ServeHTTP(w, req.WithContext(context.WithValue(ctx, connKey{}, c)))
 			if refused := w.Code == http.StatusForbidden; refused != (role < rt.role) {
 				t.Errorf("%s %s with the role %s: %d %s", rt.method, rt.path, role, w.Code, w.Body)
 			} else if refused && !strings.Contains(w.Body.String(), fmt.Sprintf("%s %s needs the role %s, and uid 1001 has %s;", rt.method, rt.path, rt.role, role)) {
@@ -145,5 +148,27 @@ func TestACL(t *testing.T) {
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("%v", got)
+	}
+}
+
+// TestWhoChanged: a revision is by whom the kernel says, whatever the request says.
+func TestWhoChanged(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to be someone else")
+	}
+	const writers, uid = 54322, 1234
+	a, c := running(t, newFake(), func(c *Config) {
+		c.Groups, c.StateDir, c.Policies = Groups{Write: []string{fmt.Sprint(writers)}}, filepath.Join(t.TempDir(), "state"), parse(t, shadow("one", "monitor"))
+	})
+	openTo(t, a)
+	got, err := connectAs(a.cfg.Socket, uid, writers, nil, "DELETE /v1/policies/one")
+	if err != nil || !strings.HasPrefix(got, "HTTP/1.1 200") {
+		t.Fatal(got, err)
+	}
+	revs, _, err := c.Revisions(t.Context())
+	must(t, err)
+	by := revs[len(revs)-1].By
+	if by.UID == nil || *by.UID != uid || int(by.PID) != os.Getpid() || revs[0].By.UID != nil {
+		t.Errorf("%+v", revs)
 	}
 }

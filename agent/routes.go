@@ -66,6 +66,7 @@ const (
 	paramCount              // 0 or more
 	paramDuration           // as 60s
 	paramTime               // as 2026-01-02T15:04:05Z
+	paramInterval           // a duration of minInterval to maxInterval
 	paramWhere              // a CEL condition on an event
 )
 
@@ -87,6 +88,10 @@ func (p *param) check(v string) error {
 	case paramTime:
 		if _, err := time.Parse(time.RFC3339Nano, v); err != nil {
 			return fmt.Errorf("%s=%q: want a time as 2026-01-02T15:04:05Z", p.name, v)
+		}
+	case paramInterval:
+		if d, err := time.ParseDuration(v); err != nil || d < minInterval || d > maxInterval {
+			return fmt.Errorf("%s=%q: want a duration from %s to %s, as 2s", p.name, v, minInterval, maxInterval)
 		}
 	}
 	return nil
@@ -166,6 +171,17 @@ func (a *Agent) routeList() []route {
 				{name: "limit", kind: paramCount, doc: "At most this many events or groups."},
 			},
 			serve: a.getHistory,
+		},
+		{
+			method: "GET", path: "/v1/top", role: RoleRead, id: "top", answer: Top{}, kind: ndjson,
+			doc: "What goes on, a line for each interval: rates, rules, the busiest processes, loss, memory, and with cost what each hook costs.",
+			query: []param{
+				{name: "interval", kind: paramInterval, doc: "The time between two lines, 200ms to 1h; 2s without it."},
+				{name: "count", kind: paramCount, doc: "End after this many lines; without it, or with 0, go on."},
+				{name: "rows", kind: paramCount, doc: "At most this many processes and rules a line, the busiest; 20 without it, 0 for none, and never more than 1000."},
+				{name: "cost", kind: paramSwitch, role: RoleWrite, doc: "Have the kernel time the hooks. While a reader asks for this, each run of every BPF program of the machine takes some tens of nanoseconds longer."},
+			},
+			serve: a.getTop,
 		},
 		{
 			method: "GET", path: "/v1/processes", role: RoleRead, id: "processes", doc: "The process table, with what ended or was replaced a while ago.", answer: ProcessList{},

@@ -5,11 +5,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"os"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -566,6 +569,35 @@ func (k *Kernel) Missed() (n uint64) {
 		}
 	}
 	return n
+}
+
+// Run is how often a program ran while programs were timed, and for how long.
+type Run struct {
+	Program string
+	Count   uint64
+	Time    time.Duration
+}
+
+// Runs are those of the loaded programs, by name.
+func (k *Kernel) Runs() []Run {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	out := make([]Run, 0, len(k.programs))
+	for _, name := range slices.Sorted(maps.Keys(k.programs)) {
+		if s, err := k.programs[name].Stats(); err == nil {
+			out = append(out, Run{Program: name, Count: s.RunCount, Time: s.Runtime})
+		}
+	}
+	return out
+}
+
+// TimePrograms has the kernel time each run of every BPF program of the machine until the Closer is closed, or this process ends.
+func TimePrograms() (io.Closer, error) {
+	c, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
+	if err != nil {
+		return nil, fmt.Errorf("have the kernel time its programs: %w", err)
+	}
+	return c, nil
 }
 
 // Close detaches and frees everything.

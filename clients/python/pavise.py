@@ -29,6 +29,20 @@ SOCKET = "/run/pavise/pavise.sock"
 
 
 
+class _Act(TypedDict):
+    count: int
+    event: Event  # an example: the first
+    first: str
+    last: str
+
+
+class Act(_Act, total=False):
+    """An Act is one thing that one program did to one object, however often."""
+
+    by: str  # By names the policy and the rule that flag the act, empty for none: it is not learned.
+    start: bool  # Start says that it was done within 10 s of its process's start.
+
+
 class By(TypedDict, total=False):
     """By is who asked for a revision. A local caller is known to the kernel; the agent itself has no UID."""
 
@@ -307,6 +321,55 @@ class Health(TypedDict):
     status: str  # ok
 
 
+class HistoryGroup(TypedDict):
+    """HistoryGroup is how many events have the same values of the fields that were asked for."""
+
+    count: int  # with the repeats that were folded into them
+    events: int
+    first: str
+    last: str
+    values: List[str]
+
+
+class HistoryLine(TypedDict, total=False):
+    """HistoryLine is one line of the answer to GET /v1/history: an event, a group, how far the scan is, or, at the end, what it was."""
+
+    end: ScanEnd
+    event: Event
+    group: HistoryGroup
+    progress: ScanProgress
+
+
+class _HistoryRecovery(TypedDict):
+    events: int  # in logs that were no segment yet
+    lost_bytes: int  # that are no whole record: cut off or damaged
+    until: str  # the time of the last of them
+
+
+class HistoryRecovery(_HistoryRecovery, total=False):
+    """HistoryRecovery says what the start found of the last agent's log: what is there, and what is lost when that agent, or the machine, was killed."""
+
+    damaged: List[str]  # logs of which nothing can be read
+
+
+class _HistoryStatus(TypedDict):
+    bytes: int
+    dropped: int  # that could not be written, or came too fast
+    lost_bytes: int  # of logs, that were found to be no records
+    max_bytes: int
+    on: bool
+    removed: int  # files that went for the limits, or for room
+    segments: int
+    written: int  # events since the start
+
+
+class HistoryStatus(_HistoryStatus, total=False):
+    """HistoryStatus is the history in the status."""
+
+    error: str  # why not, or what is wrong with it
+    recovered: HistoryRecovery  # what the start found of a history that was not made into segments
+
+
 class _Host(TypedDict):
     arch: str
     btf: bool
@@ -322,6 +385,36 @@ class Host(_Host, total=False):
     cgroup2: str
     lockdown: str
     missing_capabilities: List[str]
+
+
+class _LearnRequest(TypedDict):
+    for_ns: int  # nanoseconds
+    subject: str  # CEL, as a policy's subject
+
+
+class LearnRequest(_LearnRequest, total=False):
+    """LearnRequest is the body of PUT /v1/learning."""
+
+    operations: List[str]  # none: all that can be seen on this machine
+
+
+class _Learning(TypedDict):
+    acts: int  # that differ
+    lost: int  # of these operations, by any process
+    on: bool
+    operations: List[str]
+    running: int  # processes of the subject that ran already when it began: how they started was not seen
+    seen: int  # with repeats
+    since: str
+    subject: str
+    until: str
+
+
+class Learning(_Learning, total=False):
+    """Learning is GET /v1/learning: what is being learned, or was last. GET /v1/learning/acts has what was seen."""
+
+    unseen: List[str]  # operations that this machine cannot see
+    why: str  # it ended, when nobody ended it
 
 
 class LogLevel(TypedDict):
@@ -616,6 +709,27 @@ class RungTry(_RungTry, total=False):
     error: str
 
 
+class _ScanEnd(TypedDict):
+    bytes: int
+    matched: int  # events
+
+
+class ScanEnd(_ScanEnd, total=False):
+    """ScanEnd says what a scan was, once it is over."""
+
+    cut: bool  # there was more than the limit
+    damaged: List[str]  # files that could not be read, or in part
+    error: str  # why it ended before the end
+    lost_bytes: int  # of logs, that are no records
+
+
+class ScanProgress(TypedDict):
+    """ScanProgress is how much of the history has been gone through."""
+
+    all: int
+    done: int  # bytes
+
+
 class _Shadow(TypedDict):
     active_generation: int
     on: bool
@@ -653,12 +767,14 @@ class _Status(TypedDict):
     containers: ContainerCount
     filtered: int  # by the part of a rule that runs in user space
     generation: int
+    history: HistoryStatus
     kernel: str
     kernel_map_bytes: int
     kernel_missed: int
     kernel_no_count: int
+    kernel_no_engine: int
     kernel_no_identity: int
-    kernel_no_scratch: int  # What should not happen in the kernel: no working memory for a judgement, a thread without an identity, no room for a process's arguments and ancestors, or for a count of a rate, a program that was skipped because it was running already on that CPU.
+    kernel_no_scratch: int  # What should not happen in the kernel: no working memory for a judgement, a thread without an identity, no room for a process's arguments and ancestors, or for a count of a rate, a hook that had lost what judges for it, a program that was skipped because it was running already on that CPU.
     kernel_no_texts: int
     operations: List[OpCount]
     pid: int
@@ -703,6 +819,90 @@ class TargetExe(TypedDict, total=False):
 
 class TargetUser(TypedDict, total=False):
     id: int
+
+
+class _Top(TypedDict):
+    generation: int
+    interval_ns: int  # nanoseconds
+    kernel_map_bytes: int
+    operations: List[TopOp]  # of which something was seen
+    other_processes: TopCount
+    policies: int
+    processes: List[TopProcess]  # busiest first
+    rss_bytes: int
+    rules: List[TopRule]  # that matched, busiest first
+    subscriber_lost: int
+    subscribers: int
+    time: str
+    trouble: int  # what should not happen in the kernel, as the status names it
+    undecoded: int  # records that could not be read
+
+
+class Top(_Top, total=False):
+    """Top is one line of GET /v1/top: what was in an interval."""
+
+    hooks: List[TopHook]  # that ran, dearest first; with cost alone
+    hooks_error: str  # why they are not timed
+    revision: int  # in force; 0 without a state directory
+
+
+class TopCount(TypedDict):
+    """TopCount is how many events came, with those that were folded into them, and in how many of them an act was, or would have been, stopped."""
+
+    denied: int  # or killed for
+    events: int
+    would: int  # it was monitored
+
+
+class TopHook(TypedDict):
+    """TopHook is a kernel program, how often it ran, and for how long."""
+
+    program: str
+    runs: int
+    time_ns: int  # nanoseconds
+
+
+class TopOp(TypedDict):
+    """TopOp is an operation: the kernel's counters, and the events that came."""
+
+    delivered: int
+    denied: int  # or killed for
+    events: int
+    folded: int
+    lost: int
+    op: str
+    rung: str
+    seen: int
+    would: int  # it was monitored
+
+
+class _TopProcess(TypedDict):
+    denied: int  # or killed for
+    events: int
+    pid: int
+    would: int  # it was monitored
+
+
+class TopProcess(_TopProcess, total=False):
+    """TopProcess is a process, and what came of it."""
+
+    container: str  # its name, or its id
+    exe: str
+    unit: str
+    user: str
+
+
+class _TopRule(TypedDict):
+    action: str
+    hits: int
+    policy: str
+    rule: str
+
+
+class TopRule(_TopRule, total=False):
+    """TopRule is a rule, and how often it matched."""
+
+    monitor: bool
 
 
 class _User(TypedDict):
@@ -799,8 +999,8 @@ class _Base:
     def _open(
         self, method: str, path: str, query: Mapping[str, Any], body: Optional[bytes] = None, kind: str = "", stream: bool = False
     ) -> Tuple[_Connection, http.client.HTTPResponse]:
-        given = {k: ("1" if v else "0") if isinstance(v, bool) else str(v) for k, v in query.items() if v is not None}
-        url = path + ("?" + urllib.parse.urlencode(given) if given else "")
+        given = [(k, v) for k, vs in query.items() if vs is not None for v in (vs if isinstance(vs, list) else [vs])]
+        url = path + ("?" + urllib.parse.urlencode([(k, int(v) if isinstance(v, bool) else v) for k, v in given]) if given else "")
         conn = _Connection(self.path, self.timeout)
         try:
             try:
@@ -890,6 +1090,13 @@ class Client(_Base):
         """
         return self._json("GET", "/v1/doctor", {})
 
+    def end_learning(self) -> Learning:
+        """Ends that; what was seen is kept.
+
+        DELETE /v1/learning, role write.
+        """
+        return self._json("DELETE", "/v1/learning", {})
+
     def end_shadow(self) -> Shadow:
         """Ends the candidate.
 
@@ -914,6 +1121,33 @@ class Client(_Base):
         GET /healthz, role read.
         """
         return self._json("GET", "/healthz", {})
+
+    def history(self, *, from_: Optional[str] = None, to: Optional[str] = None, where: Optional[str] = None, group: Optional[List[str]] = None, limit: Optional[int] = None) -> Iterator[HistoryLine]:
+        """A search of the history on disk: lines with an event each, or a group with group; with progress now and then; the last one with end.
+
+        GET /v1/history, role read.
+
+        from_: Events from this time on.
+        to: Events before this time.
+        where: A condition in CEL.
+        group: A field by which events are counted; may be given more than once.
+        limit: At most this many events or groups.
+        """
+        return self._lines("GET", "/v1/history", {"from": from_, "to": to, "where": where, "group": group, "limit": limit})
+
+    def learned(self) -> Iterator[Act]:
+        """What was seen of the subject: acts that differ, one a line.
+
+        GET /v1/learning/acts, role read.
+        """
+        return self._lines("GET", "/v1/learning/acts", {})
+
+    def learning(self) -> Learning:
+        """What is being learned of a subject, or was last.
+
+        GET /v1/learning, role read.
+        """
+        return self._json("GET", "/v1/learning", {})
 
     def log(self) -> LogLevel:
         """The least level of the agent's log.
@@ -1029,12 +1263,31 @@ class Client(_Base):
         """
         return self._json("GET", "/v1/shadow", {})
 
+    def start_learning(self, body: LearnRequest) -> Learning:
+        """Begins to note what a subject does.
+
+        PUT /v1/learning, role write.
+        """
+        return self._json("PUT", "/v1/learning", {}, json.dumps(body).encode(), "application/json")
+
     def status(self) -> Status:
         """How the agent is, and which role you have.
 
         GET /v1/status, role read.
         """
         return self._json("GET", "/v1/status", {})
+
+    def top(self, *, interval: Optional[str] = None, count: Optional[int] = None, rows: Optional[int] = None, cost: Optional[bool] = None) -> Iterator[Top]:
+        """What goes on, a line for each interval: rates, rules, the busiest processes, loss, memory, and with cost what each hook costs.
+
+        GET /v1/top, role read.
+
+        interval: The time between two lines, 200ms to 1h; 2s without it.
+        count: End after this many lines; without it, or with 0, go on.
+        rows: At most this many processes and rules a line, the busiest; 20 without it, 0 for none, and never more than 1000.
+        cost: Have the kernel time the hooks. While a reader asks for this, each run of every BPF program of the machine takes some tens of nanoseconds longer.
+        """
+        return self._lines("GET", "/v1/top", {"interval": interval, "count": count, "rows": rows, "cost": cost})
 
     def why(self, id: int) -> Why:
         """The rules that judged a kept event, each condition as a tree with its results and values.

@@ -98,6 +98,15 @@ def main(path: str) -> None:
             break
     t.join(30)
     assert not t.is_alive() and len(others) == 3, others
+    top = list(c.top(count=1, interval="200ms", cost=True, rows=5))
+    assert len(top) == 1 and top[0]["interval_ns"] >= 200_000_000 and top[0]["processes"][0]["exe"] == "/usr/sbin/\x1bnginx", top
+    found = list(c.history(limit=2, where='op == "file.open"'))
+    assert found[0]["event"]["file"]["path"] == "/etc/shadow" and found[-1]["end"]["matched"] >= 2, found
+    groups = [x["group"] for x in c.history(group=["op", "file.path"], to="2100-01-01T00:00:00Z") if "group" in x]
+    assert ["file.open", "/etc/shadow"] in [g["values"] for g in groups], groups
+    refused(404, c.learning)
+    assert c.start_learning({"subject": 'process.exe.path == "/x"', "for_ns": 60 * 10**9})["on"] and c.learning()["subject"]
+    assert not c.end_learning()["on"] and list(c.learned()) == []
     assert c.why(event["id"])["event"]["id"] == event["id"]
     refused(404, c.why, 10**9)
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/agent"
+	"github.com/pavise-project/pavise/bpf"
 	"github.com/pavise-project/pavise/enforce"
 	"github.com/pavise-project/pavise/policy"
 	"github.com/rogpeppe/go-internal/testscript"
@@ -174,6 +176,7 @@ type fakeKernel struct {
 	recs [][]byte
 	more chan struct{}
 	gone chan struct{}
+	runs uint64
 }
 
 func (k *fakeKernel) emit(m map[string]any) {
@@ -274,6 +277,14 @@ func (k *fakeKernel) ShadowCounters() (c enforce.ShadowCounters, err error) {
 }
 
 func (k *fakeKernel) Refresh() error { return nil }
+
+func (k *fakeKernel) Time() (io.Closer, error) { return io.NopCloser(nil), nil }
+
+// Runs are 100 more at each look.
+func (k *fakeKernel) Runs() []bpf.Run {
+	k.runs += 100
+	return []bpf.Run{{Program: "lsm_file_open", Count: k.runs, Time: time.Duration(k.runs) * 200}}
+}
 
 func (k *fakeKernel) Counters() (c enforce.Counters, err error) {
 	c.RuleHits = []uint64{7}

@@ -69,8 +69,8 @@ class _Base:
     def _open(
         self, method: str, path: str, query: Mapping[str, Any], body: Optional[bytes] = None, kind: str = "", stream: bool = False
     ) -> Tuple[_Connection, http.client.HTTPResponse]:
-        given = {k: ("1" if v else "0") if isinstance(v, bool) else str(v) for k, v in query.items() if v is not None}
-        url = path + ("?" + urllib.parse.urlencode(given) if given else "")
+        given = [(k, v) for k, vs in query.items() if vs is not None for v in (vs if isinstance(vs, list) else [vs])]
+        url = path + ("?" + urllib.parse.urlencode([(k, int(v) if isinstance(v, bool) else v) for k, v in given]) if given else "")
         conn = _Connection(self.path, self.timeout)
         try:
             try:
