@@ -245,7 +245,7 @@ func TestSlowReader(t *testing.T) {
 	cancel()
 	must(t, <-done)
 	dropped := a.hub.dropped.Load()
-	if dropped == 0 || most > time.Second {
+	if dropped == 0 || most > 10*time.Second {
 		t.Errorf("%d events were too many, and one took %s to hand on", dropped, most)
 	}
 	got, lost := 0, uint64(0)

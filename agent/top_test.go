@@ -93,12 +93,15 @@ func TestTop(t *testing.T) {
 	runs.Add(10)
 	// All of it is in one of the next lines, or over two.
 	var got Top
-	for got.Hooks == nil || len(got.Rules) == 0 || len(got.Operations) == 0 {
+	var op TopOp
+	for lines := 0; lines < 3 || len(got.Hooks) == 0 && lines < 50; lines++ {
 		l := next()
 		got.Operations, got.Rules, got.Processes, got.Hooks = append(got.Operations, l.Operations...), append(got.Rules, l.Rules...), append(got.Processes, l.Processes...), append(got.Hooks, l.Hooks...)
 		got.OtherProcesses.add(l.OtherProcesses)
 	}
-	var op TopOp
+	if len(got.Rules) == 0 {
+		t.Fatalf("%+v", got)
+	}
 	for _, o := range got.Operations {
 		op.Seen, op.Folded, op.Lost, op.Op = op.Seen+o.Seen, op.Folded+o.Folded, op.Lost+o.Lost, o.Op
 		op.add(o.TopCount)
