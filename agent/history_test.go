@@ -223,7 +223,7 @@ func TestHistoryFullDisk(t *testing.T) {
 	for range 201 {
 		<-told
 	}
-	s := awaitStatus(t, c, func(s *Status) bool { return s.History.Written+s.History.Dropped == 201 })
+	s := awaitStatus(t, c, func(s *Status) bool { return s.History.Written+s.History.Dropped == 201 && s.History.Error != "" })
 	if s.History.Dropped == 0 || !strings.Contains(s.History.Error, "no space left on device") {
 		t.Errorf("%+v", s.History)
 	}
