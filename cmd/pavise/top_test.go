@@ -15,7 +15,7 @@ import (
 
 // TestTopRender draws each testdata/top file: the settings, the line of the stream, ----------, the screen.
 func TestTopRender(t *testing.T) {
-	files, err := filepath.Glob("testdata/top/*.test")
+	files, err := filepath.Glob("testdata/top/*.txt")
 	if err != nil || len(files) < 5 {
 		t.Fatal(files, err)
 	}
