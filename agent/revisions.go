@@ -34,6 +34,9 @@ const (
 	fromUnconfirmed = "not confirmed"
 )
 
+// revisionsDir is the directory of the revisions in that of the state.
+const revisionsDir = "revisions"
+
 const (
 	minConfirm = time.Second
 	maxConfirm = 24 * time.Hour
@@ -110,7 +113,7 @@ func (a *Agent) restore() error {
 	if a.cfg.StateDir == "" {
 		return nil
 	}
-	r, damaged, err := store.OpenRevisions(filepath.Join(a.cfg.StateDir, "revisions"))
+	r, damaged, err := store.OpenRevisions(filepath.Join(a.cfg.StateDir, revisionsDir))
 	if err != nil {
 		return err
 	}

@@ -351,21 +351,29 @@ var processStructs = func() map[string]map[string]*types.FieldType {
 			if all[sub.TypeName()] == nil {
 				all[sub.TypeName()] = map[string]*types.FieldType{}
 				all[name][part] = &types.FieldType{Type: sub, IsSet: always, GetFrom: func(o any) (any, error) {
-					p, ok := o.(*pavise.Process)
-					if !ok {
-						return nil, fmt.Errorf("no process but %T", o)
+					switch v := o.(type) {
+					case *pavise.Process:
+						return &procVal{v, sub}, nil
+					case *partVal:
+						return &partVal{procVal{v.p, sub}, v.unknown}, nil
+					case *types.Unknown:
+						return v, nil
 					}
-					return &procVal{p, sub}, nil
+					return nil, fmt.Errorf("no process but %T", o)
 				}}
 			}
 			name = sub.TypeName()
 		}
 		all[name][parts[len(parts)-1]] = &types.FieldType{Type: celType(f.Type), IsSet: always, GetFrom: func(o any) (any, error) {
-			p, ok := o.(*pavise.Process)
-			if !ok {
-				return nil, fmt.Errorf("no process but %T", o)
+			switch v := o.(type) {
+			case *pavise.Process:
+				return f.proc(v), nil
+			case *partVal:
+				return v.field(f), nil
+			case *types.Unknown:
+				return v, nil
 			}
-			return f.proc(p), nil
+			return nil, fmt.Errorf("no process but %T", o)
 		}}
 	}
 	return all

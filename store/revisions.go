@@ -119,7 +119,11 @@ func OpenRevisions(dir string) (r *Revisions, damaged []error, err error) {
 
 func (r *Revisions) currentName() string { return filepath.Join(r.dir, "current") }
 
-func (r *Revisions) name(n uint64) string { return filepath.Join(r.dir, fmt.Sprintf("%010d.json", n)) }
+func (r *Revisions) name(n uint64) string { return revisionName(r.dir, n) }
+
+func revisionName(dir string, n uint64) string {
+	return filepath.Join(dir, fmt.Sprintf("%010d.json", n))
+}
 
 // numbers are those of the files that are there, in order. It removes what a crash left behind.
 func (r *Revisions) numbers() ([]uint64, error) {
@@ -207,16 +211,20 @@ func (r *Revisions) trim() error {
 }
 
 // Get reads a revision. The error wraps ErrNoRevision or ErrDamaged.
-func (r *Revisions) Get(n uint64) (*Revision, error) {
+func (r *Revisions) Get(n uint64) (*Revision, error) { return ReadRevision(r.dir, n) }
+
+// ReadRevision reads a revision by the directory alone, which it does not touch: an agent may use it meanwhile. The error wraps ErrNoRevision or ErrDamaged.
+func ReadRevision(dir string, n uint64) (*Revision, error) {
+	name := revisionName(dir, n)
 	rev := new(Revision)
-	err := readFile(r.name(n), kindRevision, rev)
+	err := readFile(name, kindRevision, rev)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%w: %d", ErrNoRevision, n)
 	case err != nil:
 		return nil, err
 	case rev.Number != n || rev.ID != IDOf(rev.Documents):
-		return nil, fmt.Errorf("read %s: %w: it is not revision %d", r.name(n), ErrDamaged, n)
+		return nil, fmt.Errorf("read %s: %w: it is not revision %d", name, ErrDamaged, n)
 	}
 	return rev, nil
 }

@@ -48,6 +48,7 @@ func TestScripts(t *testing.T) {
 			"ready":   cmdReady,
 			"status":  cmdStatus,
 			"written": cmdWritten,
+			"damage":  cmdDamage,
 		},
 	})
 }
@@ -85,6 +86,24 @@ func cmdWritten(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 	ts.Fatalf("the agent did not write so many events")
+}
+
+// cmdDamage changes a byte in the middle of each log of a history: damage DIR.
+func cmdDamage(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: damage DIR")
+	}
+	logs, err := filepath.Glob(filepath.Join(ts.MkAbs(args[0]), "*.log"))
+	ts.Check(err)
+	if len(logs) == 0 {
+		ts.Fatalf("no log is in %s", args[0])
+	}
+	for _, name := range logs {
+		b, err := os.ReadFile(name)
+		ts.Check(err)
+		b[len(b)/2] ^= 1
+		ts.Check(os.WriteFile(name, b, 0o600))
+	}
 }
 
 // cmdStatus runs the command line given after a code, and fails unless it exits with that code: status 3 events.

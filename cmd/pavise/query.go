@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -104,10 +102,7 @@ func (a *app) history(ctx context.Context, from string, q agent.HistoryQuery, fn
 	if from == "" {
 		return a.client().History(ctx, q, fn)
 	}
-	dir := from
-	if st, err := os.Stat(filepath.Join(dir, agent.HistoryDir)); err == nil && st.IsDir() {
-		dir = filepath.Join(dir, agent.HistoryDir)
-	}
+	dir, _ := agent.HistoryIn(from)
 	return agent.ReadHistory(ctx, dir, q, fn)
 }
 

@@ -26,6 +26,7 @@ const (
 	exitPrivileges
 	exitUnsupported
 	exitPartly
+	exitStopped
 )
 
 const rootHelp = `Pavise sees what the processes of a Linux host do, decides in the kernel whether they may, and changes its rules
@@ -41,6 +42,7 @@ Exit codes:
   4  no privileges: be root, or a member of a group with the role that it needs (pavise run --help)
   5  this kernel is not supported
   6  converted in part: what has no equivalent is listed
+  7  replayed, and the candidate would have denied something
 
 NO_COLOR is honoured; colour is used on a terminal only.`
 
@@ -120,11 +122,14 @@ func exitCode(err error) int {
 	var pe policy.Errors
 	var ae *agent.APIError
 	var part *partlyError
+	var stopped *stoppedError
 	switch {
 	case err == nil:
 		return exitOK
 	case errors.As(err, &part):
 		return exitPartly
+	case errors.As(err, &stopped):
+		return exitStopped
 	case !errors.As(err, &re), errors.As(err, &ue), errors.As(err, &pe):
 		return exitUsage
 	case errors.Is(err, agent.ErrNotAllowed), errors.Is(err, enforce.ErrPrivileges):
@@ -189,7 +194,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVarP(&a.output, "output", "o", "text", "form of the output: text or json")
 	f.StringVar(&a.socket, "socket", agent.DefaultSocket, "the agent's socket")
 	f.BoolVar(&a.noColor, "no-color", false, "never colour the output")
-	root.AddCommand(a.run(), a.events(), a.query(), a.why(), a.ps(), a.status(), a.top(), a.doctor(), a.check(), a.test(), a.explain(), a.convert(), a.shadow(), a.learn(), a.apply(), a.confirm(), a.rollback(), a.diff(), a.mode(), a.get(), a.delete(), a.version(), a.man())
+	root.AddCommand(a.run(), a.events(), a.query(), a.replay(), a.why(), a.ps(), a.status(), a.top(), a.doctor(), a.check(), a.test(), a.explain(), a.convert(), a.shadow(), a.learn(), a.apply(), a.confirm(), a.rollback(), a.diff(), a.mode(), a.get(), a.delete(), a.version(), a.man())
 	mark(root)
 	return root
 }
