@@ -136,7 +136,7 @@ func codeOf(err error) int {
 		return http.StatusRequestEntityTooLarge
 	case errors.Is(err, ErrNoPolicy), errors.Is(err, ErrNoShadow), errors.Is(err, ErrNoLearning), errors.Is(err, store.ErrNoRevision):
 		return http.StatusNotFound
-	case errors.Is(err, ErrLearning), errors.Is(err, ErrNoState), errors.Is(err, ErrPending), errors.Is(err, ErrNotPending), errors.Is(err, errNoOlder):
+	case errors.Is(err, ErrTooStrict), errors.Is(err, errOtherShadow), errors.Is(err, ErrLearning), errors.Is(err, ErrNoState), errors.Is(err, ErrPending), errors.Is(err, ErrNotPending), errors.Is(err, errNoOlder):
 		return http.StatusConflict
 	case errors.Is(err, ErrBadConfirm), errors.Is(err, errBadLearning):
 		return http.StatusBadRequest

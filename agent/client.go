@@ -210,6 +210,16 @@ func (c *Client) Rollback(ctx context.Context, number uint64, o ApplyOptions) (*
 	return &ch, c.call(ctx, "POST", "/v1/revisions/"+strconv.FormatUint(number, 10)+"/rollback", o.query(), nil, &ch)
 }
 
+// Promote makes the shadow's policies active; mostStricter is how often it may have been stricter than the active ones, below 0 for any number.
+func (c *Client) Promote(ctx context.Context, mostStricter int64, o ApplyOptions) (*Change, error) {
+	q := o.query()
+	if mostStricter >= 0 {
+		q.Set("max-stricter", strconv.FormatInt(mostStricter, 10))
+	}
+	var ch Change
+	return &ch, c.call(ctx, "POST", "/v1/shadow/promote", q, nil, &ch)
+}
+
 // Confirm keeps the revision that waits for it, and returns its number.
 func (c *Client) Confirm(ctx context.Context) (uint64, error) {
 	var r struct{ Revision uint64 }

@@ -229,6 +229,11 @@ func (a *Agent) routeList() []route {
 			doc: "Has the active policies, with those of the body added or replaced, judged beside the active ones, without effect.", serve: a.putShadow,
 		},
 		{
+			method: "POST", path: "/v1/shadow/promote", role: RoleWrite, id: "promote", answer: Change{}, fails: changes,
+			query: append([]param{{name: "max-stricter", kind: paramCount, doc: "Refuse when the candidate was stricter than the active policies more often than this."}}, changeParams...),
+			doc:   "Makes the policies of the candidate active, all or none.", serve: a.postPromote,
+		},
+		{
 			method: "DELETE", path: "/v1/shadow", role: RoleWrite, id: "endShadow", doc: "Ends the candidate.", answer: Shadow{}, fails: []int{notFound}, serve: a.deleteShadow,
 		},
 		{

@@ -7,6 +7,8 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/pavise-project/pavise"
@@ -14,8 +16,12 @@ import (
 	"github.com/pavise-project/pavise/policy"
 )
 
-// ErrNoShadow says that there is no candidate.
-var ErrNoShadow = errors.New("no shadow is on")
+// Errors of candidates.
+var (
+	ErrNoShadow    = errors.New("no shadow is on")
+	ErrTooStrict   = errors.New("the shadow is stricter than it may be")
+	errOtherShadow = errors.New("another shadow was begun meanwhile")
+)
 
 // candidate is the active policies with some added or replaced, judged beside the active ones.
 type candidate struct {
@@ -72,6 +78,51 @@ func (a *Agent) EndShadow() (*Shadow, error) {
 	}
 	a.log.Info("the shadow is off")
 	return a.shadowStatus(), nil
+}
+
+// Promote makes the policies of the candidate that is on active. With mostStricter 0 or above, it refuses when the candidate has decided more strictly than the active policies more often than that.
+func (a *Agent) Promote(mostStricter int64, q Request) (*Change, error) {
+	sh, _ := a.shadowNow()
+	if sh == nil || !sh.on {
+		return nil, ErrNoShadow
+	}
+	var names []string
+	for _, p := range sh.given {
+		names = append(names, p.Name)
+	}
+	return a.change(names, "promote "+strings.Join(names, " "), q, func(have []*policy.Policy) ([]*policy.Policy, error) {
+		now := a.shadow
+		if now == nil || !now.on || !slices.Equal(now.given, sh.given) {
+			return nil, errOtherShadow
+		}
+		c, err := a.kernel.ShadowCounters()
+		if err != nil {
+			return nil, fmt.Errorf("read the shadow's counters: %w", err)
+		}
+		if err := now.with(&c).strict(mostStricter); err != nil {
+			return nil, err
+		}
+		return replaced(have, now.given), nil
+	})
+}
+
+// strict says by which rules a candidate was stricter too often; most is below 0 for any number.
+func (sh *candidate) strict(most int64) error {
+	var sum uint64
+	for _, o := range sh.ops {
+		sum += o.Stricter
+	}
+	if most < 0 || sum <= uint64(most) {
+		return nil
+	}
+	var by []string
+	for _, key := range slices.Sorted(maps.Keys(sh.stricter)) {
+		if n := sh.stricter[key]; n > 0 {
+			policy, rule, _ := strings.Cut(key, "\x00")
+			by = append(by, fmt.Sprintf("%s/%s %d", policy, rule, n))
+		}
+	}
+	return fmt.Errorf("%w: %d times since %s, at most %d are allowed: by %s", ErrTooStrict, sum, sh.since.Local().Format(time.DateTime), most, strings.Join(by, ", "))
 }
 
 // locked changes what the kernel judges by.
@@ -263,6 +314,19 @@ func (a *Agent) putShadow(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	reply(w, http.StatusOK, st)
+}
+
+func (a *Agent) postPromote(w http.ResponseWriter, r *http.Request) {
+	q, ok := requestOf(w, r)
+	if !ok {
+		return
+	}
+	most := int64(-1)
+	if s := r.URL.Query().Get("max-stricter"); s != "" {
+		most, _ = strconv.ParseInt(s, 10, 64) // it was checked
+	}
+	c, err := a.Promote(most, q)
+	a.replyChange(w, c, err)
 }
 
 func (a *Agent) deleteShadow(w http.ResponseWriter, _ *http.Request) {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/enforce"
@@ -301,5 +302,54 @@ func TestShadowFollowsContainers(t *testing.T) {
 	eventually(t, "the candidate follows a container", kills.Load)
 	if did := f.done(); did != "shadow" {
 		t.Errorf("the kernel was asked to %s", did)
+	}
+}
+
+// TestPromote: what was tried becomes what is in force, as a revision, unless it was stricter than it may be.
+func TestPromote(t *testing.T) {
+	f := newFake()
+	f.counts = func() (c enforce.ShadowCounters) {
+		c.RuleHits, c.RuleStricter = []uint64{9, 9}, []uint64{0, 4}
+		c.Ops[pavise.OpOpen] = enforce.ShadowCount{Judged: 9, Stricter: 4}
+		return c
+	}
+	a, c := running(t, f, func(c *Config) { c.StateDir = t.TempDir() })
+	ctx := t.Context()
+	var ae *APIError
+	if _, err := c.Promote(ctx, -1, ApplyOptions{}); !errors.As(err, &ae) || ae.Status != 404 {
+		t.Errorf("nothing was begun: %v", err)
+	}
+	if _, err := c.Apply(ctx, "a.yaml", []byte(shadow("db", "enforce")), nil, ApplyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.SetShadow(ctx, "b.yaml", []byte(shadow("web", "enforce")), nil); err != nil {
+		t.Fatal(err)
+	}
+	before := a.revision()
+	if _, err := c.Promote(ctx, 3, ApplyOptions{}); !errors.As(err, &ae) || ae.Status != 409 || !strings.Contains(err.Error(), "4 times since") || !strings.Contains(err.Error(), "web/shadow 4") {
+		t.Errorf("stricter than it may be: %v", err)
+	}
+	if ch, err := c.Promote(ctx, 4, ApplyOptions{DryRun: true}); err != nil || !ch.DryRun || len(ch.Policies) != 1 || ch.Policies[0].Name != "web" {
+		t.Errorf("dry run: %+v, %v", ch, err)
+	}
+	if a.revision() != before || a.set.Load().find("web") != nil {
+		t.Error("what was refused, or a dry run, changed something")
+	}
+	ch, err := c.Promote(ctx, 4, ApplyOptions{ConfirmWithin: time.Minute})
+	if err != nil || ch.Revision != before+1 || ch.ConfirmBy == nil {
+		t.Fatalf("%+v, %v", ch, err)
+	}
+	if set := a.set.Load(); set.find("web") == nil || set.find("db") == nil {
+		t.Errorf("%d policies are active", len(set.policies))
+	}
+	if sh, err := c.Shadow(ctx); err != nil || sh.On || sh.Ended != "its policies are active now" {
+		t.Errorf("%+v, %v", sh, err)
+	}
+	revs, _, err := a.Revisions()
+	if err != nil || revs[len(revs)-1].From != "promote web" {
+		t.Errorf("%+v, %v", revs, err)
+	}
+	if _, err := c.Promote(ctx, -1, ApplyOptions{}); !errors.As(err, &ae) || ae.Status != 404 {
+		t.Errorf("a second time: %v", err)
 	}
 }

@@ -1193,6 +1193,17 @@ class Client(_Base):
         """
         return self._json("GET", "/v1/processes", {})
 
+    def promote(self, *, max_stricter: Optional[int] = None, dry_run: Optional[bool] = None, confirm_within: Optional[str] = None) -> Change:
+        """Makes the policies of the candidate active, all or none.
+
+        POST /v1/shadow/promote, role write.
+
+        max_stricter: Refuse when the candidate was stricter than the active policies more often than this.
+        dry_run: Only say what would be.
+        confirm_within: Take the change back unless it is confirmed within this time, 1s to 24h.
+        """
+        return self._json("POST", "/v1/shadow/promote", {"max-stricter": max_stricter, "dry-run": dry_run, "confirm-within": confirm_within})
+
     def ready(self) -> Readiness:
         """Whether the agent does what it is for. The status is 503, with the same body, when it does not.
 

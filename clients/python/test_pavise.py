@@ -79,6 +79,7 @@ def main(path: str) -> None:
     assert c.revision(kept)["documents"][0]["name"] == "one"
     assert len(c.rollback(0)["policies"]) == 2
     assert c.set_shadow(GOOD % ("cand", 'file.path == "/x"'))["on"] and c.shadow()["on"]
+    assert c.promote(dry_run=True, max_stricter=0)["dry_run"]
     assert not c.end_shadow()["on"]
     refused(404, c.end_shadow)
     assert c.log() == {"level": "info"} and c.set_log({"level": "debug"}) == {"level": "debug"}

@@ -25,26 +25,7 @@ func (a *app) events() *cobra.Command {
 			if c.Flags().Changed("number") && q.Limit < 0 {
 				return usageError{fmt.Errorf("-n %d: must not be under 0", q.Limit)}
 			}
-			form := a.streamForm(c)
-			write := a.eventWriter("text")
-			err := a.client().Events(c.Context(), q, func(line []byte) error {
-				if form == "json" {
-					_, err := a.stdout.Write(append(line, '\n'))
-					return err
-				}
-				var e pavise.Event
-				if err := json.Unmarshal(line, &e); err != nil {
-					return fmt.Errorf("read event: %w", err)
-				}
-				return write(&e)
-			})
-			if c.Context().Err() != nil {
-				return nil
-			}
-			if err == nil && q.Follow {
-				return fmt.Errorf("%w any more: it ended the stream", agent.ErrNoAgent)
-			}
-			return err
+			return a.showEvents(c, q)
 		},
 	}
 	f := c.Flags()
@@ -52,4 +33,28 @@ func (a *app) events() *cobra.Command {
 	f.StringVar(&q.Where, "where", "", "only events for which this CEL condition holds")
 	f.IntVarP(&q.Limit, "number", "n", -1, "at most this many of the last events (default: all; with --follow: none)")
 	return c
+}
+
+// showEvents prints events until their end, or the command's.
+func (a *app) showEvents(c *cobra.Command, q agent.EventQuery) error {
+	form := a.streamForm(c)
+	write := a.eventWriter("text")
+	err := a.client().Events(c.Context(), q, func(line []byte) error {
+		if form == "json" {
+			_, err := a.stdout.Write(append(line, '\n'))
+			return err
+		}
+		var e pavise.Event
+		if err := json.Unmarshal(line, &e); err != nil {
+			return fmt.Errorf("read event: %w", err)
+		}
+		return write(&e)
+	})
+	if c.Context().Err() != nil {
+		return nil
+	}
+	if err == nil && q.Follow {
+		return fmt.Errorf("%w any more: it ended the stream", agent.ErrNoAgent)
+	}
+	return err
 }

@@ -12,15 +12,16 @@ import (
 
 func (a *app) shadow() *cobra.Command {
 	var file string
-	var off bool
+	var off, follow bool
 	c := &cobra.Command{
-		Use: "shadow [-f FILE | --off]", Short: "Try policies beside the active ones, without effect",
+		Use: "shadow [-f FILE] [--follow] | --off", Short: "Try policies beside the active ones, without effect",
 		Long: `With -f: judge what happens by a candidate too, which is the active policies with those of the file added or replaced. It denies and
 kills nothing. What it would decide is counted rule by rule, and where that is not what the active policies decide, there is an
-event: pavise events --where shadow. Without a flag: show the candidate and its counters. With --off: end it.
+event: pavise events --where shadow; --follow shows them as they come. Without a flag: show the candidate and its counters. With --off: end it.
+"pavise promote" makes its policies active.
 
 When the active policies change, the candidate is made anew of them and its own. It ends when its policies are active, or with the agent.`,
-		Example: "  pavise shadow -f web.yaml\n  pavise shadow\n  pavise events --follow --where 'shadow && action == \"deny\"'\n  pavise shadow --off",
+		Example: "  pavise shadow -f web.yaml --follow\n  pavise shadow\n  pavise events --follow --where 'shadow && action == \"deny\"'\n  pavise shadow --off",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			cl := a.client()
@@ -29,6 +30,8 @@ When the active policies change, the candidate is made anew of them and its own.
 			switch {
 			case off && c.Flags().Changed("file"):
 				return usageError{errors.New("-f and --off: give one of them")}
+			case off && follow:
+				return usageError{errors.New("--follow and --off: give one of them")}
 			case off:
 				sh, err = cl.EndShadow(c.Context())
 			case c.Flags().Changed("file"):
@@ -43,6 +46,10 @@ When the active policies change, the candidate is made anew of them and its own.
 			if err != nil {
 				return err
 			}
+			if follow {
+				fmt.Fprintln(a.stderr, "what the candidate would do, where that is not what the active policies do; ctrl-C leaves it on")
+				return a.showEvents(c, agent.EventQuery{Follow: true, Where: "shadow", Limit: -1})
+			}
 			if a.output == "json" {
 				return a.json(sh)
 			}
@@ -51,6 +58,33 @@ When the active policies change, the candidate is made anew of them and its own.
 	}
 	c.Flags().StringVarP(&file, "file", "f", "", "policy file, or - for the standard input")
 	c.Flags().BoolVar(&off, "off", false, "end it")
+	c.Flags().BoolVar(&follow, "follow", false, "show what it would do, as it comes")
+	return c
+}
+
+func (a *app) promote() *cobra.Command {
+	var o agent.ApplyOptions
+	most := int64(-1)
+	c := &cobra.Command{
+		Use: "promote", Short: "Make the policies of the shadow active",
+		Long: `Make the policies that "pavise shadow -f FILE" has judged beside the active ones active: all or none, in one switch, as a revision of its own. The shadow ends.
+
+With --max-stricter it is refused when the candidate was stricter than the active policies more often than that, with the rules that were, and the exit code is 1.`,
+		Example: "  pavise promote --dry-run\n  pavise promote --max-stricter 0 --confirm-within 60s",
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if c.Flags().Changed("max-stricter") && most < 0 {
+				return usageError{fmt.Errorf("--max-stricter %d: must not be under 0", most)}
+			}
+			ch, err := a.client().Promote(c.Context(), most, o)
+			if err != nil {
+				return err
+			}
+			return a.changed(ch)
+		},
+	}
+	c.Flags().Int64Var(&most, "max-stricter", -1, "how often it may have been stricter than the active policies (default: any number)")
+	changeFlags(c, &o)
 	return c
 }
 
