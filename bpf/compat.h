@@ -34,6 +34,17 @@ static __always_inline __u64 load_word(const void *addr)
 	return CAST(n)->__rb_parent_color;
 }
 
+/* read_word reads 8 bytes at an address. */
+static __always_inline __u64 read_word(const void *addr)
+{
+	__u64 v = 0;
+
+	if (CAN_CAST)
+		return load_word(addr);
+	bpf_probe_read_kernel(&v, sizeof(v), addr);
+	return v;
+}
+
 /* READ_PTR reads a field that is a pointer, as a number: to the verifier it is one, and can go through memory and to any function. */
 #define READ_PTR(p, field)                                                                         \
 	({                                                                                         \
@@ -103,8 +114,8 @@ static __always_inline bool compat_syscall(struct task_struct *t)
 	struct task_struct___x86 *x = (void *)t;
 
 	if (bpf_core_field_exists(x->thread_info.status))
-		return BPF_CORE_READ(x, thread_info.status) & 2;
-	return BPF_CORE_READ(t, thread_info.flags) >> 22 & 1;
+		return READ(x, thread_info.status) & 2;
+	return READ(t, thread_info.flags) >> 22 & 1;
 }
 
 /* The one place that knows where registers are: offsets into pt_regs, set by the loader for the machine's architecture. */
@@ -118,10 +129,7 @@ const volatile __u32 regs_arg2_off_compat = 96; /* dx */
 
 static __always_inline __u64 reg_at(void *regs, __u32 off)
 {
-	__u64 v = 0;
-
-	bpf_probe_read_kernel(&v, sizeof(v), regs + (off & 0x1ff));
-	return v;
+	return read_word(regs + (off & 0x1ff));
 }
 
 /* A constant of the preprocessor, 1 << 28, up to 6.12; an enum of other numbers in 6.18. */

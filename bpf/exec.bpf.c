@@ -9,14 +9,14 @@
 const volatile bool exec_events = true; /* lifecycle records; off only in benchmarks */
 
 static __always_inline void fill_proc(struct rec_proc *r, struct task_struct *t, struct proc *p,
-				      __u8 op)
+				      __u8 op, __u64 now)
 {
 	struct cred *c = (void *)READ_PTR(t, cred);
 
 	__builtin_memset(r, 0, sizeof(*r));
 	r->hdr.kind = REC_PROC;
 	r->hdr.op = op;
-	r->hdr.time = bpf_ktime_get_boot_ns();
+	r->hdr.time = now;
 	r->hdr.exec_id = p->exec_id;
 	r->hdr.pid = READ(t, tgid);
 	r->hdr.tid = READ(t, pid);
@@ -39,7 +39,8 @@ static __always_inline void fill_proc(struct rec_proc *r, struct task_struct *t,
 	else
 		p->flags &= ~PROC_TTY;
 	r->flags = p->flags;
-	bpf_probe_read_kernel_str(r->comm, sizeof(r->comm), t->comm);
+	store64(r->comm, read_word(t->comm));
+	store64(r->comm + 8, read_word(t->comm + 8));
 }
 
 /* task_newtask and not sched_process_fork, which does not see io_uring's workers (create_io_thread). */
@@ -49,6 +50,7 @@ int BPF_PROG(on_fork, struct task_struct *child, unsigned long clone_flags)
 	struct task_struct *parent = bpf_get_current_task_btf();
 	struct proc *pp, *p;
 	struct scratch *s;
+	__u64 now;
 	int si;
 
 	pp = bpf_task_storage_get(&procs, parent, 0, 0);
@@ -77,23 +79,19 @@ int BPF_PROG(on_fork, struct task_struct *child, unsigned long clone_flags)
 		digest_fork(parent, child);
 	if (child->pid != child->tgid)
 		goto out; /* a thread: the same process, the same identity */
+	now = bpf_ktime_get_boot_ns();
 	p->parent_exec_id = pp->exec_id;
-	p->exec_id = new_exec_id();
+	p->exec_id = new_exec_id(now);
 	p->pid = child->pid;
-	p->start = BPF_CORE_READ(child, start_boottime);
+	p->start = READ(child, start_boottime);
 	p->found = 0;
 	p->gen = 0; /* its parent is another */
-	p->parent_exe_len = pp->exe_len;
-	__builtin_memcpy(p->parent_exe, pp->exe, PROC_STR);
-	texts_fork(s, si, pp->exec_id, p->exec_id);
+	texts_fork(s, si, pp, p);
 	if (exec_events) {
 		struct rec_proc *r = (void *)&s->bytes[OFF_REC];
-		struct op_stats *st = stats_of(OP_FORK);
 
-		fill_proc(r, child, p, OP_FORK);
-		r->parent_pid = BPF_CORE_READ(parent, tgid);
-		if (st)
-			__sync_fetch_and_add(&st->seen, 1);
+		fill_proc(r, child, p, OP_FORK, now);
+		r->parent_pid = READ(parent, tgid);
 		send(s, &r->hdr, sizeof(*r), true, false);
 	}
 out:
@@ -112,7 +110,7 @@ static __always_inline __u16 took(__u32 *pos, __u32 len)
 static __always_inline void fill_exe(struct scratch *s, struct rec_proc *r, struct file *exe,
 				     __u32 len)
 {
-	read_inode((__u64)BPF_CORE_READ(exe, f_inode), &r->exe);
+	read_inode(READ_PTR(exe, f_inode), &r->exe);
 	r->exe.flags = (s->path_flags & PATH_PSEUDO ? FILE_MEMFD : 0) |
 		       (s->path_flags & PATH_DELETED || !r->exe.links ? FILE_DELETED : 0) |
 		       (len > MAX_STRING ? FILE_TRUNCATED : 0);
@@ -122,7 +120,8 @@ static __always_inline void fill_exe(struct scratch *s, struct rec_proc *r, stru
 static __always_inline void take_args(struct scratch *s, struct rec_proc *r, struct task_struct *t,
 				      __u32 *pos)
 {
-	unsigned long start = BPF_CORE_READ(t, mm, arg_start), end = BPF_CORE_READ(t, mm, arg_end);
+	struct mm_struct *mm = (void *)READ_PTR(t, mm);
+	unsigned long start = READ(mm, arg_start), end = READ(mm, arg_end);
 	__u64 len = end - start;
 
 	if (len > 4096) {
@@ -155,27 +154,25 @@ static __always_inline void put_digests(struct scratch *s, struct rec_proc *r, _
 static __always_inline void finish_proc(struct scratch *s, __u32 si, struct rec_proc *r,
 					struct task_struct *t, struct file *exe, __u32 pos)
 {
-	struct op_stats *st = stats_of(OP_EXEC);
-	struct fs_struct *fs = BPF_CORE_READ(t, fs);
+	struct fs_struct *fs = (void *)READ_PTR(t, fs);
+	struct task_struct *parent;
 	__u64 cgrp = cgroup_of(t);
 	bool wake = false;
 
 	/* Perhaps the first program in a new container: rules that ask for its image wait for this record. */
-	if (r->hdr.flags != REC_FOUND)
-		wake = cgroup_of((struct task_struct *)BPF_CORE_READ(t, real_parent)) != cgrp;
+	parent = (void *)READ_PTR(t, real_parent);
+	if (r->hdr.flags != REC_FOUND && READ_PTR(t, cgroups) != READ_PTR(parent, cgroups))
+		wake = cgroup_of(parent) != cgrp;
 	if (fs)
-		r->cwd_len = took(&pos, path_build(si, pos, (__u64)BPF_CORE_READ(fs, pwd.dentry),
-						   (__u64)BPF_CORE_READ(fs, pwd.mnt), 0));
-	r->cgroup_len = took(&pos, cgroup_path(si, pos, cgrp) & 0x7ff);
-	r->cgroup_id = BPF_CORE_READ((struct cgroup *)cgrp, kn, id);
+		r->cwd_len = took(&pos, path_build(si, pos, READ_PTR(fs, pwd.dentry),
+						   READ_PTR(fs, pwd.mnt), 0));
+	r->cgroup_len = took(&pos, cgroup_tell(si, pos, cgrp) & 0x7ff);
 	if (exe) {
-		r->fs_len = read_fs(s, pos, (__u64)BPF_CORE_READ(exe, f_inode));
+		r->fs_len = read_fs(s, pos, READ_PTR(exe, f_inode));
 		pos += r->fs_len;
 	}
 	if (digests_used)
 		put_digests(s, r, &pos);
-	if (st)
-		__sync_fetch_and_add(&st->seen, 1);
 	send(s, &r->hdr, pos - OFF_REC, true, wake);
 }
 
@@ -203,9 +200,8 @@ __noinline int script_path(__u32 si, __u32 off, __u64 filename)
 	}
 	bpf_probe_read_kernel(&first, 1, (void *)filename);
 	if (first != '/') {
-		fs = BPF_CORE_READ(bpf_get_current_task_btf(), fs);
-		len = path_build(si, off, (__u64)BPF_CORE_READ(fs, pwd.dentry),
-				 (__u64)BPF_CORE_READ(fs, pwd.mnt), 0);
+		fs = (void *)READ_PTR(bpf_get_current_task_btf(), fs);
+		len = path_build(si, off, READ_PTR(fs, pwd.dentry), READ_PTR(fs, pwd.mnt), 0);
 		if (len > MAX_STRING)
 			return len;
 		if (len > 1) { /* not at the root */
@@ -220,9 +216,9 @@ __noinline int script_path(__u32 si, __u32 off, __u64 filename)
 /* The arguments of the new program, as the kernel has just laid them out; its name is in the record what they are. */
 static __always_inline void put_args(struct scratch *s)
 {
-	struct mm_struct *mm = BPF_CORE_READ(bpf_get_current_task_btf(), mm);
-	unsigned long start = BPF_CORE_READ(mm, arg_start);
-	__u64 len = BPF_CORE_READ(mm, arg_end) - start;
+	struct mm_struct *mm = (void *)READ_PTR(bpf_get_current_task_btf(), mm);
+	unsigned long start = READ(mm, arg_start);
+	__u64 len = READ(mm, arg_end) - start;
 
 	s->obj.name_len = len > MAX_STRING ? MAX_STRING + 1 : len;
 	if (len > MAX_STRING)
@@ -247,8 +243,7 @@ __noinline int judge_exec(__u32 si, __u64 binprm, __u32 script, __u32 op)
 		return 0;
 	begin(s, c);
 	__builtin_memset(&s->obj, 0, sizeof(s->obj));
-	s->extra_len = script ? script_path(si, OFF_EXTRA, (__u64)BPF_CORE_READ(bprm, filename))
-			      : 0;
+	s->extra_len = script ? script_path(si, OFF_EXTRA, READ_PTR(bprm, filename)) : 0;
 	s->rung = RUNG_KILL;
 	set_open(s, (void *)READ_PTR(bprm, file), ACCESS_READ | ACCESS_EXEC);
 	if (op == OP_LATE)
@@ -279,30 +274,32 @@ __noinline int new_image(__u32 si, __u64 binprm, __u32 script)
 	struct rec_proc *r;
 	struct file *exe;
 	struct proc *p;
+	__u64 old, now;
 	__u32 len, pos;
-	__u64 old;
 
 	if (!s)
 		return 0;
 	p = bpf_task_storage_get(&procs, t, 0, 0);
 	if (!p) {
+		identify(si);
+		p = bpf_task_storage_get(&procs, t, 0, 0);
+	}
+	if (!p) {
 		count_err(ERR_PROC);
 		return 0;
 	}
 	r = (void *)&s->bytes[OFF_REC];
-	old = p->exec_id;
-	p->exec_id = new_exec_id();
+	old = p->image;
+	now = bpf_ktime_get_boot_ns();
+	p->exec_id = new_exec_id(now);
 	p->found = 0;
 	p->gen = 0;
 	exe = (void *)READ_PTR(bprm, file);
 	if (digests_used)
 		digest_exec(t, (__u64)exe);
-	fill_proc(r, t, p, OP_EXEC);
+	fill_proc(r, t, p, OP_EXEC, now);
 	pos = OFF_REC + sizeof(*r);
-	len = path_build(si, pos, (__u64)BPF_CORE_READ(exe, f_path.dentry),
-			 (__u64)BPF_CORE_READ(exe, f_path.mnt), 0);
-	p->exe_len = len;
-	keep(s, p->exe, pos);
+	len = path_build(si, pos, READ_PTR(exe, f_path.dentry), READ_PTR(exe, f_path.mnt), 0);
 	fill_exe(s, r, exe, len);
 	r->path_len = took(&pos, len);
 	p->flags = (p->flags & PROC_TTY) | exe_flags(s, r->exe.links) |
@@ -310,15 +307,15 @@ __noinline int new_image(__u32 si, __u64 binprm, __u32 script)
 		   (BPF_CORE_READ_BITFIELD_PROBED(bprm, secureexec) ? PROC_SECURE : 0);
 	r->flags = p->flags;
 
-	p->script_len = 0;
 	if (script) {
-		len = script_path(si, pos, (__u64)BPF_CORE_READ(bprm, filename));
-		p->script_len = len;
-		keep(s, p->script, pos);
+		len = script_path(si, pos, READ_PTR(bprm, filename));
 		r->script_len = took(&pos, len);
 	}
 	take_args(s, r, t, &pos);
-	texts_exec(si, old);
+	texts_exec(si, old, p->forked);
+	p->image = p->exec_id;
+	p->forked = 0;
+	texts_drop(old);
 	if (exec_events)
 		finish_proc(s, si, r, t, exe, pos);
 	return 0;
@@ -341,7 +338,7 @@ int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *b
 	if (!s)
 		return 0;
 	/* binfmt_script and binfmt_misc replace interp and leave filename, as given to execve, naming the script. */
-	script = BPF_CORE_READ(bprm, interp) != BPF_CORE_READ(bprm, filename);
+	script = READ_PTR(bprm, interp) != READ_PTR(bprm, filename);
 	for (int late = 0; late < 2; late++) {
 		__u32 op = late ? OP_LATE : OP_EXEC;
 
@@ -359,7 +356,6 @@ int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *b
 			break;
 		}
 	}
-	identify(si);
 	new_image(si, arg_at(ctx, 2), script);
 	scratch_put(s);
 	return 0;
@@ -374,9 +370,9 @@ int BPF_PROG(on_exit, struct task_struct *t)
 	long err;
 
 	/* The last thread to go ends the process (do_exit has counted it down already). */
-	if (!p || BPF_CORE_READ(t, signal, live.counter) > 0)
+	if (!p || READ((struct signal_struct *)READ_PTR(t, signal), live.counter) > 0)
 		return 0;
-	texts_drop(p->exec_id);
+	texts_drop(p->image);
 	if (!exec_events)
 		return 0;
 	r.hdr.kind = REC_EXIT;
@@ -476,27 +472,24 @@ int found_task(struct bpf_iter__task *ctx)
 		pp = bpf_task_storage_get(&procs, t->real_parent, 0, 0);
 		if (pp && pp != p) {
 			p->parent_exec_id = pp->exec_id;
-			p->parent_exe_len = pp->exe_len;
-			__builtin_memcpy(p->parent_exe, pp->exe, PROC_STR);
 			p->gen = 0;
 		}
 	}
-	if (t->pid == t->tgid && !texts_load(si, p->exec_id)) {
+	if (p->found && t->pid == t->tgid && !texts_of(p->image)) {
 		s->task = READ_PTR(t, group_leader);
-		texts_found(si, p->exec_id);
+		texts_found(si, p->image);
 	}
 	if (!p->found || t->pid != t->tgid)
 		goto out;
 	r = (void *)&s->bytes[OFF_REC];
-	fill_proc(r, t, p, OP_EXEC);
+	fill_proc(r, t, p, OP_EXEC, p->start);
 	r->hdr.flags = REC_FOUND;
-	r->hdr.time = p->start;
 	pos = OFF_REC + sizeof(*r);
-	mm = BPF_CORE_READ(t, mm);
-	exe = mm ? BPF_CORE_READ(mm, exe_file) : NULL;
+	mm = (void *)READ_PTR(t, mm);
+	exe = mm ? (void *)READ_PTR(mm, exe_file) : NULL;
 	if (exe) {
-		len = path_build(si, pos, (__u64)BPF_CORE_READ(exe, f_path.dentry),
-				 (__u64)BPF_CORE_READ(exe, f_path.mnt), 0);
+		len = path_build(si, pos, READ_PTR(exe, f_path.dentry), READ_PTR(exe, f_path.mnt),
+				 0);
 		fill_exe(s, r, exe, len);
 		r->path_len = took(&pos, len);
 	}

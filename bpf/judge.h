@@ -103,12 +103,9 @@ static __always_inline bool renew_creds(struct task_struct *t, struct proc *p)
 	return diff;
 }
 
-/* Where subject() puts strings while it classifies them. */
-#define OFF_EXE	       OFF_TMP
-#define OFF_PARENT_EXE (OFF_TMP + 256)
-#define OFF_SCRIPT     (OFF_TMP + 512)
-#define OFF_CGROUP     (OFF_TMP + 1024)
-#define OFF_DIGESTS    (OFF_TMP + 1024 + CGROUP_PATH)
+/* Where subject() puts strings while it classifies them. The texts stand at OFF_ALT. */
+#define OFF_CGROUP  OFF_TMP
+#define OFF_DIGESTS (OFF_TMP + CGROUP_PATH)
 
 #define CLASSES 4
 
@@ -151,35 +148,67 @@ static __always_inline void subject_classes(struct scratch *s, __u32 si, __u64 d
 			break;
 }
 
-/* subject_texts reads the texts of the current process. */
+/* subject_texts lays out the texts of the current process; 0 when the path of its executable is not among them. */
 __noinline int subject_texts(__u32 si)
 {
 	struct scratch *s = scratch_at(si);
 	struct proc *p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
-	__u32 args = OFF_LINE, args_len = MAX_STRING + 1, up = OFF_LINE, up_len = MAX_STRING + 1;
+	__u32 from = 0, exe_len = TEXT_LONG, parent_len = TEXT_LONG, up_len = TEXT_LONG;
+	__u32 args = OFF_LINE, args_len = TEXT_LONG, script = OFF_LINE, script_len = TEXT_LONG;
 
 	if (!s || !p)
 		return 0;
-	if (texts_load(si, p->exec_id)) {
+	if (texts_load(si, p->image)) {
 		struct texts *t = (void *)&s->bytes[OFF_ALT];
 
-		if (t->line_len < LINE_BYTES) {
-			up += t->from;
-			up_len = t->line_len - t->from;
-			args += t->line_len;
+		exe_len = t->exe_len;
+		parent_len = exe_len;
+		if (!p->forked) {
+			from = t->from;
+			parent_len = t->parent_len;
 		}
-		if (t->args_len <= ARGS_BYTES)
-			args_len = t->args_len;
+		if (!t->cut)
+			up_len = t->line_len - from;
+		args += t->line_len;
+		args_len = t->args_len;
+		if (args_len == TEXT_UNKNOWN)
+			args_len = texts_given(si, p->image, args);
+		script = args + args_kept(t);
+		script_len = t->script_len;
 	}
+	set_dim(s, DIM_EXE, OFF_LINE, exe_len);
+	set_dim(s, DIM_PARENT_EXE, OFF_LINE + from, parent_len);
+	set_dim(s, DIM_ANCESTORS, OFF_LINE + from, up_len);
 	set_dim(s, DIM_ARGS, args, args_len);
-	set_dim(s, DIM_ANCESTORS, up, up_len);
+	set_dim(s, DIM_SCRIPT, script, script_len);
+	return exe_len <= MAX_STRING;
+}
+
+/* subject_exe lays out the path of the executable of the current process where its texts do not have it. */
+__noinline int subject_exe(__u32 si)
+{
+	struct scratch *s = scratch_at(si);
+	struct mm_struct *mm = (void *)READ_PTR(bpf_get_current_task_btf(), mm);
+	struct file *exe = mm ? (void *)READ_PTR(mm, exe_file) : NULL;
+	__u32 len = 0;
+
+	if (!s)
+		return 0;
+	if (exe)
+		len = path_build(si, OFF_ALT, READ_PTR(exe, f_path.dentry),
+				 READ_PTR(exe, f_path.mnt), 0);
+	set_dim(s, DIM_EXE, OFF_ALT, len);
 	return 0;
 }
 
 #define DIMS_CRED                                                                           \
 	(DIM(DIM_UID) | DIM(DIM_GID) | DIM(DIM_LOGIN) | DIM(DIM_CAPS) | DIM(DIM_REAL_UID) | \
 	 DIM(DIM_REAL_GID))
-#define DIMS_TEXTS  (DIM(DIM_ARGS) | DIM(DIM_ANCESTORS))
+#define DIMS_EXE (DIM(DIM_EXE) | DIM(DIM_EXE_SETS))
+/* And the sets of the parent's executable and of the script. */
+#define DIMS_TEXTS                                                                  \
+	(DIMS_EXE | DIM(DIM_PARENT_EXE) | DIM(DIM_EXE_SETS + 1) | DIM(DIM_SCRIPT) | \
+	 DIM(DIM_EXE_SETS + 2) | DIM(DIM_ARGS) | DIM(DIM_ANCESTORS))
 #define DIMS_DIGEST (DIM(DIM_DIGEST) | DIM(DIM_VERITY))
 
 /* subject_digests lays out the digests of the current process's image. */
@@ -203,32 +232,9 @@ __noinline int subject_digests(__u32 si)
 	return 0;
 }
 
-/* renew lays out a thread's own facts of these dimensions, for subject_classes. */
-static __always_inline void renew(struct scratch *s, __u32 si, struct task_struct *t,
-				  struct proc *p, __u64 stale)
+/* renew lays out a thread's own facts that are no texts, for subject_classes. */
+static __always_inline void renew(struct scratch *s, __u32 si, struct proc *p, __u64 stale)
 {
-	if (NEED(stale, DIM_EXE)) {
-		set_dim(s, DIM_EXE, OFF_EXE, p->exe_len);
-		if (p->exe_len < PROC_STR) {
-			bpf_probe_read_kernel(&s->bytes[OFF_EXE], PROC_STR, p->exe);
-		} else {
-			struct file *exe = BPF_CORE_READ(t, mm, exe_file);
-
-			set_dim(s, DIM_EXE, OFF_ALT,
-				path_build(si, OFF_ALT, (__u64)BPF_CORE_READ(exe, f_path.dentry),
-					   (__u64)BPF_CORE_READ(exe, f_path.mnt), 0));
-		}
-	}
-	if (NEED(stale, DIM_PARENT_EXE)) {
-		set_dim(s, DIM_PARENT_EXE, OFF_PARENT_EXE,
-			p->parent_exe_len < PROC_STR ? p->parent_exe_len : MAX_STRING + 1);
-		bpf_probe_read_kernel(&s->bytes[OFF_PARENT_EXE], PROC_STR, p->parent_exe);
-	}
-	if (NEED(stale, DIM_SCRIPT)) {
-		set_dim(s, DIM_SCRIPT, OFF_SCRIPT,
-			p->script_len < PROC_STR ? p->script_len : MAX_STRING + 1);
-		bpf_probe_read_kernel(&s->bytes[OFF_SCRIPT], PROC_STR, p->script);
-	}
 	if (stale & DIMS_DIGEST)
 		subject_digests(si);
 	if (NEED(stale, DIM_PROC_FLAGS))
@@ -296,12 +302,16 @@ static __always_inline struct proc *subject(struct scratch *s, __u32 si, struct 
 	if (tb->subject_need & DIMS_MOVING)
 		stale = moved(si, tb->subject_need, stale);
 	if (stale) {
-		if (stale & DIMS_TEXTS) { /* before DIM_EXE, which may stand at the same place */
-			subject_texts(si);
-			subject_classes(s, si, stale & DIMS_TEXTS);
+		if (stale & DIMS_TEXTS) {
+			__u64 exe = subject_texts(si) ? 0 : stale & DIMS_EXE;
+
+			subject_classes(s, si, stale & DIMS_TEXTS & ~exe);
+			if (exe)
+				subject_exe(si); /* where the texts stood */
+			stale &= ~DIMS_TEXTS | exe;
 		}
-		renew(s, si, t, p, stale);
-		subject_classes(s, si, stale & ~DIMS_TEXTS);
+		renew(s, si, p, stale);
+		subject_classes(s, si, stale);
 		p->gen = tb->gen;
 	}
 	return p;
@@ -545,6 +555,8 @@ static __always_inline void send(struct scratch *s, struct rec_hdr *h, __u32 len
 		err = bpf_ringbuf_output(&telemetry, h, n, BPF_RB_NO_WAKEUP);
 	if (!st)
 		return;
+	if (!h->action) /* of lifecycle; a verdict has been counted, folded or not */
+		__sync_fetch_and_add(&st->seen, 1);
 	if (err)
 		__sync_fetch_and_add(&st->lost, 1);
 	else

@@ -25,6 +25,7 @@ typedef _Bool bool;
 #define NULL  ((void *)0)
 
 #define EPERM		1
+#define EEXIST		17
 #define EINPROGRESS	115
 #define AF_UNSPEC	0
 #define AF_UNIX		1

@@ -28,6 +28,16 @@ type KernelAutomaton struct {
 	Column    [256]uint8
 }
 
+type KernelCgroupTold struct {
+	_    structs.HostLayout
+	Id   uint64
+	Name uint64
+	Time uint64
+	Len  uint32
+	Path [256]uint8
+	_    [4]byte
+}
+
 type KernelControl struct {
 	_            structs.HostLayout
 	Active       uint32
@@ -195,6 +205,7 @@ type KernelProc struct {
 	ExecId       uint64
 	ParentExecId uint64
 	Start        uint64
+	Image        uint64
 	Caps         uint64
 	CgroupId     uint64
 	Euid         uint32
@@ -207,15 +218,10 @@ type KernelProc struct {
 	Ns           uint8
 	Pad          [7]uint8
 	Pid          uint32
-	ExeLen       uint16
-	ParentExeLen uint16
-	ScriptLen    uint16
 	Flags        uint8
 	Found        uint8
-	Exe          [256]uint8
-	ParentExe    [256]uint8
-	Script       [256]uint8
-	_            [4]byte
+	Forked       uint8
+	Pad2         uint8
 }
 
 type KernelRate struct {
@@ -516,25 +522,35 @@ type KernelTestJudge struct {
 type KernelTextsLong struct {
 	_ structs.HostLayout
 	T struct {
-		_       structs.HostLayout
-		LineLen uint16
-		From    uint16
-		ArgsLen uint16
-		Pad     uint16
+		_         structs.HostLayout
+		Refs      uint64
+		LineLen   uint16
+		From      uint16
+		ExeLen    uint16
+		ParentLen uint16
+		ArgsLen   uint16
+		ScriptLen uint16
+		Cut       uint8
+		Pad       [3]uint8
 	}
-	Bytes [4024]uint8
+	Bytes [4008]uint8
 }
 
 type KernelTextsShort struct {
 	_ structs.HostLayout
 	T struct {
-		_       structs.HostLayout
-		LineLen uint16
-		From    uint16
-		ArgsLen uint16
-		Pad     uint16
+		_         structs.HostLayout
+		Refs      uint64
+		LineLen   uint16
+		From      uint16
+		ExeLen    uint16
+		ParentLen uint16
+		ArgsLen   uint16
+		ScriptLen uint16
+		Cut       uint8
+		Pad       [3]uint8
 	}
-	Bytes [440]uint8
+	Bytes [424]uint8
 }
 
 type KernelVerdict struct {
@@ -563,6 +579,7 @@ type KernelWord struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	KernelMapCgroupsTold       = "cgroups_told"
 	KernelMapControls          = "controls"
 	KernelMapCritical          = "critical"
 	KernelMapErrors            = "errors"
@@ -813,6 +830,7 @@ type KernelProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelMapSpecs struct {
+	CgroupsTold   *ebpf.MapSpec `ebpf:"cgroups_told"`
 	Controls      *ebpf.MapSpec `ebpf:"controls"`
 	Critical      *ebpf.MapSpec `ebpf:"critical"`
 	Errors        *ebpf.MapSpec `ebpf:"errors"`
@@ -889,6 +907,7 @@ func (o *KernelObjects) Close() error {
 //
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelMaps struct {
+	CgroupsTold   *ebpf.Map `ebpf:"cgroups_told"`
 	Controls      *ebpf.Map `ebpf:"controls"`
 	Critical      *ebpf.Map `ebpf:"critical"`
 	Errors        *ebpf.Map `ebpf:"errors"`
@@ -917,6 +936,7 @@ type KernelMaps struct {
 
 func (m *KernelMaps) Close() error {
 	return _KernelClose(
+		m.CgroupsTold,
 		m.Controls,
 		m.Critical,
 		m.Errors,

@@ -355,7 +355,10 @@ static __always_inline void read_inode(__u64 inode, struct rec_inode *r)
 /* read_fs writes the name of the file system's type at bytes[off] and returns its length, 15 at most. */
 static __always_inline __u32 read_fs(struct scratch *s, __u32 off, __u64 inode)
 {
-	__u64 name = (__u64)BPF_CORE_READ((struct inode *)inode, i_sb, s_type, name);
+	__u64 name = READ_PTR((struct file_system_type *)READ_PTR(
+				      (struct super_block *)READ_PTR((struct inode *)inode, i_sb),
+				      s_type),
+			      name);
 	long n = bpf_probe_read_kernel_str(at(s, off), 16, (void *)name);
 
 	return n > 1 ? n - 1 : 0;

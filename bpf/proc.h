@@ -8,13 +8,11 @@
 #include "path.h"
 #include "digest.h"
 
-#define PROC_STR \
-	256 /* bytes of a path kept with the process; a longer executable path is walked again when it is needed */
-
 struct proc {
 	__u64 exec_id;
 	__u64 parent_exec_id;
 	__u64 start;
+	__u64 image; /* the exec_id that its texts are under: those of the image that it runs; 0 for none */
 	/* The classes of the facts, and those facts of which they are that change while it runs: shadow_classes has these for the shadow. */
 	__u64 caps;
 	__u64 cgroup_id;
@@ -24,17 +22,13 @@ struct proc {
 	__u8 ns; /* the namespaces that are the machine's own */
 	__u8 pad[7];
 	__u32 pid; /* the first of the rest */
-	__u16 exe_len; /* the real lengths; over PROC_STR - 1 the string here is cut */
-	__u16 parent_exe_len;
-	__u16 script_len;
 	__u8 flags; /* PROC_* */
 	__u8 found;
-	__u8 exe[PROC_STR];
-	__u8 parent_exe[PROC_STR];
-	__u8 script[PROC_STR];
+	__u8 forked; /* it runs its parent's image: the executable's path is its first ancestor's too */
+	__u8 pad2;
 };
 
-/* One entry per thread, about 1 KiB, from the first time it is seen until it ends. The kernel limits it by memory only. */
+/* One entry per thread, 256 bytes, which is what the kernel is quick to make, from the first time it is seen until it ends. The kernel limits it by memory only. */
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -77,9 +71,9 @@ static __always_inline void count_err(__u32 e)
  * Boot time in 256 ns, which grows between two forks on one CPU, and the CPU: unique until reboot, and 52 bits of it
  * last 36 years.
  */
-static __always_inline __u64 new_exec_id(void)
+static __always_inline __u64 new_exec_id(__u64 now)
 {
-	return (bpf_ktime_get_boot_ns() >> 8) << 12 | (bpf_get_smp_processor_id() & 0xfff);
+	return (now >> 8) << 12 | (bpf_get_smp_processor_id() & 0xfff);
 }
 
 static __always_inline __u64 cgroup_of(struct task_struct *t)
@@ -91,17 +85,16 @@ static __always_inline __u64 cgroup_of(struct task_struct *t)
 		return (__u64)c;
 	/* At the root of v2: on a hybrid host a v1 hierarchy says more. */
 	if (bpf_core_enum_value_exists(enum cgroup_subsys_id___pavise, memory_cgrp_id___pavise)) {
-		struct cgroup_subsys_state *css = NULL;
-		struct css_set *set = BPF_CORE_READ(t, cgroups);
+		struct cgroup_subsys_state *css;
+		struct css_set *set = (void *)READ_PTR(t, cgroups);
 
 		id = bpf_core_enum_value(enum cgroup_subsys_id___pavise, memory_cgrp_id___pavise);
-		bpf_probe_read_kernel(&css, sizeof(css),
-				      (void *)set + bpf_core_field_offset(struct css_set, subsys) +
-					      id * 8);
+		css = (void *)read_word((void *)set +
+					bpf_core_field_offset(struct css_set, subsys) + id * 8);
 		if (css) {
-			struct cgroup *v1 = BPF_CORE_READ(css, cgroup);
+			struct cgroup *v1 = (void *)READ_PTR(css, cgroup);
 
-			if (BPF_CORE_READ(v1, level) > 0)
+			if (READ(v1, level) > 0)
 				return (__u64)v1;
 		}
 	}
@@ -183,6 +176,59 @@ __noinline int cgroup_path(__u32 si, __u32 off, __u64 cgrp)
 	return s->path_pos - off;
 }
 
+/*
+ * The last path of a cgroup that was told with each piece of working memory, which is nearly always that of the next process on that CPU too. Names of
+ * cgroups of v1 can change, those above it unseen: so it is believed for CGROUP_NS only.
+ */
+#define CGROUP_NS 1000000000ULL
+#define PATH_TOLD 256
+
+struct cgroup_told {
+	__u64 id;
+	__u64 name; /* where its name stands */
+	__u64 time;
+	__u32 len;
+	__u8 path[PATH_TOLD];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 8); /* as scratches */
+	__type(key, __u32);
+	__type(value, struct cgroup_told);
+} cgroups_told SEC(".maps");
+
+/* cgroup_tell is cgroup_path for the record at OFF_REC. */
+__noinline int cgroup_tell(__u32 si, __u32 off, __u64 cgrp)
+{
+	struct cgroup_told *c = bpf_map_lookup_elem(&cgroups_told, &si);
+	struct kernfs_node *kn = (void *)READ_PTR((struct cgroup *)cgrp, kn);
+	__u64 id = READ(kn, id), name = READ_PTR(kn, name), len;
+	struct scratch *s = scratch_at(si);
+	struct rec_proc *r;
+
+	if (!s || !c)
+		return 0;
+	r = (void *)&s->bytes[OFF_REC];
+	r->cgroup_id = id;
+	if (c->id == id && c->name == name && r->hdr.time - c->time < CGROUP_NS) {
+		len = c->len;
+		BOUND(len, PATH_TOLD - 1);
+		bpf_probe_read_kernel(at(s, off), len, c->path);
+		return len;
+	}
+	len = cgroup_path(si, off, cgrp);
+	c->id = 0;
+	if (len < PATH_TOLD) {
+		bpf_probe_read_kernel(c->path, PATH_TOLD, at(s, off));
+		c->len = len;
+		c->name = name;
+		c->time = r->hdr.time;
+		c->id = id;
+	}
+	return len;
+}
+
 static __always_inline void read_ns(struct task_struct *t, struct ns *n)
 {
 	struct nsproxy *ns = (void *)READ_PTR(t, nsproxy);
@@ -239,12 +285,6 @@ static __always_inline __u32 read_login(struct task_struct *t)
 	return bpf_core_field_exists(t->loginuid) ? READ(t, loginuid.val) : ~0U;
 }
 
-/* keep copies the first PROC_STR bytes at bytes[off] into a string of a proc. */
-static __always_inline void keep(struct scratch *s, __u8 *dst, __u32 off)
-{
-	bpf_probe_read_kernel(dst, PROC_STR, at(s, off));
-}
-
 static __always_inline __u8 exe_flags(struct scratch *s, __u32 links)
 {
 	if (s->path_flags & PATH_PSEUDO)
@@ -259,30 +299,28 @@ static __always_inline __u8 image_flags(__u16 mode, __u32 dev)
 	       (dev && dev == host.root_dev ? PROC_ON_ROOT : 0);
 }
 
-/* found fills the identity of a task that already ran, from what the kernel still knows of its exec. Its strings go to OFF_ALT and are left there. */
-static __always_inline __u32 found(struct scratch *s, __u32 si, struct task_struct *t,
-				   struct proc *p)
+/* found fills the identity of a task that already ran, from what the kernel still knows of its exec. */
+static __always_inline void found(struct scratch *s, __u32 si, struct task_struct *t,
+				  struct proc *p)
 {
 	struct mm_struct *mm = BPF_CORE_READ(t, mm);
-	__u32 len = 0;
 
 	p->exec_id = (BPF_CORE_READ(t, group_leader, start_boottime) >> 8) << 12 |
 		     (0x800 | (BPF_CORE_READ(t, tgid) & 0x7ff)); /* the same for all its threads */
+	p->image = p->exec_id;
+	p->forked = 0;
 	p->start = BPF_CORE_READ(t, group_leader, start_boottime);
 	p->pid = BPF_CORE_READ(t, tgid);
 	p->found = 1;
 	if (mm) {
 		struct file *exe = BPF_CORE_READ(mm, exe_file);
 
-		len = path_build(si, OFF_ALT, (__u64)BPF_CORE_READ(exe, f_path.dentry),
-				 (__u64)BPF_CORE_READ(exe, f_path.mnt), 0);
-		p->exe_len = len;
+		path_build(si, OFF_ALT, (__u64)BPF_CORE_READ(exe, f_path.dentry),
+			   (__u64)BPF_CORE_READ(exe, f_path.mnt), 0);
 		p->flags = exe_flags(s, BPF_CORE_READ(exe, f_inode, __i_nlink)) |
 			   image_flags(BPF_CORE_READ(exe, f_inode, i_mode),
 				       BPF_CORE_READ(exe, f_inode, i_sb, s_dev));
-		keep(s, p->exe, OFF_ALT);
 	}
-	return len;
 }
 
 /*

@@ -7,18 +7,22 @@
  */
 
 /* set_target describes the process that is acted on. */
-static __always_inline void set_target(struct scratch *s, struct task_struct *t)
+static __always_inline void set_target(struct scratch *s, __u32 si, struct task_struct *t)
 {
 	struct proc *p = bpf_task_storage_get(&procs, t, 0, 0);
+	__u64 image;
 
 	s->obj.target_pid = t->tgid;
 	s->obj.target_uid = READ((struct cred *)READ_PTR(t, cred), euid.val);
 	if (!p)
 		return;
 	s->obj.target_exec_id = p->exec_id;
-	/* A longer path is judged strictly, as too long. */
-	s->obj.target_len = p->exe_len < PROC_STR ? p->exe_len : MAX_STRING + 1;
-	__builtin_memcpy(&s->bytes[OFF_TARGET], p->exe, PROC_STR);
+	/* What is not known, and a longer path, is judged strictly, as too long. */
+	image = p->image;
+	s->obj.target_len = texts_exe(si, image, OFF_TARGET);
+	FORGET();
+	if (p->image != image) /* it has begun another: what was read may be of who knows whom */
+		s->obj.target_len = MAX_STRING + 1;
 }
 
 /* The signals of a process to itself are no act on another. */
@@ -45,7 +49,7 @@ int BPF_PROG(lsm_kill, struct task_struct *p, void *info, int sig, const struct 
 		scratch_put(s);
 		return 0;
 	}
-	set_target(s, p);
+	set_target(s, si, p);
 	s->obj.value = sig;
 	return leave(s, si, OP_SIGNAL);
 }
@@ -62,7 +66,7 @@ static __always_inline int judge_ptrace(struct task_struct *target, __u32 mode)
 	s = enter(OP_PTRACE, &si, &ret);
 	if (!s)
 		return ret;
-	set_target(s, target);
+	set_target(s, si, target);
 	s->obj.value = mode & PTRACE_MODE_ATTACH ? PTRACE_ATTACH : PTRACE_READ;
 	return leave(s, si, OP_PTRACE);
 }

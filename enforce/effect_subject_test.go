@@ -2,6 +2,7 @@ package enforce
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/pavise-project/pavise"
@@ -261,6 +263,13 @@ func TestKernelSubjectAncestors(t *testing.T) {
 		}
 		x.apply(t)
 		done(t, x.other, secret, "spawn", run(4)...)
+		// The parent is known all the same.
+		x.applyText(t, ruleOn(pavise.OpOpen, on+fmt.Sprintf("process.parent.exe.path == %q", long[0])))
+		done(t, x.other, secret, "spawn", run(4)...)
+		x.applyText(t, ruleOn(pavise.OpOpen, on+fmt.Sprintf("process.parent.exe.path == %q", long[1])))
+		if o := x.other.do(t, "spawn", run(4)...); o.Data != "" {
+			t.Errorf("the parent of too many ancestors: %s", o)
+		}
 	})
 	t.Run("of a process from before", func(t *testing.T) {
 		a := x.early[1]
@@ -361,7 +370,7 @@ func TestKernelSubjectTexts(t *testing.T) {
 	defer b.stop()
 	for _, a := range []*actor{a, b} {
 		done(t, a, "", "nothing")
-		id := x.e.execID(int(a.pid(t)))
+		id := x.e.identity(int(a.pid(t))).Image
 		texts, ok := x.e.texts(id)
 		if want := len(x.subject.exe) + len(a.args[0]) + 2; !ok || int(texts.T.ArgsLen) != want {
 			t.Errorf("texts of a process: %v, %+v, want %d bytes of arguments", ok, texts.T, want)
@@ -379,14 +388,58 @@ func TestKernelSubjectTexts(t *testing.T) {
 		}
 	}
 	lost := uint64(12345) // of no process
-	texts, _ := x.e.texts(x.e.execID(os.Getpid()))
-	must(t, x.e.putArgs(lost, &texts, nil))
+	must(t, x.e.putArgs(lost, nil))
 	must(t, x.e.dropEnded())
-	if _, ok := x.e.texts(lost); ok {
+	if _, ok := x.e.texts(given(lost)); ok {
 		t.Error("the texts of a process whose end was missed are still there")
 	}
-	if _, ok := x.e.texts(x.e.execID(os.Getpid())); !ok {
+	self := x.e.identity(os.Getpid()).Image
+	if _, ok := x.e.texts(self); !ok {
 		t.Error("this process has no texts")
+	}
+	if _, ok := x.e.texts(given(self)); !ok {
+		t.Error("this process, which was found running, has no arguments")
+	}
+}
+
+// TestKernelSubjectShared: a process that has not called exec shares its parent's image, also when that has ended, and the last one takes its texts away.
+func TestKernelSubjectShared(t *testing.T) {
+	x := theEffect(t)
+	x.needs(t, pavise.OpOpen)
+	dir := x.place(t)
+	file, sh := write(t, filepath.Join(dir, "secret"), secret), reader(t, filepath.Join(dir, "sh"))
+	on := fmt.Sprintf("file.path == %q && ", file)
+	for name, script := range map[string]string{
+		"child":  `( read -r x < "$0" && echo "$x" ); :`,
+		"orphan": `( while [ -e /proc/$$/exe ]; do :; done; read -r x < "$0" && echo "$x" ) & exit 0`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			run := []string{sh, "-c", script, file, "mark"}
+			is := []string{fmt.Sprintf("process.exe.path == %q", sh), fmt.Sprintf("process.parent.exe.path == %q", sh),
+				fmt.Sprintf("process.ancestors.exists(a, a.exe.path == %q)", sh), `"mark" in process.args`}
+			x.apply(t)
+			done(t, x.other, secret, "spawn", run...)
+			for _, c := range is {
+				x.applyText(t, ruleOn(pavise.OpOpen, on+"!("+c+")"))
+				done(t, x.other, secret, "spawn", run...)
+			}
+			x.applyText(t, ruleOn(pavise.OpOpen, on+strings.Join(is, " && ")))
+			if o := x.other.do(t, "spawn", run...); o.Data != "" {
+				t.Errorf("%s", o)
+			}
+		})
+	}
+	x.apply(t)
+	left, err := x.e.ended()
+	must(t, err)
+	for wait := time.Millisecond; len(left) > 0 && wait < 3*time.Second; wait *= 2 { // what others run ends meanwhile
+		time.Sleep(wait)
+		still, err := x.e.ended()
+		must(t, err)
+		maps.DeleteFunc(left, func(key uint64, _ bool) bool { return !still[key] })
+	}
+	if len(left) > 0 {
+		t.Errorf("the texts of %d images are still there that nobody runs", len(left))
 	}
 }
 

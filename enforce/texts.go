@@ -21,7 +21,7 @@ const (
 	textLong    = 0xffff
 )
 
-// textMaps hold the texts of processes by exec_id: in the first what fits there.
+// textMaps hold the texts of images: in the first what fits there.
 var textMaps = [...]string{"short_texts", "long_texts"}
 
 // eachProcess calls f with the pid of all processes.
@@ -47,52 +47,56 @@ func eachProcess(f func(pid int)) error {
 	}
 }
 
-// execID is the identity that the kernel has of a process, 0 for none.
-func (e *Enforcer) execID(pid int) uint64 {
+// identity is what the kernel knows of a process, zero for nothing.
+func (e *Enforcer) identity(pid int) (p bpf.KernelProc) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return 0
+		return p
 	}
 	defer unix.Close(fd)
-	var p bpf.KernelProc
 	if err := e.k.Map("procs").Lookup(uint32(fd), &p); err != nil {
-		return 0
+		return bpf.KernelProc{}
 	}
-	return p.ExecId
+	return p
 }
 
-// texts are those of an exec_id.
-func (e *Enforcer) texts(id uint64) (t bpf.KernelTextsLong, ok bool) {
+// texts are those of an image.
+func (e *Enforcer) texts(image uint64) (t bpf.KernelTextsLong, ok bool) {
 	var s bpf.KernelTextsShort
-	if e.k.Map(textMaps[0]).Lookup(id, &s) == nil {
+	if e.k.Map(textMaps[0]).Lookup(image, &s) == nil {
 		t.T = s.T
 		copy(t.Bytes[:], s.Bytes[:])
 		return t, true
 	}
-	return t, e.k.Map(textMaps[1]).Lookup(id, &t) == nil
+	return t, e.k.Map(textMaps[1]).Lookup(image, &t) == nil
 }
+
+// given is the key of the arguments that were given for an image, as in bpf/texts.h.
+func given(image uint64) uint64 { return ^image }
 
 // giveArgs gives the kernel the arguments of the processes that already ran, which it cannot read itself. A process may have changed what it shows of
 // them by now; not after this.
 func (e *Enforcer) giveArgs() error {
-	for range 4 { // a child that a process makes meanwhile may not be listed until the next time
-		given := 0
+	for range 4 { // a process that begins meanwhile may not be listed until the next time
+		more := false
 		var failed error
 		err := eachProcess(func(pid int) {
-			id := e.execID(pid)
-			t, ok := e.texts(id)
-			if !ok || t.T.ArgsLen != textUnknown {
+			image := e.identity(pid).Image
+			if t, ok := e.texts(image); !ok || t.T.ArgsLen != textUnknown {
 				return
 			}
-			given++
-			if err := e.putArgs(id, &t, readArgs(pid)); err != nil {
+			if _, ok := e.texts(given(image)); ok {
+				return
+			}
+			more = true
+			if err := e.putArgs(image, readArgs(pid)); err != nil {
 				failed = err
 			}
-			if e.execID(pid) != id { // it has ended, or runs another program: nobody else takes them away
-				e.dropTexts(id)
+			if _, ok := e.texts(image); !ok { // the last process of it has ended: nobody else takes them away
+				e.dropTexts(given(image))
 			}
 		})
-		if err = errors.Join(err, failed); err != nil || given == 0 {
+		if err = errors.Join(err, failed); err != nil || !more {
 			return err
 		}
 	}
@@ -116,24 +120,19 @@ func readArgs(pid int) []byte {
 	return b
 }
 
-func (e *Enforcer) putArgs(id uint64, t *bpf.KernelTextsLong, args []byte) error {
-	line := int(t.T.LineLen)
-	if t.T.LineLen == textLong {
-		line = 0
-	}
+func (e *Enforcer) putArgs(image uint64, args []byte) error {
+	var t bpf.KernelTextsLong
 	t.T.ArgsLen = textLong
 	if len(args) <= argsBytes {
-		t.T.ArgsLen = uint16(len(args))
-		copy(t.Bytes[line:], args)
-		line += len(args)
+		t.T.ArgsLen = uint16(copy(t.Bytes[:], args))
 	}
 	s := bpf.KernelTextsShort{T: t.T}
 	var err error
-	if line <= len(s.Bytes) {
-		copy(s.Bytes[:], t.Bytes[:])
-		err = e.k.Map(textMaps[0]).Put(id, &s)
-	} else if err = e.k.Map(textMaps[1]).Put(id, t); err == nil {
-		_ = e.k.Map(textMaps[0]).Delete(id)
+	if len(args) <= len(s.Bytes) || t.T.ArgsLen == textLong {
+		copy(s.Bytes[:], args)
+		err = e.k.Map(textMaps[0]).Put(given(image), &s)
+	} else {
+		err = e.k.Map(textMaps[1]).Put(given(image), &t)
 	}
 	if err != nil {
 		return fmt.Errorf("give the kernel the arguments of a process: %w", err)
@@ -141,9 +140,9 @@ func (e *Enforcer) putArgs(id uint64, t *bpf.KernelTextsLong, args []byte) error
 	return nil
 }
 
-func (e *Enforcer) dropTexts(id uint64) {
+func (e *Enforcer) dropTexts(key uint64) {
 	for _, name := range textMaps {
-		_ = e.k.Map(name).Delete(id)
+		_ = e.k.Map(name).Delete(key)
 	}
 }
 
@@ -161,24 +160,38 @@ func (e *Enforcer) sweep() error {
 }
 
 func (e *Enforcer) dropEnded() error {
+	ended, err := e.ended()
+	for key := range ended {
+		e.dropTexts(key)
+	}
+	return err
+}
+
+// ended are the keys of texts that no process runs.
+func (e *Enforcer) ended() (map[uint64]bool, error) {
 	ended := map[uint64]bool{}
 	for _, name := range textMaps {
-		var id uint64
+		var key uint64
 		var value []byte
 		it := e.k.Map(name).Iterate()
-		for it.Next(&id, &value) {
-			ended[id] = true
+		for it.Next(&key, &value) {
+			ended[key] = true
 		}
 		if err := it.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
-			return fmt.Errorf("look for the texts of ended processes: %w", err)
+			return nil, fmt.Errorf("look for the texts of ended processes: %w", err)
 		}
 	}
-	// Listed after the texts were: what runs now and has none of these is no matter here.
-	if err := eachProcess(func(pid int) { delete(ended, e.execID(pid)) }); err != nil {
-		return err
+	// Listed after the texts were: what runs now and has none of these is no matter here. Twice, since a process that is not listed any more may
+	// have left its image to a child that is not listed yet.
+	for range 2 {
+		err := eachProcess(func(pid int) {
+			image := e.identity(pid).Image
+			delete(ended, image)
+			delete(ended, given(image))
+		})
+		if err != nil {
+			return nil, err
+		}
 	}
-	for id := range ended {
-		e.dropTexts(id)
-	}
-	return nil
+	return ended, nil
 }
