@@ -504,7 +504,9 @@ func (t *Table) facts(en *entry, p *pavise.Process, e *pavise.Event) *image {
 		cost = paths + argsCost(args)
 		t.stats.ArgsCut++
 	}
-	p.Args, p.ArgsCut = slices.Collect(pavise.Args(string(args))), cut
+	if p.ArgsCut = cut; len(args) > 0 {
+		p.Args = slices.AppendSeq(make([]string, 0, bytes.Count(args, []byte{0})+1), pavise.Args(string(args)))
+	}
 	return &image{cost: cost}
 }
 
