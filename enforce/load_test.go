@@ -649,9 +649,9 @@ func TestKernelFoldApart(t *testing.T) {
 			unix.Close(fd)
 		}
 	}
-	connect := func(family int, a unix.Sockaddr) {
+	connect := func(family, kind int, a unix.Sockaddr) {
 		t.Helper()
-		fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -664,19 +664,19 @@ func TestKernelFoldApart(t *testing.T) {
 		if !connects {
 			break
 		}
-		connect(unix.AF_INET, &unix.SockaddrInet4{Port: 1000 ^ i, Addr: [4]byte{127, 99, byte(i), 1}})
+		connect(unix.AF_INET, unix.SOCK_DGRAM, &unix.SockaddrInet4{Port: 1000 ^ i, Addr: [4]byte{127, 99, byte(i), 1}})
 	}
 	for i := range want % n {
 		at := &unix.SockaddrUnix{Name: fmt.Sprintf("%s/s%d", dir, i)}
-		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer unix.Close(fd)
-		if err := unix.Bind(fd, at); err != nil {
+		if err := errors.Join(unix.Bind(fd, at), unix.Listen(fd, 1)); err != nil {
 			t.Fatal(err)
 		}
-		connect(unix.AF_UNIX, at)
+		connect(unix.AF_UNIX, unix.SOCK_STREAM, at)
 	}
 	l.conserved()
 	mu.Lock()
