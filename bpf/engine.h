@@ -497,17 +497,21 @@ static __always_inline __u32 run(struct scratch *s, struct pool *p, struct autom
 				 __u64 len, __u64 most)
 {
 	const __u8 *in = at(s, off), *column = a->column;
-	const __u16 *cells = p->cells;
-	__u64 base = a->cell_off, shift = a->shift & 15, st = s->state, i;
+	const void *cells = p->cells;
+	__u64 base = a->cell_off, shift = (a->shift & 15) + 1, st = s->state, i;
 
 	for (i = 0; i < most; i++) {
 		__u64 cell;
 
 		if (i >= len)
 			break;
-		cell = (st << shift) + base + column[in[i]];
-		BOUND(cell, NUM_CELLS - 1);
-		st = cells[cell];
+		/* Each state waits for the one before: what does not depend on it is done beside, and the offset is bounded by a branch, which is foretold. */
+		cell = (base + column[in[i]]) * sizeof(__u16);
+		asm volatile("" : "+r"(cell));
+		cell += st << shift;
+		if (cell > (NUM_CELLS - 1) * sizeof(__u16))
+			break;
+		st = *(const __u16 *)(cells + cell);
 		asm volatile("" : "+r"(st)); /* or it tests the bit by way of a sign */
 		if (st >= LEAF_BIT) {
 			i++;
