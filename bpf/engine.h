@@ -588,6 +588,16 @@ __noinline int same_more(__u32 si)
 	return s && t ? same(s, t, CHUNK) : 0;
 }
 
+/* fits tells whether len bytes at bytes[off] can be what a leaf says, by their number. */
+static __always_inline bool fits(struct scratch *s, struct leaf *lf, __u32 off, __u32 len)
+{
+	__u32 tlen = lf->tail_len;
+
+	return len >= tlen &&
+	       (len == tlen ||
+		(lf->kind != LEAF_EXACT && (lf->kind != LEAF_UNDER || *at(s, off + tlen) == '/')));
+}
+
 /* leaf_class ends a reading in a leaf with a tail. */
 __noinline int leaf_class(__u32 si, __u32 ai)
 {
@@ -595,7 +605,7 @@ __noinline int leaf_class(__u32 si, __u32 ai)
 	struct tables *t = tables_of(s);
 	struct automaton *a;
 	struct leaf *lf;
-	__u32 tlen, off, len;
+	__u32 off, len;
 
 	if (!s || !t)
 		return 0;
@@ -603,13 +613,11 @@ __noinline int leaf_class(__u32 si, __u32 ai)
 	len = s->in_len;
 	a = &t->automata[ai & (NUM_AUTOMATA - 1)];
 	lf = &t->leaves[(a->leaf_off + (s->state & ~LEAF_BIT)) & (NUM_ALLLEAVES - 1)];
-	tlen = lf->tail_len;
-	if (len < tlen || (len > tlen && lf->kind == LEAF_EXACT) ||
-	    (len > tlen && lf->kind == LEAF_UNDER && *at(s, off + tlen) != '/'))
+	if (!fits(s, lf, off, len))
 		return lf->miss;
 	s->tail_in = off;
 	s->tail_at = a->tail_off + lf->tail_off;
-	s->tail_len = tlen;
+	s->tail_len = lf->tail_len;
 	if (!same(s, t, CHUNK))
 		return lf->miss;
 	for (int i = 1; i < (MAX_STRING + 1) / CHUNK; i++) {
@@ -803,9 +811,45 @@ __noinline int tally(__u32 si, __u32 q)
 	return 1;
 }
 
+/* quick is classify without a call for what is usual: a string of up to most bytes that a hook gives. */
+static __always_inline int quick(struct scratch *s, struct tables *t, struct pool *p, __u32 si,
+				 __u32 ai, __u32 off, __u32 len, __u32 most)
+{
+	struct automaton *a = &t->automata[ai];
+	struct leaf *lf;
+	__u64 left = len;
+	__u32 n = 0;
+
+	if (a->source || len > most)
+		return classify(si, ai, off, len);
+	BOUND(left, MAX_STRING);
+	s->state = a->start;
+	if (!(s->state & LEAF_BIT))
+		n = run(s, p, a, off, left, most);
+	if (!(s->state & LEAF_BIT))
+		return t->accept[(a->accept_off + s->state) & (NUM_ALLSTATES - 1)];
+	lf = &t->leaves[(a->leaf_off + (s->state & ~LEAF_BIT)) & (NUM_ALLLEAVES - 1)];
+	if (lf->kind == LEAF_ANY)
+		return lf->match;
+	s->in = off + n;
+	s->in_len = left - n;
+	FORGET();
+	/* What is something else mostly differs in its first bytes: no call to find that. */
+	if (!fits(s, lf, s->in, s->in_len))
+		return lf->miss;
+	if (lf->tail_len >= 8 &&
+	    load64(at(s, s->in)) !=
+		    load64(&t->tails[(a->tail_off + lf->tail_off) & (NUM_TAILS - 1)]))
+		return lf->miss;
+	return leaf_class(si, ai);
+}
+
+/* How many slots are asked without a call, of those that read up to so many bytes. */
+#define QUICK 3
+
 /* slot_class is the class of the operation's slot i; what is about the name is read at [off, off+len). */
-static __always_inline int slot_class(struct scratch *s, __u32 si, struct tables *t, __u32 ai,
-				      __u32 off, __u32 len)
+static __always_inline int slot_class(struct scratch *s, struct tables *t, struct pool *p, __u32 si,
+				      __u32 ai, __u32 off, __u32 len, __u32 most)
 {
 	__u32 dim = t->automata[ai].dim & (NUM_DIMS - 1);
 
@@ -813,14 +857,18 @@ static __always_inline int slot_class(struct scratch *s, __u32 si, struct tables
 		off = s->dim_off[dim];
 		len = s->dim_len[dim];
 	}
-	return classify(si, ai, off, len);
+	return most ? quick(s, t, p, si, ai, off, len, most) : classify(si, ai, off, len);
 }
 
 /* meet_slots asks the slots from first to before last for the name at [off, off+len); 0 when nothing is left. */
 static __always_inline int meet_slots(struct scratch *s, __u32 si, struct tables *t,
 				      struct op_table *ot, __u32 first, __u32 last, __u32 off,
-				      __u32 len)
+				      __u32 len, __u32 most)
 {
+	struct pool *p = pool_of(s);
+
+	if (!p)
+		return 0;
 	/* Not a loop: in one the verifier keeps too few states to see that turns are alike. */
 #pragma unroll
 	for (int i = 0; i < NUM_SLOTS; i++) {
@@ -833,7 +881,8 @@ static __always_inline int meet_slots(struct scratch *s, __u32 si, struct tables
 		asm volatile(""
 			     : "+r"(t)); /* or clang keeps the places of its tables on the stack */
 		ai = ot->slots[slot].automaton & (NUM_AUTOMATA - 1);
-		if (!meet(s, t, ot, slot, slot_class(s, si, t, ai, off, len)))
+		if (!meet(s, t, ot, slot,
+			  slot_class(s, t, p, si, ai, off, len, i < QUICK ? most : 0)))
 			return 0;
 	}
 	return 1;
@@ -875,7 +924,7 @@ __noinline int judge(__u32 si, __u32 off, __u32 len, __u32 alias)
 	s->left[1] = s->early[1];
 	s->left[2] = s->early[2];
 	s->left[3] = s->early[3];
-	if (!meet_slots(s, si, t, ot, ot->n_early, ot->n_slots, off, len))
+	if (!meet_slots(s, si, t, ot, ot->n_early, ot->n_slots, off, len, CHUNK))
 		return 0;
 	if (ot->n_rated)
 		set_apart(si);

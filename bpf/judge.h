@@ -263,8 +263,6 @@ __noinline int moved(__u32 si, __u32 need, __u32 stale)
 
 	if (!s || !p)
 		return 0;
-	if (need & DIMS_CRED && renew_creds(t, p))
-		stale |= need & DIMS_CRED;
 	if (NEED(need, DIM_NS)) {
 		ns = current_ns();
 		if (ns != p->ns)
@@ -283,8 +281,6 @@ __noinline int moved(__u32 si, __u32 need, __u32 stale)
 	return stale;
 }
 
-#define DIMS_MOVING (DIMS_CRED | DIM(DIM_NS) | DIM(DIM_CGROUP))
-
 /*
  * subject brings the classes of the current thread's facts up to date: all of them when the generation has moved on, those of
  * credentials, namespaces and cgroup when these have changed. Reads only what some rule needs. Returns NULL without an identity.
@@ -299,7 +295,10 @@ static __always_inline struct proc *subject(struct scratch *s, __u32 si, struct 
 		return NULL;
 	if (p->gen != tb->gen)
 		stale = tb->subject_need;
-	if (tb->subject_need & DIMS_MOVING)
+	/* Credentials are what most rules ask for: no call for them. */
+	if (tb->subject_need & DIMS_CRED && renew_creds(t, p))
+		stale |= tb->subject_need & DIMS_CRED;
+	if (tb->subject_need & (DIM(DIM_NS) | DIM(DIM_CGROUP)))
 		stale = moved(si, tb->subject_need, stale);
 	if (stale) {
 		if (stale & DIMS_TEXTS) {
@@ -394,7 +393,7 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 how)
 		if (!meet(s, t, ot, i, cls[ot->slots[i].automaton & (NUM_AUTOMATA - 1)]))
 			return 0;
 	}
-	if (!meet_slots(s, si, t, ot, ot->n_subject, ot->n_early, 0, 0))
+	if (!meet_slots(s, si, t, ot, ot->n_subject, ot->n_early, 0, 0, 16))
 		return 0;
 	s->early[0] = s->left[0];
 	s->early[1] = s->left[1];

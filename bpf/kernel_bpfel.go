@@ -583,6 +583,7 @@ const (
 	KernelMapControls          = "controls"
 	KernelMapCritical          = "critical"
 	KernelMapErrors            = "errors"
+	KernelMapFirstMounts       = "first_mounts"
 	KernelMapFolds             = "folds"
 	KernelMapHelds             = "helds"
 	KernelMapHits              = "hits"
@@ -834,6 +835,7 @@ type KernelMapSpecs struct {
 	Controls      *ebpf.MapSpec `ebpf:"controls"`
 	Critical      *ebpf.MapSpec `ebpf:"critical"`
 	Errors        *ebpf.MapSpec `ebpf:"errors"`
+	FirstMounts   *ebpf.MapSpec `ebpf:"first_mounts"`
 	Folds         *ebpf.MapSpec `ebpf:"folds"`
 	Helds         *ebpf.MapSpec `ebpf:"helds"`
 	Hits          *ebpf.MapSpec `ebpf:"hits"`
@@ -911,6 +913,7 @@ type KernelMaps struct {
 	Controls      *ebpf.Map `ebpf:"controls"`
 	Critical      *ebpf.Map `ebpf:"critical"`
 	Errors        *ebpf.Map `ebpf:"errors"`
+	FirstMounts   *ebpf.Map `ebpf:"first_mounts"`
 	Folds         *ebpf.Map `ebpf:"folds"`
 	Helds         *ebpf.Map `ebpf:"helds"`
 	Hits          *ebpf.Map `ebpf:"hits"`
@@ -940,6 +943,7 @@ func (m *KernelMaps) Close() error {
 		m.Controls,
 		m.Critical,
 		m.Errors,
+		m.FirstMounts,
 		m.Folds,
 		m.Helds,
 		m.Hits,

@@ -226,9 +226,13 @@ func identify(k *bpf.Kernel, path string) (key bpf.KernelInodeKey, alias, ok boo
 
 // mounts keeps the kernel's table of where each file system is first mounted.
 type mounts struct {
-	last []byte
-	in   map[uint32]bool
+	last  []byte
+	in    map[uint32]bool
+	first []uint64 // as the kernel has it
 }
+
+// firstMount is the place of a device in first_mounts, of n: first_mount's in bpf/path.h.
+func firstMount(dev, n uint32) uint32 { return (dev + dev>>20*37) & (n - 1) }
 
 func (m *mounts) refresh(k *bpf.Kernel) error {
 	b, err := os.ReadFile("/proc/self/mountinfo")
@@ -249,6 +253,21 @@ func (m *mounts) refresh(k *bpf.Kernel) error {
 			_ = k.Map("mounts").Delete(dev)
 		}
 	}
+	places := k.Map("first_mounts")
+	first := make([]uint64, places.MaxEntries())
+	for _, dev := range slices.Sorted(maps.Keys(found)) {
+		if at := firstMount(dev, places.MaxEntries()); first[at] == 0 {
+			first[at] = uint64(dev)<<32 | uint64(found[dev].MntId)
+		}
+	}
+	for i, x := range first {
+		if m.first == nil || x != m.first[i] {
+			if err := places.Put(uint32(i), x); err != nil {
+				return fmt.Errorf("register a mount: %w", err)
+			}
+		}
+	}
+	m.first = first
 	m.last, m.in = b, map[uint32]bool{}
 	for dev := range found {
 		m.in[dev] = true
