@@ -709,6 +709,18 @@ static __always_inline __u32 class_of(struct word *wd)
 				       : DECIDED_ENFORCED;
 }
 
+/* meet_row is what is left of the clauses w of word q*64 + n by the row of a slot, where low has the n lowest bits set. */
+static __always_inline __u64 meet_row(struct scratch *s, struct tables *t, __u32 slot, __u32 q,
+				      __u64 low, __u64 w)
+{
+	__u32 ri = s->rows[slot];
+	struct row *row = &t->rows[ri & (NUM_ROWS - 1)];
+
+	if (ri)
+		w &= t->words[(row->off[q] + popcount(row->sum[q] & low)) & (NUM_ROWWORDS - 1)];
+	return w;
+}
+
 /*
  * tally_word judges word q*64 + n of the operation, where low has the n lowest bits set: judgement.word of policy/judge.go. Returns the word's rate
  * when it must be known first whether that is passed.
@@ -740,14 +752,9 @@ __noinline int tally_word(__u32 si, __u32 q, __u64 low)
 	w = wd->clauses;
 #pragma unroll
 	for (int i = 0; i < NUM_SLOTS; i++) {
-		__u32 ri = s->rows[i];
-		struct row *row = &t->rows[ri & (NUM_ROWS - 1)];
-
 		if (i >= ot->n_slots)
 			break;
-		if (ri)
-			w &= t->words[(row->off[q] + popcount(row->sum[q] & low)) &
-				      (NUM_ROWWORDS - 1)];
+		w = meet_row(s, t, i, q, low, w);
 	}
 	if (!w)
 		return 0;
@@ -931,12 +938,19 @@ __noinline int judge(__u32 si, __u32 off, __u32 len, __u32 alias)
 	for (int q = 0; q < 4; q++) {
 		/* Mostly there is one word, and no call needed to find it. */
 		for (int k = 0; k < 4; k++) {
-			__u64 m = s->left[q];
+			__u64 m = s->left[q], low = (m & -m) - 1, w, slot = ot->n_early;
 
 			if (!m)
 				break;
 			s->left[q] = m & (m - 1);
-			tally_word(si, q, (m & -m) - 1);
+			/* Clauses that share a word mostly differ in how they name the file. */
+			w = -1;
+			BOUND(slot, 7);
+#pragma unroll
+			for (int i = 0; i < 2; i++)
+				w = meet_row(s, t, slot + i, q, low, w);
+			if (w)
+				tally_word(si, q, low);
 		}
 		for (int k = 0; k < 64 / TALLY && s->left[q]; k++)
 			if (!tally(si, q))

@@ -365,6 +365,7 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 how)
 	s->alias = 0;
 	__builtin_memset(&s->v, 0, sizeof(s->v));
 	__builtin_memset(&s->counted, 0, sizeof(s->counted));
+	__builtin_memset(&s->rows, 0, sizeof(s->rows));
 	s->derived = 0;
 	s->now *= how >> 1; /* 0 but for tests; without a branch, for the verifier's sake */
 	ot = &t->ops[op & (NUM_JUDGED - 1)];
