@@ -841,14 +841,14 @@ static __always_inline int quick(struct scratch *s, struct tables *t, struct poo
 	s->in = off + n;
 	s->in_len = left - n;
 	FORGET();
-	/* What is something else mostly differs in its first bytes: no call to find that. */
+	if (lf->tail_len > CHUNK)
+		return leaf_class(si, ai);
 	if (!fits(s, lf, s->in, s->in_len))
 		return lf->miss;
-	if (lf->tail_len >= 8 &&
-	    load64(at(s, s->in)) !=
-		    load64(&t->tails[(a->tail_off + lf->tail_off) & (NUM_TAILS - 1)]))
-		return lf->miss;
-	return leaf_class(si, ai);
+	s->tail_in = s->in;
+	s->tail_at = a->tail_off + lf->tail_off;
+	s->tail_len = lf->tail_len;
+	return same(s, t, CHUNK) ? lf->match : lf->miss;
 }
 
 /* How many slots are asked without a call, of those that read up to so many bytes. */
