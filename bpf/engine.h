@@ -852,7 +852,7 @@ static __always_inline int quick(struct scratch *s, struct tables *t, struct poo
 }
 
 /* How many slots are asked without a call, of those that read up to so many bytes. */
-#define QUICK 3
+#define QUICK 2
 
 /* slot_class is the class of the operation's slot i; what is about the name is read at [off, off+len). */
 static __always_inline int slot_class(struct scratch *s, struct tables *t, struct pool *p, __u32 si,
