@@ -886,7 +886,7 @@ static __always_inline int meet_slots(struct scratch *s, __u32 si, struct tables
 			break;
 		BOUND(slot, NUM_SLOTS - 1);
 		asm volatile(""
-			     : "+r"(t)); /* or clang keeps the places of its tables on the stack */
+			     : "+r"(t), "+r"(p), "+r"(s)); /* or clang keeps the places of its tables on the stack */
 		ai = ot->slots[slot].automaton & (NUM_AUTOMATA - 1);
 		if (!meet(s, t, ot, slot,
 			  slot_class(s, t, p, si, ai, off, len, i < QUICK ? most : 0)))
@@ -945,6 +945,7 @@ __noinline int judge(__u32 si, __u32 off, __u32 len, __u32 alias)
 			s->left[q] = m & (m - 1);
 			/* Clauses that share a word mostly differ in how they name the file. */
 			w = -1;
+			asm volatile("" : "+r"(t), "+r"(s)); /* as in meet_slots */
 			BOUND(slot, 7);
 #pragma unroll
 			for (int i = 0; i < 2; i++)

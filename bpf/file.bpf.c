@@ -126,7 +126,6 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, b
 	struct op_table *ot;
 	struct tables *t;
 	__u32 side = s->side, len, pos;
-	bool other;
 
 	t = bpf_map_lookup_elem(&sides, &side);
 	if (!t)
@@ -171,8 +170,7 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, b
 			(s->path_flags & PATH_PSEUDO ? FILE_MEMFD : 0) |
 			(s->path_flags & PATH_DELETED || !r->inode.links ? FILE_DELETED : 0);
 	s->path_len = len;
-	s->canon_len = 0;
-	other = s->path_flags & PATH_OTHER;
+	s->canon_len = s->path_flags & PATH_OTHER; /* there is one, for now: kept in memory for the stack's sake */
 	if (op >= OP_SOCKET) {
 		if (o->dentry2)
 			o->new_len = path_of(si, OFF_NEW, o->dentry2, o->mnt2);
@@ -180,13 +178,14 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, b
 	}
 	judge(si, pos, len, 0);
 	if (NEED(ot->need, DIM_PATH)) {
-		if (other) {
+		if (s->canon_len) {
 			s->canon_len = path_build(si, OFF_ALT, o->dentry, o->mnt, 1);
 			if (s->canon_len)
 				judge(si, OFF_ALT, s->canon_len, ALIAS_CANON);
 		}
 		if (s->extra_len)
 			judge(si, OFF_EXTRA, s->extra_len, ALIAS_EXTRA);
+		inode = o->inode;
 		if (r->inode.links > 1 || (inode && (t->aliases || case_folds(inode))))
 			judge_links(s, si);
 	}

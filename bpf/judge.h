@@ -109,31 +109,32 @@ static __always_inline bool renew_creds(struct task_struct *t, struct proc *p)
 
 #define CLASSES 4
 
-/* classes_some is subject_classes for CLASSES automata, from s->first on; 0 after the last. */
+/*
+ * classes_some is subject_classes for CLASSES automata, from s->first on; 0 after the last. What it needs it looks up in each turn: a call below it may be the
+ * deepest, and its stack counts.
+ */
 __noinline int classes_some(__u32 si, __u64 dims)
 {
-	struct scratch *s = scratch_at(si);
 	struct proc *p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
-	struct tables *t;
-	__u32 side;
 
-	if (!s || !p)
-		return 0;
-	side = s->side;
-	t = bpf_map_lookup_elem(&sides, &side);
-	if (!t)
+	if (!p)
 		return 0;
 	for (int i = 0; i < CLASSES; i++) {
-		__u64 ai = s->first;
+		struct scratch *s = scratch_at(si);
+		struct tables *t = tables_of(s);
+		__u64 ai;
 		__u32 dim;
 
+		if (!s || !t)
+			return 0;
+		ai = s->first;
 		BOUND(ai, NUM_AUTOMATA - 1);
+		s->first = ai + 1;
 		dim = t->automata[ai].dim & (NUM_DIMS - 1);
 		if (!dim)
 			return 0;
 		if (dim < DIM_PATH && NEED(dims, dim))
 			p->cls[ai] = classify(si, ai, s->dim_off[dim], s->dim_len[dim]);
-		s->first++;
 	}
 	return 1;
 }
