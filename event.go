@@ -290,6 +290,7 @@ type NetInfo struct {
 // Proc makes a Process of it.
 type ExecInfo struct {
 	Found        bool // already ran when the agent started
+	Kept         bool // and its facts were taken when it began, by an agent before this one
 	Thread       bool // fork: a new thread, not a process
 	ParentExecID uint64
 	ParentPID    uint32

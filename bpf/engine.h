@@ -197,6 +197,11 @@ struct tables {
 	__u32 pad;
 	/* Of all lengths of prefixes in sets; one with no bits is behind the last of each family. */
 	struct set_prefix set_masks[SET_MASKS];
+	/* For the next agent: of the Image, zero until it stands here whole, and of the names of its rules. */
+	__u8 image[16];
+	__u8 names[16];
+	__u32 n_rules;
+	__u32 pad2;
 };
 
 struct pool {
@@ -226,7 +231,9 @@ struct control {
 	__u32 selftest_op;
 	__u32 selftest_hits;
 	__u32 rung; /* RUNG_LSM or RUNG_FMOD_RET: what the lsm programs are attached as */
-	__u32 agent; /* its thread group: kernel.bpf does not judge it, or it could not be told to stop */
+	__u32 agent_dev; /* with agent_ino, the file of the agent's program: the next agent is that too */
+	__u64 agent; /* its exec_id, 0 until it has one: a pid could be another's by now */
+	__u64 agent_ino;
 	__u64 clock; /* minutes of the week are counted from this many nanoseconds before boot */
 	__u64 hooks; /* bit per operation that sched_process_exec and sys_exit judge: those on the kill-on-return rung */
 	/* With a shadow, those of hooks that the active side, and those that the shadow does not judge there. */
@@ -242,6 +249,20 @@ struct {
 	__type(key, __u32);
 	__type(value, struct control);
 } controls SEC(".maps");
+
+/*
+ * When nothing is refused any more, in ns of CLOCK_MONOTONIC, 0 for never: the agent puts it off while it lives, where enforcement is to end some time after it.
+ * Not of CLOCK_BOOTTIME: after the machine has slept it would be past before the agent can run. A word of its own, so that it is written at once.
+ */
+volatile __u64 release_at;
+
+/* released is asked only where something would be refused. */
+static __always_inline bool released(void)
+{
+	__u64 at = release_at;
+
+	return at && bpf_ktime_get_ns() >= at;
+}
 
 /* What was matched, by side and rule. */
 struct hit {

@@ -81,6 +81,9 @@ enum rec_kind {
 #define REC_THREAD  (1 << 2) /* rec_proc, fork: a thread */
 #define REC_SHADOW \
 	(1 << 3) /* what the shadow decided, where the active side decided otherwise: was */
+#define REC_KEPT \
+	(1       \
+	 << 4) /* rec_proc, with REC_FOUND: its facts were taken when it began, by an agent before this one */
 
 #define REC_RULES 4
 

@@ -135,10 +135,11 @@ static __always_inline void take_args(struct scratch *s, struct rec_proc *r, str
 	r->args_len = took(pos, len);
 }
 
-/* put_digests appends the digests of the current process's image, a new one's. */
-static __always_inline void put_digests(struct scratch *s, struct rec_proc *r, __u32 *pos)
+/* put_digests appends the digests of a process's image that were taken when it began. */
+static __always_inline void put_digests(struct scratch *s, struct rec_proc *r,
+					struct task_struct *t, __u32 *pos)
 {
-	struct digests *d = bpf_task_storage_get(&image_digests, bpf_get_current_task_btf(), 0, 0);
+	struct digests *d = bpf_task_storage_get(&image_digests, t, 0, 0);
 
 	if (!d || r->hdr.flags == REC_FOUND)
 		return;
@@ -161,7 +162,7 @@ static __always_inline void finish_proc(struct scratch *s, __u32 si, struct rec_
 
 	/* Perhaps the first program in a new container: rules that ask for its image wait for this record. */
 	parent = (void *)READ_PTR(t, real_parent);
-	if (r->hdr.flags != REC_FOUND && READ_PTR(t, cgroups) != READ_PTR(parent, cgroups))
+	if (!(r->hdr.flags & REC_FOUND) && READ_PTR(t, cgroups) != READ_PTR(parent, cgroups))
 		wake = cgroup_of(parent) != cgrp;
 	if (fs)
 		r->cwd_len = took(&pos, path_build(si, pos, READ_PTR(fs, pwd.dentry),
@@ -172,7 +173,7 @@ static __always_inline void finish_proc(struct scratch *s, __u32 si, struct rec_
 		pos += r->fs_len;
 	}
 	if (digests_used)
-		put_digests(s, r, &pos);
+		put_digests(s, r, t, &pos);
 	send(s, &r->hdr, pos - OFF_REC, true, wake);
 }
 
@@ -321,6 +322,14 @@ __noinline int new_image(__u32 si, __u64 binprm, __u32 script)
 	return 0;
 }
 
+/* A child of the agent, and not of another process that has its pid by now. */
+static __always_inline bool child_of_agent(struct task_struct *t, struct control *c)
+{
+	struct proc *p = bpf_task_storage_get(&procs, t, 0, 0);
+
+	return !c->agent || (p && p->parent_exec_id == c->agent);
+}
+
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *bprm)
 {
@@ -347,7 +356,8 @@ int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *b
 			continue;
 		/* The agent proves this rung on a child of its own, since the one that execs here is gone. */
 		if (c->selftest_op == op && c->selftest_tid &&
-		    c->selftest_tid == BPF_CORE_READ(t, real_parent, tgid)) {
+		    c->selftest_tid == BPF_CORE_READ(t, real_parent, tgid) &&
+		    child_of_agent(t, c)) {
 			__sync_fetch_and_add(&c->selftest_hits, 1);
 			bpf_send_signal(SIGKILL);
 		}
@@ -434,9 +444,54 @@ int find_host(void *ctx)
 	return more;
 }
 
+/* leader_of is the identity of a thread's process, NULL when it has none yet. */
+static __always_inline struct proc *leader_of(struct task_struct *t)
+{
+	if (t->pid == t->tgid || !t->group_leader)
+		return NULL;
+	return bpf_task_storage_get(&procs, t->group_leader, 0, 0);
+}
+
+/* put_kept appends the script and the arguments of a process as they were when it began to its record, up to pos. */
+static __always_inline __u32 put_kept(__u32 si, __u32 pos, struct proc *p)
+{
+	struct scratch *s = scratch_at(si);
+	__u32 args, len = 0, slen = 0;
+	struct rec_proc *r;
+	struct texts *t;
+
+	if (!s)
+		return pos;
+	r = (void *)&s->bytes[OFF_REC];
+	t = (void *)&s->bytes[OFF_ALT];
+	if (!texts_load(si, p->image)) {
+		r->flags |= PROC_ARGSCUT;
+		return pos;
+	}
+	args = OFF_LINE + t->line_len;
+	slen = script_kept(t);
+	bpf_probe_read_kernel(at(s, pos), slen & (SCRIPT_BYTES - 1), at(s, args + args_kept(t)));
+	r->script_len = slen;
+	pos += slen;
+	if (t->args_len == TEXT_UNKNOWN) {
+		len = texts_given(si, p->image, pos);
+	} else {
+		len = t->args_len;
+		if (len <= ARGS_BYTES)
+			bpf_probe_read_kernel(at(s, pos), len & 0xfff, at(s, args));
+	}
+	if (len > ARGS_BYTES) {
+		r->flags |= PROC_ARGSCUT;
+		return pos;
+	}
+	r->args_len = len;
+	return pos + len;
+}
+
 /*
  * found_task is run twice over all tasks: first each gets its identity, then, since parents have theirs by now, its parent, and
- * a record. A thread made meanwhile inherits at fork; one that was judged meanwhile identified itself.
+ * a record. A thread made meanwhile inherits at fork; one that was judged meanwhile identified itself. For an agent that has found what another left, it is
+ * run once more, and tells of all.
  */
 
 SEC("iter/task")
@@ -461,7 +516,10 @@ int found_task(struct bpf_iter__task *ctx)
 	s = scratch_at(si);
 	if (!s)
 		return 0;
-	p = bpf_task_storage_get(&procs, t, 0, iter_phase ? 0 : BPF_LOCAL_STORAGE_GET_F_CREATE);
+	/* A thread takes its process's, which may be from an agent before this one. */
+	p = bpf_task_storage_get(&procs, t, 0, 0);
+	if (!p && iter_phase != 1)
+		p = bpf_task_storage_get(&procs, t, leader_of(t), BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!p)
 		goto out;
 	if (!p->exec_id)
@@ -479,11 +537,11 @@ int found_task(struct bpf_iter__task *ctx)
 		s->task = READ_PTR(t, group_leader);
 		texts_found(si, p->image);
 	}
-	if (!p->found || t->pid != t->tgid)
+	if ((!p->found && iter_phase != ITER_KEPT) || t->pid != t->tgid)
 		goto out;
 	r = (void *)&s->bytes[OFF_REC];
 	fill_proc(r, t, p, OP_EXEC, p->start);
-	r->hdr.flags = REC_FOUND;
+	r->hdr.flags = p->found ? REC_FOUND : REC_FOUND | REC_KEPT;
 	pos = OFF_REC + sizeof(*r);
 	mm = (void *)READ_PTR(t, mm);
 	exe = mm ? (void *)READ_PTR(mm, exe_file) : NULL;
@@ -493,6 +551,8 @@ int found_task(struct bpf_iter__task *ctx)
 		fill_exe(s, r, exe, len);
 		r->path_len = took(&pos, len);
 	}
+	if (!p->found)
+		pos = put_kept(si, pos, p);
 	finish_proc(s, si, r, t, exe, pos);
 out:
 	scratch_put(s);

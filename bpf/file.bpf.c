@@ -360,7 +360,7 @@ __noinline int hold(__u32 si, __u64 object, __u32 len)
 		tid |= HELD_SHADOW;
 	if (bpf_map_update_elem(&helds, &tid, h, BPF_ANY))
 		return -1;
-	return s->v.action[DECIDED_ENFORCED] >= ACT_DENY ? ACT_DENY : ACT_NONE;
+	return s->v.action[DECIDED_ENFORCED] >= ACT_DENY && !released() ? ACT_DENY : ACT_NONE;
 }
 
 /* tell_file completes the record of a verdict and reports it. */
@@ -441,7 +441,7 @@ static __always_inline bool enforces(struct control *c, __u32 op)
 	__u32 side = c->active;
 	struct tables *t = bpf_map_lookup_elem(&sides, &side);
 
-	return t && t->ops[op & (NUM_JUDGED - 1)].enforces;
+	return t && t->ops[op & (NUM_JUDGED - 1)].enforces && !released();
 }
 
 /* idle tells that nothing judges op: the first thing a hook asks. */
@@ -450,11 +450,14 @@ static __always_inline bool idle(struct control *c, __u32 op)
 	return !judges(c->active, op) && !(c->shadow && judges(c->shadow - 1, op));
 }
 
-/* selftest tells whether this call is the one by which the agent proves the rung. */
+/*
+ * selftest tells whether this call is the one by which the agent proves the rung. The number of its thread is not enough: it may have been killed before it
+ * took that away.
+ */
 static __always_inline bool selftest(struct control *c, __u32 op)
 {
 	if (!c->selftest_tid || c->selftest_tid != (__u32)bpf_get_current_pid_tgid() ||
-	    c->selftest_op != op)
+	    c->selftest_op != op || !is_agent(c->agent))
 		return false;
 	__sync_fetch_and_add(&c->selftest_hits, 1);
 	return true;

@@ -8,13 +8,13 @@ import (
 
 // NewInner makes a map with room for n entries for a slot of an array of maps of the object. The caller closes it, or gives it to SetInner.
 func (k *Kernel) NewInner(outer string, n uint32) (*ebpf.Map, error) {
-	spec := k.specs.maps[outer]
-	if spec == nil || spec.InnerMap == nil {
+	inner, ok := k.inners[outer]
+	if !ok {
 		return nil, fmt.Errorf("make a map for %s: it is no array of maps", outer)
 	}
-	inner := spec.InnerMap.Copy()
-	inner.MaxEntries = max(n, 1)
-	m, err := ebpf.NewMap(inner)
+	m, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: inner.Name, Type: inner.Type, KeySize: inner.KeySize, ValueSize: inner.ValueSize, Flags: inner.Flags, MaxEntries: max(n, 1),
+	})
 	if err != nil {
 		return nil, fmt.Errorf("make a map of %d entries for %s: %w", n, outer, cause(err))
 	}

@@ -51,6 +51,14 @@ struct {
 	__type(value, struct op_stats);
 } stats SEC(".maps");
 
+/* How many of stats.lost an agent has told, by operation, for the next one. Programs do not know it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, NUM_OPS);
+	__type(key, __u32);
+	__type(value, __u64);
+} told SEC(".maps");
+
 /* What the shadow judged, and where it was stricter or laxer than the active side, by side and operation. */
 struct shade_count {
 	__u64 judged;
@@ -669,7 +677,7 @@ __noinline int report(__u32 si, __u32 kind, __u32 rung, __u64 object, __u32 len)
 		h->flags = class == DECIDED_MONITOR ? REC_MONITOR : 0;
 		h->was = 0;
 		if (class == DECIDED_ENFORCED) {
-			if (rung == RUNG_KILL && h->action == ACT_DENY)
+			if ((rung == RUNG_KILL && h->action == ACT_DENY) || released())
 				h->flags = REC_MONITOR;
 			else
 				action = h->action;

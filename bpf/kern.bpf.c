@@ -84,13 +84,25 @@ int BPF_PROG(lsm_module_request, char *name, int ret)
 
 #define BPF_PROG_GET_NEXT_ID 11
 
-/* The agent itself is not judged: a rule that denies bpf(2) to all could not be taken back otherwise. It proves the rung by a call that it makes for nothing else. */
+/* next_agent tells whether the current process runs the agent's program: before an agent has found what one before it has left, nothing tells it from others else. */
+static __always_inline bool next_agent(struct control *c)
+{
+	struct inode *exe = BPF_CORE_READ(bpf_get_current_task_btf(), mm, exe_file, f_inode);
+
+	return exe && c->agent_ino && READ(exe, i_ino) == c->agent_ino &&
+	       READ((struct super_block *)READ_PTR(exe, i_sb), s_dev) == c->agent_dev;
+}
+
+/*
+ * The agent itself is not judged, nor the one that is to take its place: a rule that denies bpf(2) to all could not be taken back otherwise. It proves the rung by
+ * a call that it makes for nothing else.
+ */
 SEC("lsm/bpf")
 int BPF_PROG(lsm_bpf, int cmd)
 {
 	struct control *c = ctl();
 
-	if (c && c->agent == bpf_get_current_pid_tgid() >> 32 &&
+	if (c && ((c->agent && is_agent(c->agent)) || next_agent(c)) &&
 	    (c->selftest_op != OP_BPF || cmd != BPF_PROG_GET_NEXT_ID))
 		return 0;
 	return judge_number(OP_BPF, (__u32)cmd, 0);

@@ -45,7 +45,9 @@ type KernelControl struct {
 	SelftestOp   uint32
 	SelftestHits uint32
 	Rung         uint32
-	Agent        uint32
+	AgentDev     uint32
+	Agent        uint64
+	AgentIno     uint64
 	Clock        uint64
 	Hooks        uint64
 	NotActive    uint64
@@ -499,6 +501,10 @@ type KernelTables struct {
 	SetMasks6   uint32
 	Pad         uint32
 	SetMasks    [256]KernelSetPrefix
+	Image       [16]uint8
+	Names       [16]uint8
+	N_rules     uint32
+	Pad2        uint32
 }
 
 type KernelTestJudge struct {
@@ -605,6 +611,7 @@ const (
 	KernelMapStats             = "stats"
 	KernelMapTelemetry         = "telemetry"
 	KernelMapTestJudges        = "test_judges"
+	KernelMapTold              = "told"
 	KernelProgCgBind4          = "cg_bind4"
 	KernelProgCgBind6          = "cg_bind6"
 	KernelProgCgConnect4       = "cg_connect4"
@@ -694,6 +701,7 @@ const (
 	KernelVarRegsArg2Off       = "regs_arg2_off"
 	KernelVarRegsArg2OffCompat = "regs_arg2_off_compat"
 	KernelVarRegsNrOff         = "regs_nr_off"
+	KernelVarReleaseAt         = "release_at"
 	KernelVarSipKey            = "sip_key"
 	KernelVarSysOp             = "sys_op"
 	KernelVarUnusedRateKey     = "unused_rate_key"
@@ -857,6 +865,7 @@ type KernelMapSpecs struct {
 	Stats         *ebpf.MapSpec `ebpf:"stats"`
 	Telemetry     *ebpf.MapSpec `ebpf:"telemetry"`
 	TestJudges    *ebpf.MapSpec `ebpf:"test_judges"`
+	Told          *ebpf.MapSpec `ebpf:"told"`
 }
 
 // KernelVariableSpecs contains global variables before they are loaded into the kernel.
@@ -876,6 +885,7 @@ type KernelVariableSpecs struct {
 	RegsArg2Off       *ebpf.VariableSpec `ebpf:"regs_arg2_off"`
 	RegsArg2OffCompat *ebpf.VariableSpec `ebpf:"regs_arg2_off_compat"`
 	RegsNrOff         *ebpf.VariableSpec `ebpf:"regs_nr_off"`
+	ReleaseAt         *ebpf.VariableSpec `ebpf:"release_at"`
 	SipKey            *ebpf.VariableSpec `ebpf:"sip_key"`
 	SysOp             *ebpf.VariableSpec `ebpf:"sys_op"`
 	UnusedRateKey     *ebpf.VariableSpec `ebpf:"unused_rate_key"`
@@ -935,6 +945,7 @@ type KernelMaps struct {
 	Stats         *ebpf.Map `ebpf:"stats"`
 	Telemetry     *ebpf.Map `ebpf:"telemetry"`
 	TestJudges    *ebpf.Map `ebpf:"test_judges"`
+	Told          *ebpf.Map `ebpf:"told"`
 }
 
 func (m *KernelMaps) Close() error {
@@ -965,6 +976,7 @@ func (m *KernelMaps) Close() error {
 		m.Stats,
 		m.Telemetry,
 		m.TestJudges,
+		m.Told,
 	)
 }
 
@@ -985,6 +997,7 @@ type KernelVariables struct {
 	RegsArg2Off       *ebpf.Variable `ebpf:"regs_arg2_off"`
 	RegsArg2OffCompat *ebpf.Variable `ebpf:"regs_arg2_off_compat"`
 	RegsNrOff         *ebpf.Variable `ebpf:"regs_nr_off"`
+	ReleaseAt         *ebpf.Variable `ebpf:"release_at"`
 	SipKey            *ebpf.Variable `ebpf:"sip_key"`
 	SysOp             *ebpf.Variable `ebpf:"sys_op"`
 	UnusedRateKey     *ebpf.Variable `ebpf:"unused_rate_key"`

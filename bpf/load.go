@@ -35,9 +35,10 @@ const scratchPerCPU = 4 // SCRATCH_PER_CPU
 
 // Kernel is the one object of Pavise with its maps made: programs are loaded when they are first asked for, and attached and detached by name.
 type Kernel struct {
-	sip  [2]uint64
-	maps map[string]*ebpf.Map
-	vars map[string]*ebpf.Variable
+	sip    [2]uint64
+	maps   map[string]*ebpf.Map
+	vars   map[string]variableAt
+	inners map[string]innerLayout
 
 	specs struct {
 		sync.Mutex
@@ -49,10 +50,13 @@ type Kernel struct {
 	inner    map[innerSlot]*ebpf.Map // in the arrays of maps
 	programs map[string]*ebpf.Program
 	links    map[string]link.Link
-	engines  engines    // what programs share
-	cgroup   int        // the root of cgroup v2, -1 until it is needed
-	windows  [][]byte   // on maps, until Trim
-	types    *btf.Cache // of the kernel, some MB, until Trim
+	engines  engines           // what programs share
+	cgroup   int               // the root of cgroup v2, -1 until it is needed
+	windows  [][]byte          // on maps, until Trim
+	sections map[string][]byte // of the object's variables
+	pinned   *pinned           // nil: it ends with the process
+	last     *ebpf.Map         // generation, with pinned
+	types    *btf.Cache        // of the kernel, some MB, until Trim
 }
 
 // Load checks that the kernel has what the base needs and makes the maps. Nothing is attached. The error wraps ErrPrivileges or
@@ -77,18 +81,15 @@ func Load() (*Kernel, error) {
 	if err := prepare(spec, types, sip); err != nil {
 		return nil, err
 	}
-	spec.Maps["hits"].Flags |= unix.BPF_F_MMAPABLE // read and cleared by the thousand
-	k := &Kernel{
-		sip: sip, maps: map[string]*ebpf.Map{}, inner: map[innerSlot]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, links: map[string]link.Link{},
-		engines: engines{by: map[string]*engine{}, links: map[string]link.Link{}}, types: types, cgroup: -1,
-	}
+	k := newKernel(types)
+	k.sip = sip
 	coll, err := ebpf.NewCollectionWithOptions(&ebpf.CollectionSpec{Maps: spec.Maps, Types: spec.Types, ByteOrder: spec.ByteOrder, Variables: spec.Variables},
 		ebpf.CollectionOptions{Cache: types})
 	if err != nil {
 		return nil, fmt.Errorf("make the maps: %w", cause(err))
 	}
 	k.specs.object, k.specs.maps = spec, spec.Maps
-	k.vars = coll.Variables
+	k.vars, k.inners = layouts(spec)
 	for name, m := range coll.Maps {
 		k.maps[name] = m
 		coll.DetachMap(name)
@@ -97,8 +98,16 @@ func Load() (*Kernel, error) {
 	return k, nil
 }
 
+func newKernel(types *btf.Cache) *Kernel {
+	return &Kernel{
+		maps: map[string]*ebpf.Map{}, inner: map[innerSlot]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, links: map[string]link.Link{},
+		engines: engines{by: map[string]*engine{}, links: map[string]link.Link{}}, sections: map[string][]byte{}, types: types, cgroup: -1,
+	}
+}
+
 // prepare makes the object one for this machine.
 func prepare(spec *ebpf.CollectionSpec, types *btf.Cache, sip [2]uint64) error {
+	spec.Maps["hits"].Flags |= unix.BPF_F_MMAPABLE // read and cleared by the thousand
 	if err := setMachine(spec, types, sip); err != nil {
 		return err
 	}
@@ -118,6 +127,9 @@ func (k *Kernel) object(types *btf.Cache) (*ebpf.CollectionSpec, error) {
 	}
 	if err := prepare(spec, types, k.sip); err != nil {
 		return nil, err
+	}
+	if k.specs.maps == nil { // they were adopted
+		k.specs.maps = spec.Maps
 	}
 	spec.Maps = k.specs.maps
 	k.specs.object = spec
@@ -223,9 +235,6 @@ func (k *Kernel) SipKey() [2]uint64 { return k.sip }
 
 // Map returns a map of the object by its name in C, nil if there is none.
 func (k *Kernel) Map(name string) *ebpf.Map { return k.maps[name] }
-
-// Variable returns a variable of the object by its name in C, nil if there is none.
-func (k *Kernel) Variable(name string) *ebpf.Variable { return k.vars[name] }
 
 // Memory returns the bytes of kernel memory that the maps take, as the kernel reports them.
 func (k *Kernel) Memory() (uint64, error) {
@@ -353,6 +362,9 @@ func (k *Kernel) program(name string) (*ebpf.Program, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := k.pinProgram(name, p); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
 	k.programs[name] = p
 	return p, nil
 }
@@ -419,9 +431,14 @@ func (k *Kernel) Preload(names ...string) {
 	}
 	wg.Wait()
 	for i, p := range loaded {
-		if p != nil {
-			k.programs[names[i]] = p
+		if p == nil {
+			continue
 		}
+		if k.pinProgram(names[i], p) != nil {
+			_ = p.Close()
+			continue
+		}
+		k.programs[names[i]] = p
 	}
 }
 
@@ -460,6 +477,9 @@ func (k *Kernel) Attach(name string) error {
 	if err != nil {
 		return fmt.Errorf("attach program %s: %w", name, err)
 	}
+	if err := k.pinLink(name, l); err != nil {
+		return errors.Join(err, l.Close())
+	}
 	k.links[name] = l
 	return nil
 }
@@ -473,7 +493,7 @@ func (k *Kernel) Detach(name string) error {
 		return nil
 	}
 	delete(k.links, name)
-	if err := l.Close(); err != nil {
+	if err := errors.Join(k.unpinLink(name), l.Close()); err != nil {
 		return fmt.Errorf("detach program %s: %w", name, err)
 	}
 	return nil
@@ -600,7 +620,7 @@ func TimePrograms() (io.Closer, error) {
 	return c, nil
 }
 
-// Close detaches and frees everything.
+// Close detaches and frees everything; what is pinned goes on without this process.
 func (k *Kernel) Close() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -617,16 +637,22 @@ func (k *Kernel) Close() error {
 	for _, b := range k.windows {
 		errs = append(errs, unix.Munmap(b))
 	}
+	for _, b := range k.sections {
+		errs = append(errs, unix.Munmap(b))
+	}
 	for _, m := range k.inner {
 		errs = append(errs, m.Close())
 	}
 	for _, m := range k.maps {
 		errs = append(errs, m.Close())
 	}
+	if k.last != nil {
+		errs = append(errs, k.last.Close())
+	}
 	if k.cgroup >= 0 {
 		errs = append(errs, unix.Close(k.cgroup))
 	}
-	k.inner, k.links, k.programs, k.maps, k.windows, k.cgroup = nil, nil, nil, nil, nil, -1
+	k.inner, k.links, k.programs, k.maps, k.windows, k.sections, k.cgroup = nil, nil, nil, nil, nil, nil, -1
 	return errors.Join(errs...)
 }
 

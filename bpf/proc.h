@@ -76,6 +76,14 @@ static __always_inline __u64 new_exec_id(__u64 now)
 	return (now >> 8) << 12 | (bpf_get_smp_processor_id() & 0xfff);
 }
 
+/* is_agent tells whether the current thread is the agent's, which has no identity while it starts. */
+__noinline int is_agent(__u64 agent)
+{
+	struct proc *p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
+
+	return !agent || (p && p->exec_id == agent);
+}
+
 static __always_inline __u64 cgroup_of(struct task_struct *t)
 {
 	struct cgroup *c = (void *)READ_PTR((struct css_set *)READ_PTR(t, cgroups), dfl_cgrp);

@@ -280,7 +280,7 @@ static __always_inline bool probed(void)
 {
 	struct control *c = ctl();
 
-	if (!c || c->selftest_tid != (__u32)bpf_get_current_pid_tgid())
+	if (!c || c->selftest_tid != (__u32)bpf_get_current_pid_tgid() || !is_agent(c->agent))
 		return false;
 	__sync_fetch_and_add(&c->selftest_hits, 1);
 	return true;

@@ -291,8 +291,10 @@ __noinline int texts_found(__u32 si, __u64 image)
 	return texts_keep(si, image, OFF_ALT);
 }
 
-/* What found_task does; 2: everything that ran already has been found. A process without texts has lost them then. */
+/* What found_task does; 2 and more: everything that ran already has been found. A process without texts has lost them then. */
 __u32 iter_phase;
+
+#define ITER_KEPT 3
 
 /* texts_now makes the texts of the current process, which has not been found yet; 0 when it is too late for that. */
 static __always_inline int texts_now(struct scratch *s, __u32 si, __u64 image)

@@ -24,6 +24,7 @@ const (
 	recFound   = 1 << 1
 	recThread  = 1 << 2
 	recShadow  = 1 << 3
+	recKept    = 1 << 4
 
 	done = 8 // DONE, in engine.h
 
@@ -157,7 +158,7 @@ func decodeProc(rec []byte, boot int64, e *pavise.Event) bool {
 	}
 	header(&r.Hdr, boot, e)
 	x := &e.Exec
-	x.Found, x.Thread = r.Hdr.Flags&recFound != 0, r.Hdr.Flags&recThread != 0
+	x.Found, x.Kept, x.Thread = r.Hdr.Flags&recFound != 0, r.Hdr.Flags&recKept != 0, r.Hdr.Flags&recThread != 0
 	x.ParentExecID, x.ParentPID, x.StartTime = r.ParentExecId, r.ParentPid, r.StartTime
 	f := &x.Exe
 	f.Dev, f.Inode, f.Links, f.Owner, f.Mode = r.Exe.Dev, r.Exe.Ino, r.Exe.Links, r.Exe.Owner, r.Exe.Mode

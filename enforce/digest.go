@@ -43,17 +43,11 @@ func digestPrograms(img *policy.Image, need map[string]pavise.Op) {
 
 // useDigests tells the programs of the lifecycle that digests are taken.
 func (e *Enforcer) useDigests(on bool) error {
-	v, n := e.k.Variable("digests_used"), uint32(0)
-	if v == nil {
-		return errors.New("find the switch of digests: the object has no variable of that name")
-	}
+	n := uint64(0)
 	if on {
 		n = 1
 	}
-	if err := v.Set(n); err != nil {
-		return fmt.Errorf("set the switch of digests: %w", err)
-	}
-	return nil
+	return e.k.SetVariable("digests_used", n)
 }
 
 // chooseDigests finds out which digests this machine gives, once the rungs are chosen; lsm is why BPF LSM cannot be used, or nil.

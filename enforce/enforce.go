@@ -29,6 +29,12 @@ type Options struct {
 	Log *slog.Logger
 	// Skip names rungs that are not to be used: to see what a machine without them does.
 	Skip []pavise.Rung
+	// Keep says whether enforcement goes on after Close, or when this process is killed.
+	Keep Keep
+	// PinDir is where it is pinned then. Without Keep, what is found there of an agent that has ended is taken over, to end with this one; "" looks for nothing.
+	PinDir string
+	// Build is that of the kernel's programs; "" for their own. Tests give another one.
+	Build string
 }
 
 // Enforcer holds the kernel's side of the agent. Its methods may be called from any goroutine; Read from one only.
@@ -54,6 +60,20 @@ type Enforcer struct {
 	counting [2]bool // rates have their map, and the shadow's
 	whole    bool    // it was told that programs share no engine
 	digests  bool    // the lifecycle programs look for digests
+
+	keep        Keep
+	skip        []pavise.Rung
+	pins        *bpf.Pins // nil when nothing is pinned, nor was
+	adopted     *Adopted  // what was found there and goes on; nil for nothing
+	replaces    string    // why not
+	resumed     bool      // an Image was applied since
+	sameProgram bool      // and what it finds there was written as it would write it
+	settled     bool      // and is what stays
+	program     ownProgram
+	other       *other // what goes on until this one judges, nil for nothing
+
+	given   [2]atomic.Uint64 // Read until there
+	release *atomic.Uint64   // release_at
 }
 
 // staged is a generation in the kernel.
@@ -62,6 +82,7 @@ type staged struct {
 	rules int
 	need  map[string]pavise.Op // the programs that must be attached
 	hooks uint64               // the operations that are judged on return
+	image [16]byte             // ImageOf
 	names *names
 	off   bool // of a shadow: its side was needed, and only its names and programs are there still, for the next one
 }
@@ -75,64 +96,132 @@ func Open(ctx context.Context, o Options) (*Enforcer, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	k, err := bpf.Load()
+	e := &Enforcer{log: log, live: &staged{names: newNames(false)}, keep: o.Keep, skip: o.Skip}
+	err := e.open(&o)
+	if err == nil {
+		e.rings, err = e.k.NewRings()
+	}
+	if err == nil {
+		e.release, err = e.k.Word("release_at")
+	}
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, e.Close())
 	}
-	e := &Enforcer{k: k, log: log, live: &staged{names: newNames(false)}}
-	if e.rings, err = k.NewRings(); err != nil {
-		return nil, errors.Join(err, k.Close())
+	e.giveUntil() // an agent before this one had read
+	if e.adopted == nil {
+		skip := map[pavise.Rung]bool{}
+		for _, r := range o.Skip {
+			skip[r] = true
+		}
+		e.choose(skip)
 	}
-	skip := map[pavise.Rung]bool{}
-	for _, r := range o.Skip {
-		skip[r] = true
-	}
-	e.ctl.Agent = uint32(unix.Getpid())
-	e.choose(skip)
 	if err := ctx.Err(); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
 	return e, nil
 }
 
-// lifecycle are the programs that identity depends on. They are attached for as long as the agent runs.
+// lifecycle are the programs that identity depends on. They are attached for as long as the agent runs, or what it leaves.
 var lifecycle = []string{"on_exit", "on_exec", "on_fork"}
 
 // Start attaches the lifecycle programs, then gives everything that already runs its identity: the records of found processes come through Read.
 func (e *Enforcer) Start() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.adopted != nil {
+		if err := e.beginAdopted(); err != nil {
+			return err
+		}
+	}
+	if err := e.Alive(); err != nil {
+		return err
+	}
 	if err := e.mounts.refresh(e.k); err != nil {
 		return err
 	}
 	if err := e.tick(); err != nil {
 		return err
 	}
-	e.k.Preload(append([]string{"found_task"}, lifecycle...)...)
-	if err := e.k.Call("find_host"); err != nil {
-		return fmt.Errorf("find the machine's own namespaces: %w", err)
+	e.k.Preload(append([]string{"found_task", "resolve"}, lifecycle...)...)
+	if e.adopted == nil {
+		if err := e.k.Call("find_host"); err != nil {
+			return fmt.Errorf("find the machine's own namespaces: %w", err)
+		}
+		if err := e.pin(); err != nil {
+			return err
+		}
 	}
 	for _, p := range lifecycle {
 		if err := e.k.Attach(p); err != nil {
 			return short(err)
 		}
 	}
-	for i := range uint32(2) {
-		if err := e.setPhase(i); err != nil {
-			return err
-		}
-		if err := e.k.Iterate("found_task"); err != nil {
-			return err
-		}
-	}
-	if err := e.setPhase(2); err != nil {
+	e.other.begun()
+	if err := e.inherit(); err != nil {
 		return err
+	}
+	if err := e.find(); err != nil {
+		return err
+	}
+	if e.other != nil && len(e.other.Texts) > 0 { // of what ended while they were copied
+		if err := e.dropEnded(); err != nil {
+			return err
+		}
 	}
 	if err := e.identified(); err != nil {
 		return err
 	}
-	return e.giveArgs()
+	if err := e.giveArgs(); err != nil {
+		return err
+	}
+	e.ctl.Agent = e.identity(unix.Getpid()).ExecId
+	if err := e.putControl(); err != nil {
+		return err
+	}
+	return e.followProgram()
 }
+
+// pin pins the base, and with it from now on what is attached.
+func (e *Enforcer) pin() error {
+	if e.keep == KeepNot {
+		return nil
+	}
+	note, err := e.writeRungs(e.skip)
+	if err != nil {
+		return err
+	}
+	return e.k.Pin(e.pins, note)
+}
+
+// find gives what runs already its identity, if it has none, and tells of it.
+func (e *Enforcer) find() error {
+	inherited := e.other != nil && e.other.Procs != nil
+	if e.adopted == nil {
+		phases := []uint64{phaseIdentify, phaseTell}
+		if inherited {
+			phases = phases[:1]
+		}
+		for _, p := range phases {
+			if err := e.k.SetVariable("iter_phase", p); err != nil {
+				return err
+			}
+			if err := e.k.Iterate("found_task"); err != nil {
+				return err
+			}
+		}
+	}
+	if err := e.k.SetVariable("iter_phase", phaseKept); err != nil || e.adopted == nil && !inherited {
+		return err
+	}
+	return e.k.Iterate("found_task")
+}
+
+// What the iterator over processes does, as in bpf/proc.h.
+const (
+	phaseIdentify = 0
+	phaseTell     = 1
+	phaseKept     = 3
+)
 
 // identified tells whether identities are kept at all: without them every process would be judged strictly.
 func (e *Enforcer) identified() error {
@@ -150,22 +239,12 @@ func (e *Enforcer) identified() error {
 	return nil
 }
 
-func (e *Enforcer) setPhase(i uint32) error {
-	v := e.k.Variable("iter_phase")
-	if v == nil {
-		return errors.New("find the iterator's phase: the object has no variable of that name")
-	}
-	if err := v.Set(i); err != nil {
-		return fmt.Errorf("set the iterator's phase: %w", err)
-	}
-	return nil
-}
-
 // Applied says what an Apply did.
 type Applied struct {
 	Generation        uint32
 	Staged, Activated time.Duration // writing and checking the tables; the one write that activates them
 	Hits              []uint64      // how often each rule matched while the generation before judged
+	Resumed           bool          // it judged already, by an agent before this one, and goes on
 
 	// Shadow is what the shadow has counted that ended for this, nil if none was on. It may have ended although this failed.
 	Shadow *ShadowCounters
@@ -176,8 +255,22 @@ type Applied struct {
 func (e *Enforcer) Apply(img *policy.Image) (Applied, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if a, ok, err := e.resume(img); ok || err != nil {
+		return a, errors.Join(err, e.settle())
+	}
+	e.resumed = true
 	next := &staged{names: e.live.names}
-	return e.put(img, next, func() error { return e.judgeBy(next, e.shadow) })
+	a, err := e.put(img, next, func() error {
+		err := e.judgeBy(next, e.shadow)
+		if err == nil {
+			e.other.judged()
+		}
+		return err
+	})
+	if err != nil {
+		return a, err
+	}
+	return a, e.settle()
 }
 
 // put attaches and proves what an Image needs, stages it as next into the side that does not judge, and flips: all or nothing, but for the shadow.
@@ -188,10 +281,7 @@ func (e *Enforcer) put(img *policy.Image, next *staged, flip func() error) (a Ap
 	next.need = e.programs(img)
 	added, err := e.attach(img, next.need)
 	undo := func(err error) (Applied, error) {
-		for _, p := range added {
-			err = errors.Join(err, e.k.Detach(p))
-		}
-		return Applied{Shadow: a.Shadow}, err
+		return Applied{Shadow: a.Shadow}, errors.Join(err, e.undo(added))
 	}
 	if err != nil {
 		return undo(err)
@@ -227,7 +317,8 @@ func (e *Enforcer) put(img *policy.Image, next *staged, flip func() error) (a Ap
 	if err != nil {
 		return undo(err)
 	}
-	t.Aliases = aliases
+	t.Aliases, t.N_rules, t.Names = aliases, uint32(len(img.Rules)), NamesOf(img.Rules)
+	t.Image = ImageOf(img) // the last: it is whole
 	hits, err := e.k.Hits(next.side, next.rules)
 	if err != nil {
 		return undo(err)
@@ -239,6 +330,9 @@ func (e *Enforcer) put(img *policy.Image, next *staged, flip func() error) (a Ap
 	}
 	// The same write, of what judges now: the one that flips then finds in the processor's caches what it needs.
 	if err := e.putControl(); err != nil {
+		return undo(err)
+	}
+	if err := e.k.SetLast(gen); err != nil {
 		return undo(err)
 	}
 	ready := time.Now()
@@ -436,7 +530,32 @@ const membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL, include/uapi/linux/membarri
 
 // Read calls fn with each record, critical ones first, until ctx is done or fn fails. The record is valid only during the call.
 func (e *Enforcer) Read(ctx context.Context, fn func(rec []byte) error) error {
-	return e.rings.Read(ctx, fn)
+	e.rings.Turn = func() error { return e.other.read(fn) }
+	return e.rings.Read(ctx, func(rec []byte) error {
+		err := fn(rec)
+		e.giveUntil()
+		return err
+	})
+}
+
+func (e *Enforcer) giveUntil() {
+	_, read := e.rings.Positions()
+	e.given[0].Store(read[0])
+	e.given[1].Store(read[1])
+}
+
+// Position is how far the kernel has told: in each of the rings.
+type Position [2]uint64
+
+// Position is where the rings end now.
+func (e *Enforcer) Position() Position {
+	written, _ := e.rings.Positions()
+	return written
+}
+
+// Reached tells whether Read has given all until there, and fn has returned.
+func (e *Enforcer) Reached(p Position) bool {
+	return e.given[0].Load() >= p[0] && e.given[1].Load() >= p[1]
 }
 
 // Refresh follows what changes outside: the clock and its zone, mounts, and the inodes behind protected names. The agent calls it about once a second; it is cheap when nothing has
@@ -445,6 +564,9 @@ func (e *Enforcer) Refresh() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if err := e.tick(); err != nil {
+		return err
+	}
+	if err := e.followProgram(); err != nil {
 		return err
 	}
 	if err := e.mounts.refresh(e.k); err != nil {
@@ -459,13 +581,28 @@ func (e *Enforcer) Refresh() error {
 	return e.shadow.names.refresh(e.k)
 }
 
-// Close detaches everything and frees it.
+// Close detaches everything and frees it, but what is to be kept, or what was found and not taken over.
 func (e *Enforcer) Close() error {
 	var errs []error
 	if e.rings != nil {
 		errs = append(errs, e.rings.Close())
 	}
-	return errors.Join(append(errs, e.k.Close())...)
+	if e.k != nil {
+		switch {
+		case e.settled && e.keep != KeepNot:
+			errs = append(errs, e.Alive())
+		case e.adopted == nil:
+			errs = append(errs, e.k.Unpin())
+		}
+		errs = append(errs, e.k.Close())
+	}
+	if e.other != nil {
+		errs = append(errs, e.other.Close())
+	}
+	if e.pins != nil {
+		errs = append(errs, e.pins.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // OpCounters conserve: Seen = Delivered + Folded + Lost.
@@ -474,13 +611,15 @@ type OpCounters struct{ Seen, Delivered, Folded, Lost uint64 }
 // Counters are the kernel's own.
 type Counters struct {
 	Ops      [pavise.NumOps]OpCounters
-	RuleHits []uint64 // by rule of the generation that judges, since it was activated
-	RuleLost []uint64 // and how many of their events were lost
+	Told     [pavise.NumOps]uint64 // of Lost, by this agent or one before it
+	RuleHits []uint64              // by rule of the generation that judges, since it was activated
+	RuleLost []uint64              // and how many of their events were lost
 	// What should not happen: no working memory, no identity, no room for a process's arguments and ancestors, a program skipped because it was
 	// running already.
 	NoScratch, NoIdentity, NoTexts, Missed uint64
 	NoCount                                uint64 // no memory for the count of a rate
 	NoEngine                               uint64 // a hook without what judges for it: what an enforced rule judges was refused
+	Unread                                 uint64 // records that an agent of another build had left, in a layout that this one does not know
 	MapBytes                               uint64 // kernel memory of all maps
 }
 
@@ -501,6 +640,9 @@ func (e *Enforcer) Counters() (c Counters, err error) {
 			o.Folded += s.Folded
 			o.Lost += s.Lost
 		}
+		if err := e.k.Map("told").Lookup(uint32(op), &c.Told[op]); err != nil {
+			return c, fmt.Errorf("read the counters of %s: %w", pavise.Op(op), err)
+		}
 	}
 	for i, n := range []*uint64{&c.NoScratch, &c.NoIdentity, &c.NoTexts, &c.NoCount, &c.NoEngine} {
 		var per []uint64
@@ -511,6 +653,7 @@ func (e *Enforcer) Counters() (c Counters, err error) {
 			*n += v
 		}
 	}
+	e.other.count(&c)
 	c.Missed = e.k.Missed()
 	defer e.trim()
 	if c.RuleHits, c.RuleLost, err = e.hits(e.live); err != nil {
@@ -525,6 +668,14 @@ func (e *Enforcer) Time() (io.Closer, error) { return bpf.TimePrograms() }
 
 // Runs are how often Pavise's programs ran while they were timed, and for how long.
 func (e *Enforcer) Runs() []bpf.Run { return e.k.Runs() }
+
+// Told remembers that so many of an operation's lost events have been told, in all.
+func (e *Enforcer) Told(op pavise.Op, lost uint64) error {
+	if err := e.k.Map("told").Put(uint32(op), lost); err != nil {
+		return fmt.Errorf("remember which losses of %s have been told: %w", op, err)
+	}
+	return nil
+}
 
 // hits reads what the rules of a generation have counted, until trim.
 func (e *Enforcer) hits(s *staged) (hits, lost []uint64, err error) {

@@ -93,7 +93,7 @@ var hooks = map[pavise.Op]hook{
 	pavise.OpPivotRoot: {programs: []string{"lsm_pivot_root"}},
 
 	pavise.OpModule:  {programs: []string{"lsm_read_file", "lsm_load_data", "lsm_module_request"}, notes: []string{"unloading is not judged"}},
-	pavise.OpBPF:     {programs: []string{"lsm_bpf"}, notes: []string{"the agent itself is not judged"}},
+	pavise.OpBPF:     {programs: []string{"lsm_bpf"}, notes: []string{"the agent itself is not judged, nor is one that is to take its place"}},
 	pavise.OpPerf:    {programs: []string{"lsm_perf"}, lower: []rung{{rung: pavise.RungKillOnReturn, programs: []string{onReturn}, kill: true, missing: number}}},
 	pavise.OpKeyring: {programs: []string{"lsm_key_permission", "lsm_key_alloc"}},
 	pavise.OpUserns:  {programs: []string{"lsm_userns"}},

@@ -63,6 +63,10 @@ func (n *names) add(k *bpf.Kernel, paths []string, sets []*policy.Set) (stale []
 			if err := n.look(k, p, n.byPath[p]); err != nil {
 				return nil, 0, err
 			}
+		} else if x := n.byPath[p]; x != nil && x.seen == (unix.Stat_t{}) && x.in { // adopted
+			if err := n.look(k, p, x); err != nil {
+				return nil, 0, err
+			}
 		}
 	}
 	before := n.sets
@@ -148,19 +152,55 @@ func (n *names) look(k *bpf.Kernel, p string, x *named) error {
 	if x.in && err == nil && st.Dev == x.seen.Dev && st.Ino == x.seen.Ino && st.Ctim == x.seen.Ctim {
 		return nil
 	}
+	var key bpf.KernelInodeKey
+	alias, ok := false, false
+	if err == nil {
+		key, alias, ok = identify(k, p)
+	}
 	if x.in {
+		if ok && key.Ino == x.key.Ino && key.Dev == x.key.Dev && key.Gen == x.key.Gen {
+			x.seen, x.alias = st, alias
+			return nil // the same file, which has changed, or was adopted
+		}
 		n.drop(k, x.key)
 		x.in = false
 	}
-	if err != nil {
-		return nil
-	}
-	key, alias, ok := identify(k, p)
 	if !ok {
 		return nil
 	}
 	x.seen, x.alias = st, alias
 	return n.put(k, p, key, x)
+}
+
+// adopt takes over the names that are in the kernel's table. Those of a shadow go, and what an agent left twice that was killed while it took a name away.
+func (n *names) adopt(k *bpf.Kernel) error {
+	m := k.Map("inodes")
+	var key bpf.KernelInodeKey
+	var v bpf.KernelInodeName
+	var gone []bpf.KernelInodeKey
+	it := m.Iterate()
+	for it.Next(&key, &v) {
+		p := string(v.Name[:min(v.Len, maxName)])
+		if key.Shade != n.shade {
+			gone = append(gone, key)
+		} else if x := n.byPath[p]; x == nil {
+			n.byPath[p] = &named{key: key, in: true}
+		} else if key.Ino == x.key.Ino && key.Dev == x.key.Dev && key.Gen == x.key.Gen && key.N < x.key.N {
+			gone = append(gone, x.key)
+			x.key = key
+		} else {
+			gone = append(gone, key)
+		}
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("read the protected names: %w", err)
+	}
+	// The last of a file first: the kernel stops at the first gap.
+	slices.SortFunc(gone, func(a, b bpf.KernelInodeKey) int { return int(b.N) - int(a.N) })
+	for _, key := range gone {
+		n.drop(k, key)
+	}
+	return nil
 }
 
 // put takes the first free place among an inode's names.
@@ -233,6 +273,21 @@ type mounts struct {
 
 // firstMount is the place of a device in first_mounts, of n: first_mount's in bpf/path.h.
 func firstMount(dev, n uint32) uint32 { return (dev + dev>>20*37) & (n - 1) }
+
+// adopt takes over the mounts that are in the kernel's table.
+func (m *mounts) adopt(k *bpf.Kernel) error {
+	m.in = map[uint32]bool{}
+	var dev uint32
+	var v bpf.KernelMountInfo
+	it := k.Map("mounts").Iterate()
+	for it.Next(&dev, &v) {
+		m.in[dev] = true
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("read the mounts: %w", err)
+	}
+	return nil
+}
 
 func (m *mounts) refresh(k *bpf.Kernel) error {
 	b, err := os.ReadFile("/proc/self/mountinfo")

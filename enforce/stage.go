@@ -72,6 +72,7 @@ func stage(t *bpf.KernelTables, p *bpf.KernelPool, img *policy.Image, gen uint32
 		return err
 	}
 	w := writer{t: t, p: p}
+	t.Image = [16]byte{} // not whole
 	t.Gen = gen
 	t.SubjectNeed = 0
 	for i := range t.Automata {

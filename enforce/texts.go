@@ -149,10 +149,10 @@ func (e *Enforcer) dropTexts(key uint64) {
 // sweepEvery is how often texts are looked through at most.
 const sweepEvery = time.Minute
 
-// sweep takes away the texts of processes whose end the kernel did not tell, as it does when it skips a program.
+// sweep takes away the texts of processes whose end the kernel did not tell, as it does when it skips a program, and of those that nobody counts: inherit.
 func (e *Enforcer) sweep() error {
 	missed := e.k.Missed()
-	if missed == e.missed || time.Since(e.swept) < sweepEvery {
+	if missed == e.missed && e.adopted == nil && e.other == nil || time.Since(e.swept) < sweepEvery {
 		return nil
 	}
 	e.missed, e.swept = missed, time.Now()

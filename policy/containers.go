@@ -51,6 +51,14 @@ func (m *Machine) WithContainers(list []Container) *Machine {
 	return &next
 }
 
+// Containers are those for which WithContainers made it.
+func (m *Machine) Containers() []Container {
+	if m.containers == nil {
+		return nil
+	}
+	return m.containers.list
+}
+
 // root is the machine that m is with other containers.
 func (m *Machine) root() *Machine {
 	if m.base != nil {

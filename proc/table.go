@@ -379,7 +379,7 @@ func (t *Table) exit(e *pavise.Event) *entry {
 func (t *Table) own(e *pavise.Event) *pavise.Process {
 	x := &e.Exec
 	p := &pavise.Process{
-		ExecID: e.ExecID, PID: e.PID, StartTime: t.boot + int64(x.StartTime), Found: x.Found,
+		ExecID: e.ExecID, PID: e.PID, StartTime: t.boot + int64(x.StartTime), Found: x.Found && !x.Kept,
 		User: pavise.User{ID: x.EUID, Name: t.users(x.EUID)}, GroupID: x.EGID, RealUID: x.UID, RealGID: x.GID,
 		LoginID: t.login(x.LoginID), Caps: x.Caps, SecureExec: x.SecureExec, OnRoot: x.OnRoot, TTY: x.TTY, Namespaces: x.Namespaces,
 		CgroupID: x.CgroupID, ParentExecID: x.ParentExecID,
