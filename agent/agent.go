@@ -50,6 +50,14 @@ type Kernel interface {
 	Doctor() []enforce.OpStatus
 	// Start attaches the process lifecycle and then reports what already runs, through Read.
 	Start() error
+	// Position is how far the kernel has told.
+	Position() enforce.Position
+	// Reached tells whether Read has given all until there, and fn has returned.
+	Reached(enforce.Position) bool
+	// Adopted is what an agent before this one has left in the kernel and goes on, nil for nothing.
+	Adopted() *enforce.Adopted
+	// Keep says whether enforcement goes on after Close.
+	Keep() enforce.KeepStatus
 	// Apply makes img the active Image, or fails and leaves everything as it was but the shadow: Applied.Shadow says whether it has ended, and what it had counted.
 	Apply(img *policy.Image) (enforce.Applied, error)
 	// Shadow makes img judge beside the active Image, without effect, until the next Apply or EndShadow. When it fails, Applied.Shadow says whether the shadow
@@ -66,9 +74,13 @@ type Kernel interface {
 	// Time has the kernel time its programs until the Closer is closed, and Runs are what it has measured.
 	Time() (io.Closer, error)
 	Runs() []bpf.Run
+	// Told remembers, also for the next agent, how many losses of an operation have been told.
+	Told(op pavise.Op, lost uint64) error
+	// Alive puts off the end of enforcement where it is to come some time after the agent's. It waits for nothing.
+	Alive() error
 	// Refresh follows mounts and the inodes behind protected names; cheap when nothing changed.
 	Refresh() error
-	// Close detaches everything.
+	// Close detaches everything, but what is to be kept.
 	Close() error
 }
 
@@ -130,6 +142,7 @@ type Agent struct {
 	kernelLost    [pavise.NumOps]uint64
 	kernelTrouble uint64 // NoScratch, NoIdentity, NoTexts, NoCount, NoEngine and Missed together, when they were last told
 	decodeLost    uint64
+	unread        uint64 // Unread, when it was last told
 
 	rules atomic.Pointer[ruleBook]
 
@@ -148,6 +161,8 @@ type Agent struct {
 	scans      *quota // of the history, that run
 
 	carry      map[string]uint64 // hits of rules from before the active generation
+	noted      lastRun           // what the next agent is to know
+	left       *policySet        // what judged when the agent before this one ended, until the first set is active
 	past       past
 	shadow     *candidate // nil when none was begun
 	learning   *learning  // or was; nil when nothing was
@@ -207,7 +222,7 @@ func New(cfg Config) (*Agent, error) {
 }
 
 // Run runs the agent until ctx is done, and returns nil then, or what made it stop before. When it returns, the
-// kernel is as it was before.
+// kernel is as it was before, unless enforcement is to be kept.
 func (a *Agent) Run(ctx context.Context) (err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -220,6 +235,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if err := a.restore(); err != nil {
 		return err
 	}
+	a.adopt()
 	ln, err := listen(a.cfg.Socket, a.roles, a.conns)
 	if err != nil {
 		return err
@@ -268,6 +284,11 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 			cancel(fmt.Errorf("read events: %w", err))
 		}
 	})
+	alive := make(chan struct{})
+	wg.Go(func() {
+		defer close(alive)
+		a.stayAlive(ctx)
+	})
 	srv, metrics := a.server(ctx), a.metricsServer()
 	defer func() {
 		cancel(nil)
@@ -275,6 +296,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 		a.closed = true
 		a.mu.Unlock()
 		<-reading
+		<-alive
 		if cerr := a.kernel.Close(); cerr != nil && err == nil {
 			err = fmt.Errorf("detach from the kernel: %w", cerr)
 		}
@@ -307,6 +329,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if err := a.keepStart(); err != nil {
 		return err
 	}
+	a.noteRunning(a.set.Load(), a.carry)
 	wg.Go(func() {
 		if err := srv.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) {
 			cancel(fmt.Errorf("serve %s: %w", a.cfg.Socket, err))
@@ -357,6 +380,22 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 			if a.behind.Load() != nil {
 				a.followContainers()
 			}
+		}
+	}
+}
+
+// stayAlive puts off the end of enforcement once a second, also while a change takes long.
+func (a *Agent) stayAlive(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		if err := a.kernel.Alive(); err != nil {
+			a.log.Error("put off the end of enforcement", "err", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
 		}
 	}
 }

@@ -33,10 +33,14 @@ type fake struct {
 	shaded   bool
 	timed    func() (io.Closer, error)
 	runs     func() []bpf.Run
+	caughtUp func() bool
+	adopted  *enforce.Adopted
+	keep     enforce.KeepStatus
 
 	mu     sync.Mutex
 	gen    uint32
 	closed int
+	told   map[pavise.Op]uint64
 	did    []string // of applies and shadows, in order
 	recs   chan *pavise.Event
 }
@@ -60,6 +64,24 @@ func (f *fake) Start() error {
 	if f.start != nil {
 		return f.start()
 	}
+	return nil
+}
+
+func (f *fake) Position() (p enforce.Position) { return p }
+
+func (f *fake) Reached(enforce.Position) bool { return f.caughtUp == nil || f.caughtUp() }
+
+func (f *fake) Adopted() *enforce.Adopted { return f.adopted }
+
+func (f *fake) Keep() enforce.KeepStatus { return f.keep }
+
+func (f *fake) Told(op pavise.Op, lost uint64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.told == nil {
+		f.told = map[pavise.Op]uint64{}
+	}
+	f.told[op] = lost
 	return nil
 }
 
@@ -189,6 +211,8 @@ func (f *fake) Runs() []bpf.Run {
 	}
 	return nil
 }
+
+func (f *fake) Alive() error { return nil }
 
 func (f *fake) Counters() (enforce.Counters, error) {
 	if f.counters != nil {

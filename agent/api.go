@@ -392,7 +392,8 @@ func (a *Agent) putLog(w http.ResponseWriter, r *http.Request) {
 }
 
 func (a *Agent) getDoctor(w http.ResponseWriter, _ *http.Request) {
-	reply(w, http.StatusOK, &Doctor{Agent: true, Host: ReadHost(), Ops: DoctorOps(a.kernel.Doctor())})
+	keep := keepInfo(a.kernel.Keep())
+	reply(w, http.StatusOK, &Doctor{Agent: true, Host: ReadHost(), Ops: DoctorOps(a.kernel.Doctor()), Keep: &keep})
 }
 
 func (a *Agent) status() *Status {
@@ -404,6 +405,7 @@ func (a *Agent) status() *Status {
 		SubscriberLost: a.hub.dropped.Load(), Refused: a.conns.refused.Load() + a.streams.refused.Load(), Subscribers: a.hub.subscribers(), Processes: len(a.table.Snapshot()), RSS: rss(),
 	}
 	s.History = a.historyStatus()
+	s.Keep = keepInfo(a.kernel.Keep())
 	cs := a.containers.Stats()
 	s.Containers = ContainerCount{Known: cs.Known, Unknown: cs.Unknown, Failed: cs.Failed, Untrusted: cs.Untrusted, Refused: cs.Refused}
 	if why := a.behind.Load(); why != nil {

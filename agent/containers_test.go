@@ -169,10 +169,8 @@ func TestRulesKnowWhatRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := newFake()
-	f.counters = func() (c enforce.Counters, err error) {
-		c.Ops[pavise.OpExec].Delivered = 2
-		return c, nil
-	}
+	var given atomic.Int64
+	f.caughtUp = func() bool { return given.Load() == 2 && len(f.recs) == 0 }
 	f.start = func() error {
 		go func() { // as slowly as a ring is read
 			for id := range uint64(2) {
@@ -180,6 +178,8 @@ func TestRulesKnowWhatRuns(t *testing.T) {
 				e := &pavise.Event{Op: pavise.OpExec, PID: uint32(9000000 + id), ExecID: id + 1}
 				e.Exec = pavise.ExecInfo{Found: true, StartTime: id + 1, CgroupID: id + 1, Cgroup: []string{"/", "/docker/" + containerID(0)}[id]}
 				f.recs <- e
+				time.Sleep(10 * time.Millisecond)
+				given.Add(1)
 			}
 		}()
 		return nil

@@ -60,7 +60,7 @@ func (a *Agent) handle(rec []byte) error {
 	case e.Op == pavise.OpFork, e.Op == pavise.OpExit, e.Op == pavise.OpExec && e.Action == pavise.ActionNone:
 		// Update may forget what the record said of itself.
 		found, thread := e.Exec.Found, e.Exec.Thread
-		if found {
+		if found && !e.Exec.Kept {
 			proc.ReadProc(e.PID, e)
 		}
 		a.table.Update(e)
@@ -164,11 +164,18 @@ func (a *Agent) poll() {
 		a.log.Warn("the kernel side could not do all of its work", "no_scratch", c.NoScratch, "no_identity", c.NoIdentity, "no_texts", c.NoTexts, "no_count", c.NoCount, "no_engine", c.NoEngine, "missed", c.Missed)
 		a.kernelTrouble = n
 	}
+	if c.Unread > a.unread {
+		a.lost(pavise.OpNone, "another build", c.Unread-a.unread)
+		a.unread = c.Unread
+	}
 	missed := false
 	for op := range c.Ops {
-		if n := c.Ops[op].Lost; n > a.kernelLost[op] {
-			a.lost(pavise.Op(op), "kernel-ring", n-a.kernelLost[op])
+		if n, told := c.Ops[op].Lost, max(a.kernelLost[op], c.Told[op]); n > told {
+			a.lost(pavise.Op(op), "kernel-ring", n-told)
 			a.kernelLost[op] = n
+			if err := a.kernel.Told(pavise.Op(op), n); err != nil {
+				a.log.Debug("the next agent may tell of lost events once more", "err", err)
+			}
 			missed = missed || op == int(pavise.OpFork) || op == int(pavise.OpExit) || op == int(pavise.OpExec)
 		}
 	}

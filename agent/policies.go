@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,7 +15,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/enforce"
 	"github.com/pavise-project/pavise/policy"
 )
@@ -196,10 +196,7 @@ func (a *Agent) firstSet(ctx context.Context) (*policySet, error) {
 	if !slices.ContainsFunc(set.policies, (*policy.Policy).AsksContainers) {
 		return set, nil
 	}
-	switch caught, err := a.catchUp(ctx, []pavise.Op{pavise.OpExec}); {
-	case err != nil:
-		return nil, fmt.Errorf("see how many processes run: %w", err)
-	case !caught:
+	if !a.catchUp(ctx) {
 		a.log.Warn("the rules do not know all containers that run; they will in a moment")
 	}
 	a.mu.Lock()
@@ -208,24 +205,19 @@ func (a *Agent) firstSet(ctx context.Context) (*policySet, error) {
 	return a.compile(set.policies)
 }
 
-// catchUp waits, ten seconds at most, until the agent has received what the kernel has told of some operations so far, and reports whether it has.
-func (a *Agent) catchUp(ctx context.Context, ops []pavise.Op) (bool, error) {
-	c, err := a.kernel.Counters()
-	if err != nil {
-		return false, err
-	}
+// catchUp waits, ten seconds at most, until the agent has received what the kernel has told so far, and reports whether it has.
+func (a *Agent) catchUp(ctx context.Context) bool {
+	until := a.kernel.Position()
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	for _, op := range ops {
-		for a.received[op].Load()+a.undecoded.Load() < c.Ops[op].Delivered {
-			select {
-			case <-ctx.Done():
-				return false, nil
-			case <-time.After(2 * time.Millisecond):
-			}
+	for !a.kernel.Reached(until) {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(2 * time.Millisecond):
 		}
 	}
-	return true, nil
+	return true
 }
 
 func (a *Agent) knownContainers() []policy.Container {
@@ -275,6 +267,7 @@ func (a *Agent) followContainers() {
 func (a *Agent) activate(set *policySet) error {
 	old, book := a.set.Load(), a.rules.Load()
 	a.rules.Store(&ruleBook{gens: book.gens, shadow: book.shadow, pending: set.image.Rules})
+	a.noteRunning(set, nil)
 	applied, err := a.kernel.Apply(set.image)
 	if applied.Shadow != nil {
 		a.shadow = a.shadow.with(applied.Shadow)
@@ -286,14 +279,20 @@ func (a *Agent) activate(set *policySet) error {
 		}
 		return fmt.Errorf("apply policies to the kernel: %w", err)
 	}
+	if a.left != nil {
+		old = a.left
+	}
 	hits := map[string]uint64{}
 	if old != set { // else it is the first: nothing has counted yet
 		hits = a.hits(old, applied.Hits)
 	}
-	applied.Hits, applied.Shadow = nil, nil
+	if !applied.Resumed { // else the kernel goes on counting
+		a.carry = carried(hits, old, set)
+	}
+	a.left, applied.Hits, applied.Shadow = nil, nil, nil
 	set.applied = applied
 	a.rules.Store(book.with(applied.Generation, set.image.Rules))
-	a.carry = carried(hits, old, set)
+	a.noteRunning(set, a.carry)
 	a.past = a.past.with(applied.Generation, set.policies)
 	a.set.Store(set)
 	a.followShadow()
@@ -302,9 +301,14 @@ func (a *Agent) activate(set *policySet) error {
 
 // hits are how often the rules of set matched since their policies were last changed, by ruleKey: carry, and what the kernel counted by rule.
 func (a *Agent) hits(set *policySet, counted []uint64) map[string]uint64 {
-	out := make(map[string]uint64, len(a.carry))
-	for k, n := range a.carry {
-		out[k] = n
+	return addHits(a.carry, set, counted)
+}
+
+// addHits are the hits before, and what the kernel counted by rule of set.
+func addHits(before map[string]uint64, set *policySet, counted []uint64) map[string]uint64 {
+	out := maps.Clone(before)
+	if out == nil {
+		out = map[string]uint64{}
 	}
 	for i, n := range counted[:min(len(counted), len(set.image.Rules))] {
 		if n > 0 {

@@ -33,6 +33,8 @@ type Status struct {
 	Processes      int           `json:"processes"`
 	Peer           *Peer         `json:"peer,omitempty"` // who asked
 
+	Keep KeepInfo `json:"keep"`
+
 	Containers ContainerCount `json:"containers"`
 	History    HistoryStatus  `json:"history"`
 	// What should not happen in the kernel: no working memory for a judgement, a thread without an identity, no room for a process's arguments and
@@ -80,6 +82,19 @@ type RevisionList struct {
 // Confirmed is the answer to POST /v1/confirm.
 type Confirmed struct {
 	Revision uint64 `json:"revision"` // that stays
+}
+
+// KeepInfo says what becomes of enforcement when the agent ends.
+type KeepInfo struct {
+	Keep     string `json:"keep,omitempty"`     // no, forever, or for how long it goes on
+	Pins     string `json:"pins,omitempty"`     // the directory in which it is pinned
+	Adopted  bool   `json:"adopted,omitempty"`  // what an agent before this one had left went on with this one
+	Replaced string `json:"replaced,omitempty"` // or why not: it went on until the policies of this one judged
+	Left     bool   `json:"left,omitempty"`     // no agent runs, and one before has left its policies in force
+}
+
+func keepInfo(k enforce.KeepStatus) KeepInfo {
+	return KeepInfo{Keep: k.Keep.String(), Pins: k.Pins, Adopted: k.Adopted, Replaced: k.Replaced}
 }
 
 // Why is GET /v1/events/ID/why: the event, and the rules by which it was judged, as they were then, strictest first.
@@ -206,6 +221,7 @@ type Doctor struct {
 	Agent bool       `json:"agent"` // an agent runs and gave this answer
 	Host  Host       `json:"host"`
 	Ops   []OpDoctor `json:"operations"`
+	Keep  *KeepInfo  `json:"keep,omitempty"`
 	Error string     `json:"error,omitempty"` // why the operations could not be probed
 }
 

@@ -3,10 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"strings"
 
 	"github.com/pavise-project/pavise/agent"
+	"github.com/pavise-project/pavise/enforce"
 	"github.com/spf13/cobra"
 )
 
@@ -26,8 +26,11 @@ The running agent is asked. Without one, the kernel is probed by this command it
 					return err
 				}
 				d = &agent.Doctor{Host: agent.ReadHost(), Ops: []agent.OpDoctor{}}
+				if enforce.Left(enforce.DefaultPins) {
+					d.Keep = &agent.KeepInfo{Pins: enforce.DefaultPins, Left: true}
+				}
 				var k agent.Kernel
-				if k, err = a.openKernel(c.Context(), slog.New(slog.DiscardHandler)); err != nil {
+				if k, err = a.openKernel(c.Context(), enforce.Options{}); err != nil {
 					d.Error = err.Error()
 				} else {
 					d.Ops = agent.DoctorOps(k.Doctor())
@@ -72,6 +75,9 @@ func (a *app) doctorText(d *agent.Doctor) error {
 		t.row("capabilities", "all that are needed")
 	}
 	t.row("agent", map[bool]string{true: "runs, and gave this answer", false: "does not run; the kernel was asked"}[d.Agent])
+	if d.Keep != nil {
+		t.row("without an agent", keepText(d.Keep))
+	}
 	if err := t.flush(); err != nil {
 		return err
 	}

@@ -9,7 +9,9 @@ import (
 	"testing"
 
 	"github.com/pavise-project/pavise/agent"
+	"github.com/pavise-project/pavise/bpf"
 	"github.com/pavise-project/pavise/internal/kerntest"
+	"golang.org/x/sys/unix"
 )
 
 // invoke runs the command line with the real kernel.
@@ -76,5 +78,50 @@ func TestKernelOldRun(t *testing.T) {
 			t.Errorf("%v: exit code %d, %s", args, code, stderr)
 		}
 		t.Logf("%v\n%s%s", args, stdout, stderr)
+	}
+}
+
+// TestKernelUninstall: what an agent has left is named, removed once, and not while one runs.
+func TestKernelUninstall(t *testing.T) {
+	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.TpBtf)
+	mount := t.TempDir()
+	if err := unix.Mount("bpf", mount, "bpf", 0, "mode=700"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(mount, unix.MNT_DETACH) })
+	pins, state := filepath.Join(mount, "pins"), filepath.Join(t.TempDir(), "state")
+	places := []string{"--pin-dir", pins, "--state", state}
+	code, _, stderr := invoke(t, append([]string{"run", "--for", "1s", "--events", "none", "--keep", "forever"}, places...)...)
+	if code != exitOK || !strings.Contains(stderr, "the policies stay in force without an agent (--keep forever)") || !strings.Contains(stderr, "agentless enforcement goes on, from "+pins) {
+		t.Fatalf("run: exit code %d, %s", code, stderr)
+	}
+	busy, err := bpf.OpenPins(pins)
+	if err != nil {
+		t.Fatal(err)
+	}
+	uninstall := func(args ...string) (int, string, string) {
+		return invoke(t, append(append([]string{"uninstall"}, args...), places...)...)
+	}
+	if code, stdout, stderr := uninstall(); code != exitFailed || stdout != "" || !strings.Contains(stderr, "an agent runs") || !strings.Contains(stderr, "systemctl disable --now pavise") {
+		t.Errorf("while one runs: exit code %d, %s%s", code, stdout, stderr)
+	}
+	if err := busy.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_, would, _ := uninstall("--dry-run")
+	code, did, stderr := uninstall()
+	if code != exitOK || strings.ReplaceAll(would, "would remove ", "removed ") != did {
+		t.Errorf("exit code %d, %s\nwould:\n%s\ndid:\n%s", code, stderr, would, did)
+	}
+	for _, want := range []string{pins + "/current", "/links/on_exec", "/maps/sides", state + "/revisions", "removed " + state + "\n"} {
+		if !strings.Contains(did, want) {
+			t.Errorf("%s is not named in\n%s", want, did)
+		}
+	}
+	if code, stdout, stderr := uninstall(); code != exitOK || stdout != "nothing of an agent is here\n" {
+		t.Errorf("the second time: exit code %d, %s%s", code, stdout, stderr)
+	}
+	if code, _, stderr := invoke(t, "run", "--keep", "1s"); code != exitUsage || !strings.Contains(stderr, `--keep "1s": want no, forever, or a time of 5s and more`) {
+		t.Errorf("exit code %d, %s", code, stderr)
 	}
 }

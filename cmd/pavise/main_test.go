@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -129,14 +128,14 @@ func testApp() *app {
 	a := newApp()
 	a.terminal = os.Getenv("FAKE_TERMINAL") != ""
 	a.width = 200
-	a.openKernel = func(context.Context, *slog.Logger) (agent.Kernel, error) {
+	a.openKernel = func(_ context.Context, o enforce.Options) (agent.Kernel, error) {
 		switch os.Getenv("FAKE_KERNEL") {
 		case "unsupported":
 			return nil, fmt.Errorf("probe: %w: it has no BTF", enforce.ErrUnsupported)
 		case "unprivileged":
 			return nil, fmt.Errorf("probe: %w: CAP_BPF is missing", enforce.ErrPrivileges)
 		}
-		return &fakeKernel{gone: make(chan struct{})}, nil
+		return &fakeKernel{gone: make(chan struct{}), keep: enforce.KeepStatus{Keep: o.Keep, Pins: o.PinDir}}, nil
 	}
 	a.tweak = func(c *agent.Config) {
 		c.Cgroups = []string{"/"} // a directory that root alone may write
@@ -196,6 +195,7 @@ type fakeKernel struct {
 	more chan struct{}
 	gone chan struct{}
 	runs uint64
+	keep enforce.KeepStatus
 }
 
 func (k *fakeKernel) emit(m map[string]any) {
@@ -304,6 +304,18 @@ func (k *fakeKernel) Runs() []bpf.Run {
 	k.runs += 100
 	return []bpf.Run{{Program: "lsm_file_open", Count: k.runs, Time: time.Duration(k.runs) * 200}}
 }
+
+func (k *fakeKernel) Alive() error { return nil }
+
+func (k *fakeKernel) Position() (p enforce.Position) { return p }
+
+func (k *fakeKernel) Reached(enforce.Position) bool { return true }
+
+func (k *fakeKernel) Adopted() *enforce.Adopted { return nil }
+
+func (k *fakeKernel) Keep() enforce.KeepStatus { return k.keep }
+
+func (k *fakeKernel) Told(pavise.Op, uint64) error { return nil }
 
 func (k *fakeKernel) Counters() (c enforce.Counters, err error) {
 	c.RuleHits = []uint64{7}

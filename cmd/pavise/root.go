@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/signal"
 	"strings"
@@ -59,7 +58,7 @@ type app struct {
 	noColor bool
 
 	// openKernel is enforce.Open; tests put a kernel of their own here.
-	openKernel func(ctx context.Context, log *slog.Logger) (agent.Kernel, error)
+	openKernel func(ctx context.Context, o enforce.Options) (agent.Kernel, error)
 	// tweak lets tests change the agent's configuration.
 	tweak func(*agent.Config)
 }
@@ -67,8 +66,8 @@ type app struct {
 func newApp() *app {
 	return &app{
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, terminal: isTerminal(os.Stdout), watched: isTerminal(os.Stderr), width: lineWidth(os.Stdout),
-		openKernel: func(ctx context.Context, log *slog.Logger) (agent.Kernel, error) {
-			k, err := enforce.Open(ctx, enforce.Options{Log: log})
+		openKernel: func(ctx context.Context, o enforce.Options) (agent.Kernel, error) {
+			k, err := enforce.Open(ctx, o)
 			if err != nil {
 				return nil, err // not k: a nil *Enforcer in an interface is not nil
 			}
@@ -194,7 +193,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVarP(&a.output, "output", "o", "text", "form of the output: text or json")
 	f.StringVar(&a.socket, "socket", agent.DefaultSocket, "the agent's socket")
 	f.BoolVar(&a.noColor, "no-color", false, "never colour the output")
-	root.AddCommand(a.run(), a.events(), a.query(), a.replay(), a.why(), a.ps(), a.status(), a.top(), a.doctor(), a.check(), a.test(), a.explain(), a.convert(), a.shadow(), a.promote(), a.learn(), a.apply(), a.confirm(), a.rollback(), a.diff(), a.mode(), a.get(), a.delete(), a.version(), a.man())
+	root.AddCommand(a.run(), a.events(), a.query(), a.replay(), a.why(), a.ps(), a.status(), a.top(), a.doctor(), a.check(), a.test(), a.explain(), a.convert(), a.shadow(), a.promote(), a.learn(), a.apply(), a.confirm(), a.rollback(), a.diff(), a.mode(), a.get(), a.delete(), a.uninstall(), a.version(), a.man())
 	mark(root)
 	return root
 }

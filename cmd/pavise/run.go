@@ -14,13 +14,14 @@ import (
 
 	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/agent"
+	"github.com/pavise-project/pavise/enforce"
 	"github.com/pavise-project/pavise/proc"
 	"github.com/spf13/cobra"
 )
 
 func (a *app) run() *cobra.Command {
 	var policies, containers []string
-	var state, events, level, format, metrics string
+	var state, events, level, format, metrics, keep, pins string
 	var groups agent.Groups
 	var writers []string
 	var span, historyAge time.Duration
@@ -30,7 +31,8 @@ func (a *app) run() *cobra.Command {
 		Long: `Run the agent in the foreground: load the policies into the kernel, print events, and answer on the socket.
 
 A --policy that is a directory stands for every *.yaml and *.yml below it, except below directories named testdata, demo or examples.
-SIGINT, SIGTERM and the end of --for detach everything from the kernel; a second signal ends the agent at once.
+SIGINT, SIGTERM and the end of --for detach everything from the kernel; a second signal ends the agent at once. With --keep, enforcement goes on
+without the agent, also when it is killed: the next one takes it over, and "pavise uninstall" ends it.
 Events go to the standard output, all else to the standard error.
 
 Who may use the socket is known from the kernel. Root and the agent's own user may do everything (the role admin); members of a --read-group see events, processes,
@@ -38,7 +40,7 @@ policies and how the agent is; those of a --write-group change the policies too;
 a number. "pavise status" says which role you have.`,
 		Example: `  pavise run --policy policies
   pavise run --policy web.yaml --for 1m --events json > events.ndjson
-  pavise run --policy /etc/pavise --read-group adm --write-group wheel --events none`,
+  pavise run --policy /etc/pavise --read-group adm --write-group wheel --events none --keep forever`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			var lv slog.Level
@@ -72,6 +74,10 @@ a number. "pavise status" says which role you have.`,
 			leveler.Set(lv)
 			log := slog.New(logHandler(a.stderr, format, leveler))
 			groups.Write = append(groups.Write, writers...)
+			stay, err := enforce.ParseKeep(keep)
+			if err != nil {
+				return usageError{fmt.Errorf("--keep %w", err)}
+			}
 			// A bad policy is told before the kernel is touched.
 			set, err := agent.LoadPolicies(policies)
 			if err != nil {
@@ -79,7 +85,7 @@ a number. "pavise status" says which role you have.`,
 			}
 			ctx, cancel := context.WithCancelCause(c.Context())
 			defer cancel(nil)
-			k, err := a.openKernel(ctx, log)
+			k, err := a.openKernel(ctx, enforce.Options{Log: log, Keep: stay, PinDir: pins})
 			if err != nil {
 				return err
 			}
@@ -110,7 +116,11 @@ a number. "pavise status" says which role you have.`,
 				t := time.AfterFunc(span, func() { cancel(nil) })
 				defer t.Stop()
 			}
-			return ag.Run(ctx)
+			if err := ag.Run(ctx); err != nil || stay == enforce.KeepNot {
+				return err
+			}
+			fmt.Fprintf(a.stderr, "pavise: the policies stay in force without an agent (--keep %s); \"pavise uninstall\" ends that\n", stay)
+			return nil
 		},
 	}
 	f := c.Flags()
@@ -126,6 +136,8 @@ a number. "pavise status" says which role you have.`,
 	f.StringVar(&metrics, "metrics", "", "serve Prometheus metrics on this loopback address too (127.0.0.1:9599); they are always on the socket, as /metrics")
 	f.Uint32Var(&historySize, "history-size", 256, "MiB of disk for the events that are kept in the state directory (pavise query); 0 for none")
 	f.DurationVar(&historyAge, "history-age", 30*24*time.Hour, "how long they are kept at most")
+	f.StringVar(&keep, "keep", "no", "how long enforcement goes on without the agent: no, forever, or a time (10m)")
+	f.StringVar(&pins, "pin-dir", enforce.DefaultPins, "where it is pinned then, on a bpf file system")
 	f.StringVar(&level, "log-level", "warn", "least level of the log: debug, info, warn or error")
 	f.StringVar(&format, "log-format", "text", "form of the log, on the standard error: text or json")
 	return c
@@ -202,6 +214,9 @@ func (a *app) banner(s *agent.Status, span time.Duration) {
 	fmt.Fprintf(w, "  rungs     %s\n", strings.Join(rungs, "; "))
 	fmt.Fprintf(w, "  policies  %s\n", strings.Join(names, ", "))
 	fmt.Fprintf(w, "  socket    %s\n", safe(s.Socket))
+	if s.Keep.Keep != "no" || s.Keep.Adopted || s.Keep.Replaced != "" {
+		fmt.Fprintf(w, "  agentless %s\n", keepText(&s.Keep))
+	}
 	if span > 0 {
 		fmt.Fprintf(w, "  ends      in %s\n", span)
 	}

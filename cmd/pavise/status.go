@@ -50,6 +50,7 @@ func (a *app) statusText(s *agent.Status) error {
 		modes[p.Mode]++
 	}
 	t.row("policies", fmt.Sprintf("%d enforce, %d monitor; %d rules", modes["enforce"], modes["monitor"], s.Rules))
+	t.row("without an agent", keepText(&s.Keep))
 	t.row("processes", strconv.Itoa(s.Processes))
 	t.row("containers", fmt.Sprintf("%d known, %d by their ids alone", s.Containers.Known, s.Containers.Unknown))
 	t.row("history", historyText(&s.History))
@@ -83,6 +84,29 @@ func historyText(h *agent.HistoryStatus) string {
 		text += fmt.Sprintf("; found at the start: %d until %s, and %d bytes that were lost", r.Events, r.Until.Local().Format(time.DateTime), r.LostBytes)
 	}
 	return text
+}
+
+// keepText says what becomes of enforcement without an agent.
+func keepText(k *agent.KeepInfo) string {
+	var out string
+	switch {
+	case k.Left:
+		return "an agent that has ended has left its policies in force, in " + safe(k.Pins) + ": start one with --keep, or remove them with pavise uninstall --keep-state"
+	case k.Keep == "no":
+		return "enforcement ends with the agent"
+	case k.Keep == "forever":
+		out = "enforcement goes on"
+	default:
+		out = "enforcement goes on for " + k.Keep
+	}
+	out += ", from " + safe(k.Pins)
+	if k.Adopted {
+		out += "; this agent took it over from one before"
+	}
+	if k.Replaced != "" {
+		out += "; what one before had left was replaced: " + safe(k.Replaced)
+	}
+	return out
 }
 
 // troubles are what a healthy agent has none of.
