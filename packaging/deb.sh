@@ -33,8 +33,12 @@ SCRIPT
 cat >"$root/DEBIAN/prerm" <<'SCRIPT'
 #!/bin/sh
 set -e
-if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
-	systemctl disable --now pavise.service
+if [ "$1" = remove ]; then
+	if [ -d /run/systemd/system ]; then
+		systemctl disable --now pavise.service
+	fi
+	# What is in force ends with the program that could change it; policies and history stay until purge.
+	pavise uninstall --keep-state
 fi
 SCRIPT
 cat >"$root/DEBIAN/postrm" <<'SCRIPT'

@@ -125,6 +125,7 @@ class Doctor(_Doctor, total=False):
     """Doctor is GET /v1/doctor: what this machine can do, and why not more."""
 
     error: str  # why the operations could not be probed
+    keep: KeepInfo
 
 
 class _Document(TypedDict):
@@ -385,6 +386,16 @@ class Host(_Host, total=False):
     cgroup2: str
     lockdown: str
     missing_capabilities: List[str]
+
+
+class KeepInfo(TypedDict, total=False):
+    """KeepInfo says what becomes of enforcement when the agent ends."""
+
+    adopted: bool  # what an agent before this one had left went on with this one
+    keep: str  # no, forever, or for how long it goes on
+    left: bool  # no agent runs, and one before has left its policies in force
+    pins: str  # the directory in which it is pinned
+    replaced: str  # or why not: it went on until the policies of this one judged
 
 
 class _LearnRequest(TypedDict):
@@ -768,6 +779,7 @@ class _Status(TypedDict):
     filtered: int  # by the part of a rule that runs in user space
     generation: int
     history: HistoryStatus
+    keep: KeepInfo
     kernel: str
     kernel_map_bytes: int
     kernel_missed: int

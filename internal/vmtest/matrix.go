@@ -316,7 +316,7 @@ var withoutLSM = regexp.MustCompile(`^TestKernel(Doctor|Features|Smoke|FileAcces
 
 // once are tests that take long in an emulated machine, and are not about what differs in the kernel between the oldest and the newest: they run in these two, and without BPF LSM in
 // the newest only. TestKernelLoad has every kernel's verifier see the programs.
-var once = regexp.MustCompile(`^TestKernel(Doctor|FileDeep|Judge.*|Set.*|Subject.*|Rate|BusinessHours|Shadow.*|Examples)$`)
+var once = regexp.MustCompile(`^TestKernel(Doctor|FileDeep|Judge.*|Set.*|Subject.*|Rate|BusinessHours|Shadow.*|Examples|Keep.*|Agent(Killed|Kept|Guarded))$`)
 
 // selected returns the suites with those of their tests that are to run in a kernel.
 func selected(suites []suite, kernel string, noLSM bool) []suite {
