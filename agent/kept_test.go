@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/enforce"
 	"github.com/pavise-project/pavise/internal/kerntest"
 	"golang.org/x/sys/unix"
 )
@@ -320,5 +322,38 @@ func TestUninstall(t *testing.T) {
 	}
 	if _, err := os.Stat(p.Socket); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestLossesToldOnce: the next agent tells of what was lost that none before it has told.
+func TestLossesToldOnce(t *testing.T) {
+	f := newFake()
+	f.counters = func() (c enforce.Counters, err error) {
+		c.Ops[pavise.OpOpen].Lost, c.Told[pavise.OpOpen] = 7, 5
+		c.Ops[pavise.OpConnect].Lost, c.Told[pavise.OpConnect] = 3, 3
+		c.Unread = 4
+		return c, nil
+	}
+	a, err := New(Config{Socket: filepath.Join(t.TempDir(), "s"), Kernel: f, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for range 2 {
+		a.poll()
+	}
+	events, sub, err := a.hub.subscribe(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sub.stop()
+	for _, it := range events {
+		e := it.event
+		got = append(got, fmt.Sprintf("%s of %s in %s: %d", e.Op, e.Lost.Op, e.Lost.Where, e.Lost.Count))
+	}
+	want := []string{"agent.lost of file.open in kernel-ring: 2", "agent.lost of none in another build: 4"}
+	slices.Sort(got)
+	if !slices.Equal(got, want) || f.told[pavise.OpOpen] != 7 || len(f.told) != 1 {
+		t.Errorf("%q, want %q; remembered %v", got, want, f.told)
 	}
 }
