@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -40,6 +41,8 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(m.Run())
 }
+
+var kills = flag.Int("kills", 0, "with TestKernelAgentKilled: how many kills, however long they take")
 
 // killable is an agent in a process of its own.
 type killable struct {
@@ -302,18 +305,29 @@ func TestKernelAgentKilled(t *testing.T) {
 		})
 	}
 	rounds, changed, during, begin := 100, 0, 0, time.Now()
-	if vm := kerntest.VM(); vm != "" && vm != "newest" {
-		rounds = 10 // emulated, each takes seconds
+	limit := time.Duration(1<<63 - 1)
+	switch vm := kerntest.VM(); {
+	case *kills > 0:
+		rounds = *kills
+	case vm == "newest":
+		limit = 4 * time.Minute // emulated, a round takes seconds: -kills 100 takes what it takes
+	case vm != "":
+		rounds = 10
 	}
 	var up time.Duration
+	done := 0
 	for round := range rounds {
+		if done > 10 && time.Since(begin) > limit {
+			break
+		}
+		done++
 		next := 1 - is
-		done := make(chan error, 1)
+		answer := make(chan error, 1)
 		ctx, cancel := context.WithCancel(t.Context())
-		go func() { done <- apply(ctx, next) }()
+		go func() { answer <- apply(ctx, next) }()
 		time.Sleep(rand.N(longest * 3 / 2))
 		k.end(syscall.SIGKILL)
-		acknowledged := <-done == nil
+		acknowledged := <-answer == nil
 		cancel()
 		now := inForce("after a kill")
 		if acknowledged && now != next {
@@ -368,5 +382,5 @@ func TestKernelAgentKilled(t *testing.T) {
 		t.Errorf("%+v", s.Keep)
 	}
 	t.Logf("%d kills in changes of up to %v, %d of them changed, and %d kills at start, in %v (a start takes %v); %d connects and %d opens denied, %d connects allowed; %d events lost",
-		rounds, longest.Round(time.Millisecond), changed, during, took.Round(time.Millisecond), up.Round(time.Millisecond), tries.Load(), opens.Load(), allowed.Load(), s.Ops[2].Lost)
+		done, longest.Round(time.Millisecond), changed, during, took.Round(time.Millisecond), up.Round(time.Millisecond), tries.Load(), opens.Load(), allowed.Load(), s.Ops[2].Lost)
 }
