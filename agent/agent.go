@@ -58,6 +58,8 @@ type Kernel interface {
 	Adopted() *enforce.Adopted
 	// Keep says whether enforcement goes on after Close.
 	Keep() enforce.KeepStatus
+	// EndWithout has it end in a while all the same, should there be no agent then; 0 takes that back.
+	EndWithout(in time.Duration) error
 	// Apply makes img the active Image, or fails and leaves everything as it was but the shadow: Applied.Shadow says whether it has ended, and what it had counted.
 	Apply(img *policy.Image) (enforce.Applied, error)
 	// Shadow makes img judge beside the active Image, without effect, until the next Apply or EndShadow. When it fails, Applied.Shadow says whether the shadow
@@ -329,6 +331,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if err := a.keepStart(); err != nil {
 		return err
 	}
+	a.boundPending() // of the agent before this one
 	a.noteRunning(a.set.Load(), a.carry)
 	wg.Go(func() {
 		if err := srv.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) {

@@ -31,6 +31,7 @@ type fake struct {
 	shadow   func(*policy.Image) (enforce.Applied, error)
 	counts   func() enforce.ShadowCounters
 	shaded   bool
+	without  time.Duration // EndWithout
 	timed    func() (io.Closer, error)
 	runs     func() []bpf.Run
 	caughtUp func() bool
@@ -74,6 +75,13 @@ func (f *fake) Reached(enforce.Position) bool { return f.caughtUp == nil || f.ca
 func (f *fake) Adopted() *enforce.Adopted { return f.adopted }
 
 func (f *fake) Keep() enforce.KeepStatus { return f.keep }
+
+func (f *fake) EndWithout(in time.Duration) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.without = in
+	return nil
+}
 
 func (f *fake) Told(op pavise.Op, lost uint64) error {
 	f.mu.Lock()

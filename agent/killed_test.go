@@ -384,3 +384,81 @@ func TestKernelAgentKilled(t *testing.T) {
 	t.Logf("%d kills in changes of up to %v, %d of them changed, and %d kills at start, in %v (a start takes %v); %d connects and %d opens denied, %d connects allowed; %d events lost",
 		done, longest.Round(time.Millisecond), changed, during, took.Round(time.Millisecond), up.Round(time.Millisecond), tries.Load(), opens.Load(), allowed.Load(), s.Ops[2].Lost)
 }
+
+// TestKernelAgentUnconfirmed cuts the tester off by a change that nobody confirms. The node undoes it by itself: by the agent, by the next agent when that one was
+// killed, and by the kernel when there is none any more.
+func TestKernelAgentUnconfirmed(t *testing.T) {
+	k := newKillable(t)
+	k.begin(t)
+	k.wait(t)
+	if !k.denies() {
+		t.Skip(kerntest.NotExpected + "net.connect cannot be denied")
+	}
+	within := 3 * time.Second
+	if kerntest.VM() != "" {
+		within = 15 * time.Second // an agent starts in that
+	}
+	denied := func(net byte) bool {
+		t.Helper()
+		err := connectTo(net, 1)
+		if err != nil && !errors.Is(err, unix.EPERM) {
+			t.Fatal(err)
+		}
+		return err != nil
+	}
+	// cut applies a change that denies the tester its access, and returns when it ends.
+	cut := func() time.Time {
+		t.Helper()
+		if denied(95) {
+			t.Fatal("there is no access to be cut off")
+		}
+		c := k.client()
+		defer c.Close()
+		end := time.Now().Add(within)
+		if _, err := c.Apply(t.Context(), "killed.yaml", deniesNets(91, 92, 95), nil, ApplyOptions{ConfirmWithin: within}); err != nil {
+			t.Fatal(err)
+		}
+		if !denied(95) {
+			t.Fatal("the change is not in force")
+		}
+		return end
+	}
+	back := func(when string, end time.Time, grace time.Duration) {
+		t.Helper()
+		for denied(95) {
+			if time.Now().After(end.Add(grace)) {
+				t.Fatalf("%s: still cut off %s after the time to confirm", when, grace)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		if early := time.Until(end); early > 100*time.Millisecond {
+			t.Errorf("%s: it was undone %s too early", when, early)
+		}
+		t.Logf("%s: undone %s after the time to confirm", when, time.Since(end))
+	}
+	back("by the agent", cut(), 15*time.Second)
+	if !denied(91) {
+		t.Error("what was in force before is not")
+	}
+
+	end := cut()
+	k.end(syscall.SIGKILL)
+	if !denied(95) || !denied(91) {
+		t.Error("the agent's death let something through")
+	}
+	k.begin(t)
+	k.wait(t)
+	back("by the next agent", end, 15*time.Second)
+	if !denied(91) {
+		t.Error("what was in force before is not")
+	}
+
+	end = cut()
+	k.end(syscall.SIGKILL)
+	back("without an agent", end, 15*time.Second)
+	k.begin(t)
+	k.wait(t)
+	if denied(95) || !denied(91) || !denied(92) {
+		t.Error("the next agent did not go back to what was in force before")
+	}
+}

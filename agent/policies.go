@@ -435,6 +435,10 @@ func (a *Agent) commit(set *policySet, from string, q Request) error {
 		return a.activate(set)
 	}
 	was, err := a.keep(set, from, q)
+	if q.Confirm > 0 { // at no moment is it in force without a bound
+		a.boundPending()
+	}
+	defer a.boundPending()
 	if err == nil {
 		err = a.activate(set)
 	}

@@ -177,6 +177,21 @@ func (a *Agent) keepStart() error {
 	return err
 }
 
+// boundPending has enforcement end without an agent when the time to confirm is over, where it would go on: the node goes back by itself, and if nobody is there to do that,
+// what was not confirmed has no effect any more.
+func (a *Agent) boundPending() {
+	if a.revisions == nil {
+		return
+	}
+	in := time.Duration(0)
+	if p := a.revisions.Current().Pending; p != nil {
+		in = max(time.Duration(p.Until)-sinceBoot(), time.Millisecond)
+	}
+	if err := a.kernel.EndWithout(in); err != nil {
+		a.log.Warn("should the agent end, a revision that nobody confirms may stay in force", "err", err)
+	}
+}
+
 // keep writes a set as a revision, and says that it is in force. It returns what was in force before.
 func (a *Agent) keep(set *policySet, from string, q Request) (was store.Current, err error) {
 	was = a.revisions.Current()
@@ -294,6 +309,7 @@ func (a *Agent) Confirm() (uint64, error) {
 	if err := a.revisions.Set(store.Current{Revision: c.Revision}); err != nil {
 		return 0, fmt.Errorf("confirm revision %d: %w", c.Revision, err)
 	}
+	a.boundPending()
 	a.log.Info("the revision was confirmed", "revision", c.Revision)
 	return c.Revision, nil
 }

@@ -74,6 +74,7 @@ type Enforcer struct {
 
 	given   [2]atomic.Uint64 // Read until there
 	release *atomic.Uint64   // release_at
+	unless  atomic.Int64     // CLOCK_MONOTONIC at which enforcement ends without an agent, whatever keep says; 0 for never
 }
 
 // staged is a generation in the kernel.

@@ -299,16 +299,40 @@ func (e *Enforcer) settle() error {
 
 // Alive puts off the end of enforcement, which is to come some time after the agent's. It waits for nothing that goes on. Not while Close is called.
 func (e *Enforcer) Alive() error {
-	at := uint64(0)
-	if e.keep > 0 {
+	at, unless := uint64(0), uint64(e.unless.Load()) //nolint:gosec // a time since boot
+	if e.keep > 0 || unless > 0 {
 		var now unix.Timespec
 		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
 			return fmt.Errorf("read the time: %w", err)
 		}
-		at = uint64(now.Nano()) + uint64(e.keep)
+		if e.keep > 0 {
+			at = uint64(now.Nano()) + uint64(e.keep)
+		}
+		// An agent that lives has not ended: it does what is to be done then, and is given the time for it.
+		if unless = max(unless, uint64(now.Nano())+uint64(aliveTime)); e.unless.Load() > 0 && (at == 0 || unless < at) {
+			at = unless
+		}
 	}
 	e.release.Store(at)
 	return nil
+}
+
+// aliveTime is how long an agent may be without calling Alive, which it does each second.
+const aliveTime = 10 * time.Second
+
+// EndWithout has enforcement end in a while, should there be no agent then, although it is to be kept: a change of the policies that nobody has confirmed may be what keeps
+// people from starting one. 0 takes it back.
+func (e *Enforcer) EndWithout(in time.Duration) error {
+	at := int64(0)
+	if in > 0 {
+		var now unix.Timespec
+		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+			return fmt.Errorf("read the time: %w", err)
+		}
+		at = now.Nano() + int64(in)
+	}
+	e.unless.Store(at)
+	return e.Alive()
 }
 
 // ownProgram follows the file of the agent's program, by which the next agent is known where kernel.bpf is judged: after an upgrade it is another one.
