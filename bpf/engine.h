@@ -907,7 +907,8 @@ static __always_inline int meet_slots(struct scratch *s, __u32 si, struct tables
 			break;
 		BOUND(slot, NUM_SLOTS - 1);
 		asm volatile(""
-			     : "+r"(t), "+r"(p), "+r"(s)); /* or clang keeps the places of its tables on the stack */
+			     : "+r"(t), "+r"(p),
+			       "+r"(s)); /* or clang keeps the places of its tables on the stack */
 		ai = ot->slots[slot].automaton & (NUM_AUTOMATA - 1);
 		if (!meet(s, t, ot, slot,
 			  slot_class(s, t, p, si, ai, off, len, i < QUICK ? most : 0)))

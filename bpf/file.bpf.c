@@ -170,7 +170,8 @@ static __always_inline int verdict_file(struct scratch *s, __u32 si, __u32 op, b
 			(s->path_flags & PATH_PSEUDO ? FILE_MEMFD : 0) |
 			(s->path_flags & PATH_DELETED || !r->inode.links ? FILE_DELETED : 0);
 	s->path_len = len;
-	s->canon_len = s->path_flags & PATH_OTHER; /* there is one, for now: kept in memory for the stack's sake */
+	s->canon_len = s->path_flags &
+		       PATH_OTHER; /* there is one, for now: kept in memory for the stack's sake */
 	if (op >= OP_SOCKET) {
 		if (o->dentry2)
 			o->new_len = path_of(si, OFF_NEW, o->dentry2, o->mnt2);

@@ -89,7 +89,7 @@ func newEffect() (*effect, error) {
 			return nil, err
 		}
 	}
-	limit := 2 * time.Minute
+	limit := 5 * time.Minute
 	if kerntest.VM() != "" {
 		limit = 25 * time.Minute
 	}

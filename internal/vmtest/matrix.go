@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -316,7 +317,14 @@ var withoutLSM = regexp.MustCompile(`^TestKernel(Doctor|Features|Smoke|FileAcces
 
 // once are tests that take long in an emulated machine, and are not about what differs in the kernel between the oldest and the newest: they run in these two, and without BPF LSM in
 // the newest only. TestKernelLoad has every kernel's verifier see the programs.
-var once = regexp.MustCompile(`^TestKernel(Doctor|FileDeep|Judge.*|Set.*|Subject.*|Rate|BusinessHours|Shadow.*|Examples|Keep.*|Agent(Killed|Kept|Guarded))$`)
+var once = regexp.MustCompile(`^TestKernel(Doctor|FileDeep|Judge.*|Set.*|Subject.*|Rate|BusinessHours|Shadow.*|Examples|Keep.*)$`)
+
+// only are tests of agents that are ended and begun again, and of programs that are watched for long: minutes in an emulated machine, and about the kernel no more than
+// those above. Each runs in one kernel.
+var only = map[string]*regexp.Regexp{
+	"newest": regexp.MustCompile(`^TestKernelAgent(Killed|Kept|Guarded)$`),
+	"6.12":   regexp.MustCompile(`^TestKernel(AgentUnconfirmed|Learn.*)$`),
+}
 
 // selected returns the suites with those of their tests that are to run in a kernel.
 func selected(suites []suite, kernel string, noLSM bool) []suite {
@@ -328,6 +336,8 @@ func selected(suites []suite, kernel string, noLSM bool) []suite {
 			case kernel == "5.10":
 				return !old
 			case noLSM && !withoutLSM.MatchString(test):
+				return true
+			case slices.ContainsFunc(slices.Collect(maps.Keys(only)), func(k string) bool { return k != kernel && only[k].MatchString(test) }):
 				return true
 			case once.MatchString(test) && (kernel == "6.12" || noLSM && kernel != "newest"):
 				return true
