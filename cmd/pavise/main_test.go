@@ -313,7 +313,7 @@ func (k *fakeKernel) Reached(enforce.Position) bool { return true }
 
 func (k *fakeKernel) Adopted() *enforce.Adopted { return nil }
 
-func (k *fakeKernel) Keep() enforce.KeepStatus { return k.keep }
+func (k *fakeKernel) Keep() enforce.KeepStatus       { return k.keep }
 func (k *fakeKernel) EndWithout(time.Duration) error { return nil }
 
 func (k *fakeKernel) Told(pavise.Op, uint64) error { return nil }
