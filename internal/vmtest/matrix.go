@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -319,12 +318,12 @@ var withoutLSM = regexp.MustCompile(`^TestKernel(Doctor|Features|Smoke|FileAcces
 // the newest only. TestKernelLoad has every kernel's verifier see the programs.
 var once = regexp.MustCompile(`^TestKernel(Doctor|FileDeep|Judge.*|Set.*|Subject.*|Rate|BusinessHours|Shadow.*|Examples|Keep.*)$`)
 
-// only are tests of agents that are ended and begun again, and of programs that are watched for long: minutes in an emulated machine, and about the kernel no more than
-// those above. Each runs in one kernel.
-var only = map[string]*regexp.Regexp{
-	"newest": regexp.MustCompile(`^TestKernelAgent(Killed|Kept|Guarded)$`),
-	"6.12":   regexp.MustCompile(`^TestKernel(AgentUnconfirmed|Learn.*)$`),
-}
+// newest are tests of agents that are ended and begun again: minutes in an emulated machine, and about the kernel no more than those above. here are such ones that run
+// on the machine itself alone.
+var (
+	newest = regexp.MustCompile(`^TestKernelAgent(Killed|Kept|Guarded)$`)
+	here   = regexp.MustCompile(`^TestKernel(AgentUnconfirmed|Learn.*)$`)
+)
 
 // selected returns the suites with those of their tests that are to run in a kernel.
 func selected(suites []suite, kernel string, noLSM bool) []suite {
@@ -337,7 +336,7 @@ func selected(suites []suite, kernel string, noLSM bool) []suite {
 				return !old
 			case noLSM && !withoutLSM.MatchString(test):
 				return true
-			case slices.ContainsFunc(slices.Collect(maps.Keys(only)), func(k string) bool { return k != kernel && only[k].MatchString(test) }):
+			case here.MatchString(test) || kernel != "newest" && newest.MatchString(test):
 				return true
 			case once.MatchString(test) && (kernel == "6.12" || noLSM && kernel != "newest"):
 				return true
