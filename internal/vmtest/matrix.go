@@ -316,12 +316,12 @@ var withoutLSM = regexp.MustCompile(`^TestKernel(Doctor|Features|Smoke|FileAcces
 
 // once are tests that take long in an emulated machine, and are not about what differs in the kernel between the oldest and the newest: they run in these two, and without BPF LSM in
 // the newest only. TestKernelLoad has every kernel's verifier see the programs.
-var once = regexp.MustCompile(`^TestKernel(Doctor|FileDeep|Judge.*|Set.*|Subject.*|Rate|BusinessHours|Shadow.*|Examples|Keep.*)$`)
+var once = regexp.MustCompile(`^TestKernel(Doctor|FileDeep|Judge.*|Set.*|Subject.*|Rate|BusinessHours|Shadow.*|Examples)$`)
 
 // newest are tests of agents that are ended and begun again: minutes in an emulated machine, and about the kernel no more than those above. here are such ones that run
 // on the machine itself alone.
 var (
-	newest = regexp.MustCompile(`^TestKernelAgent(Killed|Kept|Guarded)$`)
+	newest = regexp.MustCompile(`^TestKernel(Keep.*|Agent(Killed|Kept|Guarded))$`)
 	here   = regexp.MustCompile(`^TestKernel(AgentUnconfirmed|Learn.*)$`)
 )
 
