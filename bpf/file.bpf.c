@@ -390,7 +390,8 @@ __noinline int tell_file(__u32 si)
 			r->alias_len = append(s, OFF_TMP + (s->v.alias - ALIAS_INODE) * NAME_BYTES,
 					      in->len & (NAME_BYTES - 1));
 	}
-	object = same_object(same_object(r->inode.ino, r->inode.dev), r->inode.access);
+	object = same_object(same_object(same_object(0, r->inode.ino), r->inode.dev),
+			     r->inode.access);
 	if (s->op >= OP_SOCKET) {
 		put_act(si);
 		/* Names tell apart what has no inode, or more names than one. */

@@ -516,7 +516,7 @@ __noinline int turn_back(void)
 
 /*
  * same_object adds a fact to the number by which repeats on one object are known. Inodes, modes and values are small numbers: put together as they are, two objects would
- * soon be one, and the second one's event a repeat of the first's.
+ * soon be one, and the second one's event a repeat of the first's. So the first fact too is added, to 0.
  */
 static __always_inline __u64 same_object(__u64 object, __u64 fact)
 {

@@ -88,7 +88,7 @@ static __always_inline int tell_net(struct scratch *s, __u32 si)
 
 	r->remote_path_len = clip(r->remote_path_len);
 	r->local_path_len = clip(r->local_path_len);
-	object = same_object(*(__u64 *)&r->remote[8], *(__u64 *)r->remote);
+	object = same_object(same_object(0, *(__u64 *)&r->remote[8]), *(__u64 *)r->remote);
 	object = same_object(object, (__u64)r->remote_port << 48 | (__u64)r->local_port << 32 |
 					     r->protocol << 16 | r->family);
 	if (r->remote_path_len | r->local_path_len)
