@@ -1,0 +1,160 @@
+package pavise
+
+import "net/netip"
+
+// Flow is one connection, or one exchange of datagrams between two ends, as this host saw it, with the process that owns this end. A flow is reported
+// when it has ended, and every ten seconds while it goes on: each report has all counters since Start, and what was added since the report before.
+// A published Flow is never written again.
+type Flow struct {
+	ID        uint64        `json:"id"`     // the same in all reports of a flow; unique until the machine boots
+	Report    uint32        `json:"report"` // the number of this report, from 0
+	Time      int64         `json:"-"`      // of this report: nanoseconds since the Unix epoch; "time" in JSON, RFC 3339, as Start
+	Start     int64         `json:"-"`      // of the flow: when it was asked for, or found
+	State     FlowState     `json:"state"`
+	End       FlowEnd       `json:"end,omitempty"`       // how it ended
+	Direction FlowDirection `json:"direction,omitempty"` // who began
+	Found     bool          `json:"found,omitempty"`     // it was there before the agent was
+
+	Family   uint16 `json:"-"` // AF_*; names in JSON, as in NetInfo
+	Type     uint8  `json:"-"` // SOCK_*
+	Protocol uint8  `json:"-"` // IPPROTO_*; 0 for Unix sockets
+	// NetNS is the inode number of the network namespace.
+	NetNS uint32 `json:"net_ns,omitempty"`
+
+	Local  FlowSide `json:"local"`
+	Remote FlowSide `json:"remote"`
+	// Sent and Received count from the local side. Bytes are those of the payload of TCP and UDP, of the whole message of ICMP and raw sockets.
+	Sent     Traffic `json:"sent"`
+	Received Traffic `json:"received"`
+	// SentNew and ReceivedNew are what was added since the report before.
+	SentNew     Traffic `json:"sent_new"`
+	ReceivedNew Traffic `json:"received_new"`
+	// Others tells that Remote is none in particular: the table of peers was full, and this is what went between the socket and all that are not in it.
+	Others bool `json:"others,omitempty"`
+
+	Retransmits    uint32 `json:"retransmits,omitempty"`
+	RTT            int64  `json:"rtt_ns,omitempty"`             // smoothed, of TCP
+	ConnectLatency int64  `json:"connect_latency_ns,omitempty"` // from the first SYN to the connection
+
+	// Policy and Rule are those that denied it.
+	Policy string `json:"policy,omitempty"`
+	Rule   string `json:"rule,omitempty"`
+
+	TLS *TLS `json:"tls,omitempty"`
+}
+
+// FlowSide is one end of a flow.
+type FlowSide struct {
+	Address netip.Addr `json:"address,omitzero"` // never an IPv4-mapped IPv6 address
+	Port    uint16     `json:"port,omitempty"`   // of ICMP the identifier of an echo, or the type
+	Path    string     `json:"path,omitempty"`   // of a Unix socket; an abstract name begins with '@'
+	// Name is the domain name that the owner's namespace knows the address by, and AskedBy the executable that asked for it.
+	Name    string `json:"name,omitempty"`
+	AskedBy string `json:"asked_by,omitempty"`
+	ExecID  uint64 `json:"-"`
+	// Process is who acts at this end, when that is on this host.
+	Process *Process `json:"process,omitempty"`
+}
+
+// Traffic is what went one way.
+type Traffic struct {
+	Bytes   uint64 `json:"bytes"`
+	Packets uint64 `json:"packets"` // segments of TCP, datagrams, messages; 0 of Unix streams, which have none
+}
+
+// TLS is what a ClientHello says in the clear.
+type TLS struct {
+	SNI      string   `json:"sni,omitempty"`
+	ALPN     []string `json:"alpn,omitempty"`
+	Version  string   `json:"version,omitempty"`  // the highest that is offered: "1.3"
+	Versions []string `json:"versions,omitempty"` // all that are offered, highest first, without GREASE
+	JA3      string   `json:"ja3,omitempty"`      // the MD5 in hexadecimal
+	JA4      string   `json:"ja4,omitempty"`
+	QUIC     bool     `json:"quic,omitempty"`
+	// Encrypted tells of an encrypted ClientHello: SNI is the outer one then, and not the name that is meant.
+	Encrypted bool `json:"encrypted,omitempty"`
+}
+
+// DNS is one answer to a question for a name.
+type DNS struct {
+	Time     int64       `json:"-"` // nanoseconds since the Unix epoch; "time" in JSON
+	NetNS    uint32      `json:"net_ns,omitempty"`
+	Client   FlowSide    `json:"client"`
+	Server   FlowSide    `json:"server"`
+	Protocol uint8       `json:"-"` // UDP or TCP
+	ID       uint16      `json:"id"`
+	Query    string      `json:"query"` // without the last dot; bytes that are no text as \DDD
+	Type     string      `json:"type"`  // "A", "AAAA", "HTTPS", or "TYPE123"
+	Code     string      `json:"code"`  // "NOERROR", "NXDOMAIN", or "RCODE12"
+	Cut      bool        `json:"truncated,omitempty"`
+	Answers  []DNSRecord `json:"answers,omitempty"`
+}
+
+// DNSRecord is one record of an answer.
+type DNSRecord struct {
+	Name string `json:"name"`
+	Type string `json:"type"`
+	TTL  uint32 `json:"ttl"` // seconds
+	// Address is of A and AAAA, and Target of CNAME, and of HTTPS where it names another. An HTTPS record's address hints are in Hints.
+	Address netip.Addr   `json:"address,omitzero"`
+	Target  string       `json:"target,omitempty"`
+	Hints   []netip.Addr `json:"hints,omitempty"`
+}
+
+// FlowState is where a flow is in its life.
+type FlowState uint8
+
+// The states of a flow.
+const (
+	FlowOpen FlowState = iota
+	FlowConnecting
+	FlowClosed
+	NumFlowStates
+)
+
+var flowStateNames = [NumFlowStates]string{"open", "connecting", "closed"}
+
+func (s FlowState) String() string { return nameOf(flowStateNames[:], s) }
+
+// FlowEnd is how a flow ended.
+type FlowEnd uint8
+
+// The ends of a flow.
+const (
+	FlowNotEnded    FlowEnd = iota
+	FlowDone                // both ends closed it; a datagram socket was closed, or was idle
+	FlowReset               // by either end
+	FlowRefused             // nobody listens there
+	FlowTimedOut            // no answer
+	FlowUnreachable         // no way there
+	FlowDenied              // by Rule
+	FlowCutOff              // by pavise isolate
+	NumFlowEnds
+)
+
+var flowEndNames = [NumFlowEnds]string{"", "closed", "reset", "refused", "timed-out", "unreachable", "denied", "cut-off"}
+
+func (e FlowEnd) String() string { return nameOf(flowEndNames[:], e) }
+
+// FlowDirection is who began a flow.
+type FlowDirection uint8
+
+// The directions of a flow.
+const (
+	FlowUnknown FlowDirection = iota
+	FlowOutbound
+	FlowInbound
+	FlowForwarded // by this host, between two others: Local is who began
+	NumFlowDirections
+)
+
+var flowDirectionNames = [NumFlowDirections]string{"", "outbound", "inbound", "forwarded"}
+
+func (d FlowDirection) String() string { return nameOf(flowDirectionNames[:], d) }
+
+func nameOf[T ~uint8](names []string, n T) string {
+	if int(n) < len(names) {
+		return names[n]
+	}
+	return "unknown"
+}
