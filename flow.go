@@ -101,6 +101,32 @@ type DNSRecord struct {
 	Hints   []netip.Addr `json:"hints,omitempty"`
 }
 
+// FlowData is what a decoder makes of bytes that the kernel copied of a flow, for the flow room to parse. It is valid until the next decode.
+type FlowData struct {
+	Flow     uint64 // Flow.ID
+	Time     int64  // nanoseconds since the Unix epoch
+	Kind     FlowDataKind
+	Protocol uint8
+	Outgoing bool // sent by the local side
+	NetNS    uint32
+	ExecID   uint64 // the owner of the local side
+	Local    netip.AddrPort
+	Remote   netip.AddrPort
+	Seq      uint32 // the offset of Data in what that side has sent, for TCP; the number of the datagram for QUIC
+	Cut      bool   // there was more
+	Data     []byte // from the first byte behind the TCP or UDP header
+}
+
+// FlowDataKind is why bytes were copied.
+type FlowDataKind uint8
+
+// The kinds of FlowData.
+const (
+	FlowDataDNS  FlowDataKind = iota + 1 // from port 53 or 5353: a whole datagram, or a piece of a TCP stream
+	FlowDataTLS                          // the beginning of a TCP stream that looks like a ClientHello
+	FlowDataQUIC                         // one of the first datagrams with a long header
+)
+
 // FlowState is where a flow is in its life.
 type FlowState uint8
 
