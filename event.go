@@ -46,6 +46,8 @@ const (
 	OpExit
 	// OpLost is the agent's own record of events that were lost before they could be delivered.
 	OpLost
+	// OpFlow is a report of a flow: Event.Flow.
+	OpFlow
 	NumOps
 )
 
@@ -59,7 +61,7 @@ var OpNames = [NumOps]string{
 	"file.create", "file.delete", "file.rename", "file.link", "file.symlink", "file.truncate", "file.chmod", "file.chown", "file.setxattr",
 	"fs.mount", "fs.umount", "fs.chroot", "fs.pivot_root",
 	"kernel.module", "kernel.bpf", "kernel.perf", "kernel.keyring", "kernel.userns", "kernel.io_uring", "kernel.kexec", "kernel.sysctl",
-	"device.open", "process.fork", "process.exit", "agent.lost",
+	"device.open", "process.fork", "process.exit", "agent.lost", "net.flow",
 }
 
 func (o Op) String() string {
@@ -180,12 +182,13 @@ type Event struct {
 	ExecID  uint64   `json:"-"` // the actor's exec_id; Process has the rest once proc has resolved it
 	Process *Process `json:"process,omitempty"`
 
-	File FileInfo `json:"file,omitzero"` // process.exec (the new executable), file.*, fs.*, and others whose object is a file
-	Net  NetInfo  `json:"net,omitzero"`  // net.*
-	Act  ActInfo  `json:"-"`             // what else an operation is about; in JSON under names of its own, as ActInfo says
-	Exec ExecInfo `json:"-"`             // lifecycle process.exec and process.fork: merged into Process by proc
-	Exit ExitInfo `json:"exit,omitzero"` // process.exit
-	Lost LostInfo `json:"lost,omitzero"` // agent.lost
+	File FileInfo `json:"file,omitzero"`  // process.exec (the new executable), file.*, fs.*, and others whose object is a file
+	Net  NetInfo  `json:"net,omitzero"`   // net.*
+	Act  ActInfo  `json:"-"`              // what else an operation is about; in JSON under names of its own, as ActInfo says
+	Exec ExecInfo `json:"-"`              // lifecycle process.exec and process.fork: merged into Process by proc
+	Exit ExitInfo `json:"exit,omitzero"`  // process.exit
+	Lost LostInfo `json:"lost,omitzero"`  // agent.lost
+	Flow *Flow    `json:"flow,omitempty"` // net.flow: Process is who acts at its local side, and Net are its two ends
 }
 
 // FileInfo is the file an operation acts on.

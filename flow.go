@@ -43,6 +43,30 @@ type Flow struct {
 	TLS *TLS `json:"tls,omitempty"`
 }
 
+// Event is the report as an event, whose Flow it is.
+func (f *Flow) Event() *Event {
+	e := &Event{
+		Time: f.Time, Op: OpFlow, ExecID: f.Local.ExecID, Process: f.Local.Process, Flow: f,
+		Net: NetInfo{
+			Family: f.Family, Type: f.Type, Protocol: f.Protocol, LocalPort: f.Local.Port, RemotePort: f.Remote.Port,
+			LocalPath: f.Local.Path, RemotePath: f.Remote.Path,
+		},
+	}
+	if f.Local.Address.IsValid() {
+		e.Net.Local = f.Local.Address.As16()
+	}
+	if f.Remote.Address.IsValid() {
+		e.Net.Remote = f.Remote.Address.As16()
+	}
+	if f.Local.Process != nil {
+		e.PID = f.Local.Process.PID
+	}
+	if f.End == FlowDenied {
+		e.Policy, e.Rule = f.Policy, f.Rule
+	}
+	return e
+}
+
 // FlowSide is one end of a flow.
 type FlowSide struct {
 	Address netip.Addr `json:"address,omitzero"` // never an IPv4-mapped IPv6 address

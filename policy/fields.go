@@ -32,7 +32,7 @@ type Field struct {
 	width int          // kindNamed: bytes of the number
 	names pavise.Names // kindNamed, kindType
 	other bool         // kindNamed: numbers without a name are written in decimal
-	mask  uint64       // Ops, as bits
+	mask  uint64       // Ops, as bits; and net.flow, which is not judged
 	event func(*pavise.Event) ref.Val
 	proc  func(*pavise.Process) ref.Val
 }
@@ -422,7 +422,7 @@ var objectFields = []Field{
 	{Name: "net.protocol", Type: "string", Ops: socketOps, Dim: DimSocket, kind: kindNamed, size: 3, at: 2, width: 1, names: pavise.ProtocolNames, other: true, Doc: "tcp, udp, icmp, icmpv6, sctp, the number of another protocol as \"47\", or empty when there is none.",
 		event: func(e *pavise.Event) ref.Val { return textVal(pavise.ProtocolNames.Name(uint64(e.Net.Protocol))) }},
 	{Name: "net.direction", Type: "string", Ops: netOps, kind: kindDirection, Doc: "out for net.connect and net.send, in for net.bind, net.listen and net.accept.",
-		event: func(e *pavise.Event) ref.Val { return textVal(direction(e.Op)) }},
+		event: func(e *pavise.Event) ref.Val { return textVal(directionOf(e)) }},
 	{Name: "net.remote.address", Type: "string", Ops: remoteOps, Dim: DimRemoteAddr, kind: kindAddr, Doc: "The other end's address; IPv4 also when an IPv6 socket uses it mapped; empty for Unix sockets.",
 		event: func(e *pavise.Event) ref.Val { return addrText(&e.Net, &e.Net.Remote) }},
 	{Name: "net.remote.port", Type: "int", Ops: remoteOps, Dim: DimRemotePort, kind: kindInt, size: 2, Doc: "The other end's port, 0 for sockets that have none.",
@@ -430,7 +430,7 @@ var objectFields = []Field{
 	{Name: "net.remote.path", Type: "string", Ops: remoteOps, Dim: DimRemotePath, kind: kindText, Doc: "Path of the other end's Unix socket; an abstract name begins with \"@\".",
 		event: func(e *pavise.Event) ref.Val { return textVal(e.Net.RemotePath) }},
 	{Name: "net.remote.domain", Type: "string", Ops: remoteOps, Void: true, Doc: "Name by which the other end's address was looked up.", Tip: "net.remote.address.within(...)",
-		event: func(*pavise.Event) ref.Val { return textVal("") }},
+		event: func(e *pavise.Event) ref.Val { return textVal(flowOf(e).Remote.Name) }},
 	{Name: "net.local.address", Type: "string", Ops: netOps, Dim: DimLocalAddr, kind: kindAddr, Doc: "The socket's own address.",
 		event: func(e *pavise.Event) ref.Val { return addrText(&e.Net, &e.Net.Local) }},
 	{Name: "net.local.port", Type: "int", Ops: netOps, Dim: DimLocalPort, kind: kindInt, size: 2, Doc: "The socket's own port, 0 for sockets that have none yet.",
@@ -550,6 +550,14 @@ var fieldList, fieldByName = func() ([]*Field, map[string]*Field) {
 		for _, op := range f.Ops {
 			f.mask |= 1 << op
 		}
+		if strings.HasPrefix(f.Name, "net.") {
+			f.mask |= 1 << pavise.OpFlow
+		}
+		list = append(list, &f)
+	}
+	for i := range flowFields {
+		f := flowFields[i]
+		f.Only, f.Ops, f.mask = true, on(pavise.OpFlow), 1<<pavise.OpFlow
 		list = append(list, &f)
 	}
 	for i := range timeFields {
