@@ -48,6 +48,8 @@ const (
 	OpLost
 	// OpFlow is a report of a flow: Event.Flow.
 	OpFlow
+	// OpDNS is an answer to a question for a name: Event.DNS.
+	OpDNS
 	NumOps
 )
 
@@ -61,7 +63,7 @@ var OpNames = [NumOps]string{
 	"file.create", "file.delete", "file.rename", "file.link", "file.symlink", "file.truncate", "file.chmod", "file.chown", "file.setxattr",
 	"fs.mount", "fs.umount", "fs.chroot", "fs.pivot_root",
 	"kernel.module", "kernel.bpf", "kernel.perf", "kernel.keyring", "kernel.userns", "kernel.io_uring", "kernel.kexec", "kernel.sysctl",
-	"device.open", "process.fork", "process.exit", "agent.lost", "net.flow",
+	"device.open", "process.fork", "process.exit", "agent.lost", "net.flow", "net.dns",
 }
 
 func (o Op) String() string {
@@ -189,6 +191,7 @@ type Event struct {
 	Exit ExitInfo `json:"exit,omitzero"`  // process.exit
 	Lost LostInfo `json:"lost,omitzero"`  // agent.lost
 	Flow *Flow    `json:"flow,omitempty"` // net.flow: Process is who acts at its local side, and Net are its two ends
+	DNS  *DNS     `json:"dns,omitempty"`  // net.dns: Process is who asked, and Net are the two ends
 }
 
 // FileInfo is the file an operation acts on.

@@ -45,26 +45,40 @@ type Flow struct {
 
 // Event is the report as an event, whose Flow it is.
 func (f *Flow) Event() *Event {
-	e := &Event{
-		Time: f.Time, Op: OpFlow, ExecID: f.Local.ExecID, Process: f.Local.Process, Flow: f,
-		Net: NetInfo{
-			Family: f.Family, Type: f.Type, Protocol: f.Protocol, LocalPort: f.Local.Port, RemotePort: f.Remote.Port,
-			LocalPath: f.Local.Path, RemotePath: f.Remote.Path,
-		},
-	}
-	if f.Local.Address.IsValid() {
-		e.Net.Local = f.Local.Address.As16()
-	}
-	if f.Remote.Address.IsValid() {
-		e.Net.Remote = f.Remote.Address.As16()
-	}
-	if f.Local.Process != nil {
-		e.PID = f.Local.Process.PID
-	}
+	e := &Event{Time: f.Time, Op: OpFlow, Flow: f, Net: NetInfo{Family: f.Family, Type: f.Type, Protocol: f.Protocol}}
+	e.between(&f.Local, &f.Remote)
 	if f.End == FlowDenied {
 		e.Policy, e.Rule = f.Policy, f.Rule
 	}
 	return e
+}
+
+// Event is the answer as an event, whose DNS it is.
+func (d *DNS) Event() *Event {
+	e := &Event{Time: d.Time, Op: OpDNS, DNS: d, Net: NetInfo{Family: FamilyIPv6, Type: TypeDgram, Protocol: d.Protocol}}
+	if d.Protocol == ProtocolTCP {
+		e.Net.Type = TypeStream
+	}
+	if d.Server.Address.Is4() {
+		e.Net.Family = FamilyIPv4
+	}
+	e.between(&d.Client, &d.Server)
+	return e
+}
+
+func (e *Event) between(local, remote *FlowSide) {
+	e.ExecID, e.Process = local.ExecID, local.Process
+	if e.Process != nil {
+		e.PID = e.Process.PID
+	}
+	n := &e.Net
+	n.LocalPort, n.LocalPath, n.RemotePort, n.RemotePath = local.Port, local.Path, remote.Port, remote.Path
+	if local.Address.IsValid() {
+		n.Local = local.Address.As16()
+	}
+	if remote.Address.IsValid() {
+		n.Remote = remote.Address.As16()
+	}
 }
 
 // FlowSide is one end of a flow.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -18,6 +19,7 @@ const (
 	// Verdicts that are kept when the recent events have gone over them, for `pavise why`: so many that deny or kill, and so many
 	// audits, which cannot push out the others. Together about 2 MiB with ordinary paths, and 18 MiB when each is as long as can be.
 	recentVerdicts = 1024
+	recentFlows    = 2048 // that have ended; about 1 KiB each
 	subscribeDepth = 4096 // events that wait for one subscriber
 	// For the history, whose disk may stand still for a moment: so many, of which the last eighth is for events that deny or kill, or would.
 	historyDepth   = 16384
@@ -47,8 +49,11 @@ type hub struct {
 	dropped atomic.Uint64 // by all subscribers, ever
 
 	mu     sync.Mutex
-	seq    uint64
-	recent []slot // a circle of len(recent); the next one is at seq % len
+	seq    uint64          // the number of the last event
+	kept   uint64          // how many went to recent
+	recent []slot          // a circle of len(recent); the next one is at kept % len
+	ended  []*pavise.Event // of the last flows that ended, likewise
+	gone   uint64
 	strict circle // events that deny or kill, or would
 	audits circle
 	subs   map[*subscription]struct{}
@@ -130,8 +135,9 @@ func (s *slot) put(e *pavise.Event) {
 func (h *hub) publish(e *pavise.Event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	e.ID = h.seq + 1
-	s := &h.recent[h.seq%uint64(len(h.recent))]
+	h.seq++
+	e.ID = h.seq
+	s := &h.recent[h.kept%uint64(len(h.recent))]
 	switch s.event.Action { // of the event that goes
 	case pavise.ActionDeny, pavise.ActionKill:
 		h.strict.take(s)
@@ -139,13 +145,52 @@ func (h *hub) publish(e *pavise.Event) {
 		h.audits.take(s)
 	}
 	s.put(e)
-	h.seq++
+	h.kept++
 	if len(h.subs) == 0 {
 		return
 	}
-	it := &item{event: s.event.Clone()}
-	strict := e.Action == pavise.ActionDeny || e.Action == pavise.ActionKill
+	h.send(&item{event: s.event.Clone()}, e.Action == pavise.ActionDeny || e.Action == pavise.ActionKill)
+}
+
+// publishFlow numbers what is known of a flow and hands it on to those who want flows. It keeps e, which nobody may write any more.
+func (h *hub) publishFlow(e *pavise.Event) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.seq++
+	e.ID = h.seq
+	if e.Op == pavise.OpFlow && e.Flow.State == pavise.FlowClosed {
+		if len(h.ended) < recentFlows {
+			h.ended = append(h.ended, e)
+		} else {
+			h.ended[h.gone%recentFlows] = e
+		}
+		h.gone++
+	}
+	h.send(&item{event: e}, e.Flow != nil && e.Flow.End == pavise.FlowDenied)
+}
+
+// lastFlows returns the last flows that ended, oldest first.
+func (h *hub) lastFlows() []*pavise.Event {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	at := int(h.gone % recentFlows) //nolint:gosec // a remainder
+	if len(h.ended) < recentFlows {
+		at = 0
+	}
+	return append(slices.Clone(h.ended[at:]), h.ended[:at]...)
+}
+
+// send hands an event to those who want its kind.
+func (h *hub) send(it *item, strict bool) {
+	e := it.event
+	kind := ofEvents
+	if e.Op == pavise.OpFlow || e.Op == pavise.OpDNS {
+		kind = ofFlows
+	}
 	for sub := range h.subs {
+		if sub.kinds&kind == 0 {
+			continue
+		}
 		if !strict && len(sub.ch) >= cap(sub.ch)-sub.reserve {
 			sub.lost[min(e.Op, pavise.NumOps-1)].Add(1)
 			h.dropped.Add(1)
@@ -162,29 +207,44 @@ func (h *hub) publish(e *pavise.Event) {
 
 // subscription is one reader's queue.
 type subscription struct {
-	hub  *hub
-	ch   chan *item
-	lost [pavise.NumOps]atomic.Uint64
+	hub   *hub
+	ch    chan *item
+	lost  [pavise.NumOps]atomic.Uint64
+	kinds kinds
 	// reserve is how much of the queue is for events that deny or kill, or would.
 	reserve int
 	read    int // since the reader was last told of losses
 }
 
+// kinds are the kinds of events that a subscriber wants.
+type kinds uint8
+
+const (
+	ofEvents kinds = 1 << iota
+	ofFlows        // net.flow and net.dns
+)
+
+// subscribeFlows starts a queue of what is known of flows.
+func (h *hub) subscribeFlows() (*subscription, error) {
+	_, s, err := h.begin(false, subscribeDepth, 0, ofFlows)
+	return s, err
+}
+
 // subscribeDeep starts a queue of another depth, the last eighth of which is for events that deny or kill, or would.
 func (h *hub) subscribeDeep(depth int) (*subscription, error) {
-	_, s, err := h.begin(false, depth, depth/8)
+	_, s, err := h.begin(false, depth, depth/8, ofEvents|ofFlows)
 	return s, err
 }
 
 // subscribe starts a queue. With recent, it also returns the kept events, oldest first, with no gap to the queue's first.
 func (h *hub) subscribe(recent bool) ([]*item, *subscription, error) {
-	return h.begin(recent, subscribeDepth, 0)
+	return h.begin(recent, subscribeDepth, 0, ofEvents)
 }
 
-func (h *hub) begin(recent bool, depth, reserve int) ([]*item, *subscription, error) {
+func (h *hub) begin(recent bool, depth, reserve int, of kinds) ([]*item, *subscription, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s := &subscription{hub: h, ch: make(chan *item, depth), reserve: reserve}
+	s := &subscription{hub: h, ch: make(chan *item, depth), reserve: reserve, kinds: of}
 	if h.closed {
 		return nil, nil, io.EOF
 	}
@@ -195,20 +255,20 @@ func (h *hub) begin(recent bool, depth, reserve int) ([]*item, *subscription, er
 	if !recent {
 		return nil, s, nil
 	}
-	return h.kept(), s, nil
+	return h.lasting(), s, nil
 }
 
 // last returns the kept events, oldest first.
 func (h *hub) last() []*item {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.kept()
+	return h.lasting()
 }
 
-func (h *hub) kept() []*item {
-	n := min(h.seq, uint64(len(h.recent)))
+func (h *hub) lasting() []*item {
+	n := min(h.kept, uint64(len(h.recent)))
 	out := make([]*item, 0, n)
-	for i := h.seq - n; i < h.seq; i++ {
+	for i := h.kept - n; i < h.kept; i++ {
 		out = append(out, &item{event: h.recent[i%uint64(len(h.recent))].event.Clone()})
 	}
 	return out
@@ -221,8 +281,10 @@ func (h *hub) find(id uint64) (e *pavise.Event, last uint64) {
 	if id > h.seq || id == 0 {
 		return nil, h.seq
 	}
-	if s := &h.recent[(id-1)%uint64(len(h.recent))]; s.event.ID == id {
-		return s.event.Clone(), h.seq
+	n := int(min(h.kept, uint64(len(h.recent)))) //nolint:gosec // no more than a slice has
+	at := func(i int) *slot { return &h.recent[(h.kept-uint64(n-i))%uint64(len(h.recent))] }
+	if i := sort.Search(n, func(i int) bool { return at(i).event.ID >= id }); i < n && at(i).event.ID == id {
+		return at(i).event.Clone(), h.seq
 	}
 	for _, c := range [...]*circle{&h.strict, &h.audits} {
 		if e := c.find(id); e != nil {

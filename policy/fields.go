@@ -32,7 +32,7 @@ type Field struct {
 	width int          // kindNamed: bytes of the number
 	names pavise.Names // kindNamed, kindType
 	other bool         // kindNamed: numbers without a name are written in decimal
-	mask  uint64       // Ops, as bits; and net.flow, which is not judged
+	mask  uint64       // Ops, as bits; and net.flow and net.dns, which are not judged
 	event func(*pavise.Event) ref.Val
 	proc  func(*pavise.Process) ref.Val
 }
@@ -551,15 +551,18 @@ var fieldList, fieldByName = func() ([]*Field, map[string]*Field) {
 			f.mask |= 1 << op
 		}
 		if strings.HasPrefix(f.Name, "net.") {
-			f.mask |= 1 << pavise.OpFlow
+			f.mask |= 1<<pavise.OpFlow | 1<<pavise.OpDNS
 		}
 		list = append(list, &f)
 	}
-	for i := range flowFields {
-		f := flowFields[i]
-		f.Only, f.Ops, f.mask = true, on(pavise.OpFlow), 1<<pavise.OpFlow
-		list = append(list, &f)
+	seen := func(op pavise.Op, fields []Field) {
+		for _, f := range fields {
+			f.Only, f.Ops, f.mask = true, on(op), 1<<op
+			list = append(list, &f)
+		}
 	}
+	seen(pavise.OpFlow, flowFields)
+	seen(pavise.OpDNS, dnsFields)
 	for i := range timeFields {
 		list = append(list, &timeFields[i])
 	}

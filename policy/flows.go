@@ -85,4 +85,29 @@ var flowFields = []Field{
 	{Name: "tls.quic", Type: "bool", Doc: "Whether it is QUIC's.", event: func(e *pavise.Event) ref.Val { return types.Bool(tlsOf(e).QUIC) }},
 }
 
+// dnsFields are the facts of an answer to a question for a name.
+var dnsFields = []Field{
+	flowText("dns.query", "The name that was asked for.", func(e *pavise.Event) string { return dnsOf(e).Query }),
+	flowText("dns.type", "The type of record that was asked for: A, AAAA, HTTPS.", func(e *pavise.Event) string { return dnsOf(e).Type }),
+	flowText("dns.code", "How it was answered: NOERROR, NXDOMAIN, SERVFAIL.", func(e *pavise.Event) string { return dnsOf(e).Code }),
+	{Name: "dns.addresses", Type: "list(string)", Doc: "The addresses of the answer.", event: func(e *pavise.Event) ref.Val {
+		var list []string
+		for _, r := range dnsOf(e).Answers {
+			if r.Address.IsValid() {
+				list = append(list, r.Address.String())
+			}
+		}
+		return argList(list)
+	}},
+}
+
+var noDNS pavise.DNS
+
+func dnsOf(e *pavise.Event) *pavise.DNS {
+	if e.DNS != nil {
+		return e.DNS
+	}
+	return &noDNS
+}
+
 func microseconds(ns int64) uint64 { return uint64(max(ns, 0)) / 1000 } //nolint:gosec // not below 0

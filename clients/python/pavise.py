@@ -162,7 +162,7 @@ class ErrorBodyError(_ErrorBodyError, total=False):
 
 class _Event(TypedDict):
     id: int
-    op: str  # none, process.exec, file.open, net.connect, net.bind, net.listen, net.accept, net.send, net.socket, process.signal, process.ptrace, process.setid, process.capset, memory.exec, file.create, file.delete, file.rename, file.link, file.symlink, file.truncate, file.chmod, file.chown, file.setxattr, fs.mount, fs.umount, fs.chroot, fs.pivot_root, kernel.module, kernel.bpf, kernel.perf, kernel.keyring, kernel.userns, kernel.io_uring, kernel.kexec, kernel.sysctl, device.open, process.fork, process.exit, agent.lost, net.flow
+    op: str  # none, process.exec, file.open, net.connect, net.bind, net.listen, net.accept, net.send, net.socket, process.signal, process.ptrace, process.setid, process.capset, memory.exec, file.create, file.delete, file.rename, file.link, file.symlink, file.truncate, file.chmod, file.chown, file.setxattr, fs.mount, fs.umount, fs.chroot, fs.pivot_root, kernel.module, kernel.bpf, kernel.perf, kernel.keyring, kernel.userns, kernel.io_uring, kernel.kexec, kernel.sysctl, device.open, process.fork, process.exit, agent.lost, net.flow, net.dns
     time: str  # nanoseconds since the Unix epoch; "time" in JSON, RFC 3339 with nanoseconds
 
 
@@ -254,7 +254,7 @@ class EventKey(TypedDict, total=False):
 
 class EventLost(TypedDict, total=False):
     count: int
-    op: str  # none, process.exec, file.open, net.connect, net.bind, net.listen, net.accept, net.send, net.socket, process.signal, process.ptrace, process.setid, process.capset, memory.exec, file.create, file.delete, file.rename, file.link, file.symlink, file.truncate, file.chmod, file.chown, file.setxattr, fs.mount, fs.umount, fs.chroot, fs.pivot_root, kernel.module, kernel.bpf, kernel.perf, kernel.keyring, kernel.userns, kernel.io_uring, kernel.kexec, kernel.sysctl, device.open, process.fork, process.exit, agent.lost, net.flow
+    op: str  # none, process.exec, file.open, net.connect, net.bind, net.listen, net.accept, net.send, net.socket, process.signal, process.ptrace, process.setid, process.capset, memory.exec, file.create, file.delete, file.rename, file.link, file.symlink, file.truncate, file.chmod, file.chown, file.setxattr, fs.mount, fs.umount, fs.chroot, fs.pivot_root, kernel.module, kernel.bpf, kernel.perf, kernel.keyring, kernel.userns, kernel.io_uring, kernel.kexec, kernel.sysctl, device.open, process.fork, process.exit, agent.lost, net.flow, net.dns
     policy: str
     where: str
 
