@@ -6,12 +6,13 @@ import "net/netip"
 // when it has ended, and every ten seconds while it goes on: each report has all counters since Start, and what was added since the report before.
 // A published Flow is never written again.
 type Flow struct {
-	ID        uint64        `json:"id"`     // the same in all reports of a flow; unique until the machine boots
-	Report    uint32        `json:"report"` // the number of this report, from 0
-	Time      int64         `json:"-"`      // of this report: nanoseconds since the Unix epoch; "time" in JSON, RFC 3339, as Start
-	Start     int64         `json:"-"`      // of the flow: when it was asked for, or found
+	ID        uint64        `json:"id,string"` // the same in all reports of a flow; unique until the machine boots
+	Report    uint32        `json:"report"`    // the number of this report, from 0
+	Time      int64         `json:"-"`         // of this report: nanoseconds since the Unix epoch; "time" in JSON, RFC 3339, as Start
+	Start     int64         `json:"-"`         // of the flow: when it was asked for, or found
 	State     FlowState     `json:"state"`
 	End       FlowEnd       `json:"end,omitempty"`       // how it ended
+	ResetBy   FlowEndpoint  `json:"reset_by,omitempty"`  // of FlowReset, where it is known
 	Direction FlowDirection `json:"direction,omitempty"` // who began
 	Found     bool          `json:"found,omitempty"`     // it was there before the agent was
 
@@ -40,7 +41,8 @@ type Flow struct {
 	Policy string `json:"policy,omitempty"`
 	Rule   string `json:"rule,omitempty"`
 
-	TLS *TLS `json:"tls,omitempty"`
+	ICMP *ICMP `json:"icmp,omitempty"`
+	TLS  *TLS  `json:"tls,omitempty"`
 }
 
 // Event is the report as an event, whose Flow it is.
@@ -94,6 +96,12 @@ type FlowSide struct {
 	Process *Process `json:"process,omitempty"`
 }
 
+// ICMP is the first message of a flow of ICMP or ICMPv6, where it is known.
+type ICMP struct {
+	Type uint8 `json:"type"`
+	Code uint8 `json:"code"`
+}
+
 // Traffic is what went one way.
 type Traffic struct {
 	Bytes   uint64 `json:"bytes"`
@@ -102,30 +110,35 @@ type Traffic struct {
 
 // TLS is what a ClientHello says in the clear.
 type TLS struct {
-	SNI      string   `json:"sni,omitempty"`
+	SNI      string   `json:"sni,omitempty"` // as it was sent; bytes that are no text as \DDD, here and in ALPN
 	ALPN     []string `json:"alpn,omitempty"`
 	Version  string   `json:"version,omitempty"`  // the highest that is offered: "1.3"
 	Versions []string `json:"versions,omitempty"` // all that are offered, highest first, without GREASE
 	JA3      string   `json:"ja3,omitempty"`      // the MD5 in hexadecimal
 	JA4      string   `json:"ja4,omitempty"`
 	QUIC     bool     `json:"quic,omitempty"`
-	// Encrypted tells of an encrypted ClientHello: SNI is the outer one then, and not the name that is meant.
+	// Encrypted tells of an encrypted ClientHello: SNI is the outer one then, and not the name that is meant. Or it is the one that is meant: browsers
+	// send the extension always, filled with random bytes where they have no key, and nobody but the server can tell one from the other.
 	Encrypted bool `json:"encrypted,omitempty"`
+	// Cut tells that only the beginning of the ClientHello was seen. There are no fingerprints of it then.
+	Cut bool `json:"truncated,omitempty"`
 }
 
-// DNS is one answer to a question for a name.
+// DNS is one answer to a question for a name. One of mDNS has no question: Query and Type are those of the first record.
 type DNS struct {
-	Time     int64       `json:"-"` // nanoseconds since the Unix epoch; "time" in JSON
-	NetNS    uint32      `json:"net_ns,omitempty"`
-	Client   FlowSide    `json:"client"`
-	Server   FlowSide    `json:"server"`
-	Protocol uint8       `json:"-"` // UDP or TCP
-	ID       uint16      `json:"id"`
-	Query    string      `json:"query"` // without the last dot; bytes that are no text as \DDD
-	Type     string      `json:"type"`  // "A", "AAAA", "HTTPS", or "TYPE123"
-	Code     string      `json:"code"`  // "NOERROR", "NXDOMAIN", or "RCODE12"
-	Cut      bool        `json:"truncated,omitempty"`
-	Answers  []DNSRecord `json:"answers,omitempty"`
+	Time     int64    `json:"-"`                     // nanoseconds since the Unix epoch; "time" in JSON
+	Flow     uint64   `json:"flow,string,omitempty"` // Flow.ID of what it came in, where that is known
+	NetNS    uint32   `json:"net_ns,omitempty"`
+	Client   FlowSide `json:"client"`
+	Server   FlowSide `json:"server"`
+	Protocol uint8    `json:"-"` // UDP or TCP
+	ID       uint16   `json:"id"`
+	// Query is as it was asked for, without the last dot, upper and lower case as they are; bytes that are no text, and dots in a label, as \DDD.
+	Query   string      `json:"query"`
+	Type    string      `json:"type"` // "A", "AAAA", "HTTPS", or "TYPE123"
+	Code    string      `json:"code"` // "NOERROR", "NXDOMAIN", or "RCODE12"
+	Cut     bool        `json:"truncated,omitempty"`
+	Answers []DNSRecord `json:"answers,omitempty"`
 }
 
 // DNSRecord is one record of an answer.
@@ -137,6 +150,11 @@ type DNSRecord struct {
 	Address netip.Addr   `json:"address,omitzero"`
 	Target  string       `json:"target,omitempty"`
 	Hints   []netip.Addr `json:"hints,omitempty"`
+	// Priority is of HTTPS and SVCB: 0 makes the record an alias for Target. ALPN are the protocols that it offers, and Encrypted tells that it has the
+	// key for an encrypted ClientHello.
+	Priority  uint16   `json:"priority,omitempty"`
+	ALPN      []string `json:"alpn,omitempty"`
+	Encrypted bool     `json:"encrypted,omitempty"`
 }
 
 // FlowData is what a decoder makes of bytes that the kernel copied of a flow, for the flow room to parse. It is valid until the next decode.
@@ -215,6 +233,21 @@ const (
 var flowDirectionNames = [NumFlowDirections]string{"", "outbound", "inbound", "forwarded"}
 
 func (d FlowDirection) String() string { return nameOf(flowDirectionNames[:], d) }
+
+// FlowEndpoint is one of the two ends of a flow.
+type FlowEndpoint uint8
+
+// The ends.
+const (
+	EndpointUnknown FlowEndpoint = iota
+	EndpointLocal
+	EndpointRemote
+	NumFlowEndpoints
+)
+
+var flowEndpointNames = [NumFlowEndpoints]string{"", "local", "remote"}
+
+func (e FlowEndpoint) String() string { return nameOf(flowEndpointNames[:], e) }
 
 func nameOf[T ~uint8](names []string, n T) string {
 	if int(n) < len(names) {

@@ -105,6 +105,9 @@ func (e *Event) AppendJSON(b []byte) []byte {
 			b = strconv.AppendUint(b, uint64(e.Exit.Signal), 10)
 		}
 		b = append(b, '}')
+	case e.Op == OpFlow && e.Flow != nil:
+		b = append(b, `,"flow":`...)
+		b = e.Flow.appendJSON(b, true)
 	case e.Op == OpLost:
 		b = append(b, `,"lost":{"op":"`...)
 		b = append(b, e.Lost.Op.String()...)
@@ -797,6 +800,7 @@ type (
 			Policy string `json:"policy"`
 			Count  uint64 `json:"count"`
 		} `json:"lost"`
+		Flow *flowJSON `json:"flow"`
 	}
 	processJSON struct {
 		ExecID       uint64       `json:"exec_id,string"`
@@ -951,6 +955,19 @@ func (e *Event) from(j *eventJSON) error {
 		if r.Lost.Op, err = parseName[Op]("op", j.Lost.Op, OpNames[:]); err != nil {
 			return err
 		}
+	}
+	if j.Flow != nil {
+		if r.Flow, err = j.Flow.flow(); err != nil {
+			return err
+		}
+		r.Flow.Time = r.Time
+		if r.Process != nil {
+			r.Flow.Local.ExecID = r.Process.ExecID
+			if !r.Process.Unknown || r.Process.PID != 0 {
+				r.Flow.Local.Process = r.Process
+			}
+		}
+		r.Net = r.Flow.Event().Net
 	}
 	*e = r
 	return nil

@@ -29,6 +29,9 @@ func (e *Event) AppendText(b []byte, color bool) []byte {
 
 // AppendTextIn is AppendText with the time in a zone of the caller's.
 func (e *Event) AppendTextIn(b []byte, color bool, zone *time.Location) []byte {
+	if e.Op == OpFlow && e.Flow != nil {
+		return e.Flow.AppendTextIn(b, color, zone)
+	}
 	b = time.Unix(0, e.Time).In(zone).AppendFormat(b, "15:04:05.000000 ")
 	col := len(b)
 	if e.ID != 0 {
@@ -109,12 +112,16 @@ func (e *Event) AppendTextIn(b []byte, color bool, zone *time.Location) []byte {
 
 // appendActor appends name[pid] user unit/container.
 func (e *Event) appendActor(b []byte) []byte {
-	p := e.Process
-	if p == nil || p.Unknown {
+	if e.Process == nil || e.Process.Unknown {
 		b = append(b, "?["...)
 		b = strconv.AppendUint(b, uint64(e.PID), 10)
 		return append(b, ']')
 	}
+	return e.Process.appendActor(b)
+}
+
+// appendActor is of a process that is not Unknown.
+func (p *Process) appendActor(b []byte) []byte {
 	b = appendName(b, p)
 	b = append(b, ' ')
 	if p.User.Name != "" {
@@ -471,6 +478,9 @@ func pad(b []byte, col, width int) []byte {
 func AppendEscaped(b []byte, s string) []byte {
 	return appendEscaped(b, s, true)
 }
+
+// AppendHarmless appends s as running text: as AppendEscaped does, but not in quotes, so that what is harmless stays what it is.
+func AppendHarmless(b []byte, s string) []byte { return appendEscaped(b, s, false) }
 
 // appendEscaped without word leaves blanks, quotes and the whole unquoted: for running text.
 func appendEscaped(b []byte, s string, word bool) []byte {
