@@ -174,9 +174,18 @@ func appendList(b []byte, key string, list []string) []byte {
 }
 
 // AppendJSON appends d as one line of JSON, without the newline.
-func (d *DNS) AppendJSON(b []byte) []byte {
-	b = append(b, `{"time":`...)
-	b = appendTime(b, d.Time)
+func (d *DNS) AppendJSON(b []byte) []byte { return d.appendJSON(b, false) }
+
+// appendJSON leaves out, within an event, what the event says itself.
+func (d *DNS) appendJSON(b []byte, event bool) []byte {
+	b = append(b, '{')
+	if !event {
+		b = append(b, `"time":`...)
+		b = appendTime(b, d.Time)
+		b = append(b, ',')
+	}
+	b = append(b, `"id":`...)
+	b = strconv.AppendUint(b, uint64(d.ID), 10)
 	if d.Flow != 0 {
 		b = append(b, `,"flow":"`...)
 		b = strconv.AppendUint(b, d.Flow, 10)
@@ -187,11 +196,9 @@ func (d *DNS) AppendJSON(b []byte) []byte {
 		b = appendNamed(b, `,"protocol":"`, ProtocolNames, uint64(d.Protocol))
 	}
 	b = append(b, `,"client":`...)
-	b = d.Client.appendJSON(b, false)
+	b = d.Client.appendJSON(b, event)
 	b = append(b, `,"server":`...)
 	b = d.Server.appendJSON(b, false)
-	b = append(b, `,"id":`...)
-	b = strconv.AppendUint(b, uint64(d.ID), 10)
 	b = append(b, `,"query":`...)
 	b = appendString(b, d.Query)
 	b = append(b, `,"type":`...)
@@ -398,19 +405,37 @@ func (d *DNS) UnmarshalJSON(data []byte) error {
 	if err := json.Unmarshal(data, &j); err != nil {
 		return fmt.Errorf("read dns: %w", err)
 	}
-	r := DNS{
+	r, err := j.dns()
+	if err != nil {
+		return fmt.Errorf("read dns: %s", withoutEvent(err))
+	}
+	*d = *r
+	return nil
+}
+
+func (j *dnsJSON) dns() (*DNS, error) {
+	d := &DNS{
 		Time: unixNano(j.Time), Flow: j.Flow, NetNS: j.NetNS, ID: j.ID, Query: j.Query, Type: j.Type, Code: j.Code, Cut: j.Cut, Answers: j.Answers,
 	}
 	var err error
-	if r.Protocol, err = parseNumber[uint8]("protocol", j.Protocol, ProtocolNames, 8); err != nil {
-		return fmt.Errorf("read dns: %s", withoutEvent(err))
+	if d.Protocol, err = parseNumber[uint8]("protocol", j.Protocol, ProtocolNames, 8); err != nil {
+		return nil, err
 	}
-	if r.Client, err = j.Client.side(); err != nil {
-		return fmt.Errorf("read dns: client: %w", err)
+	if d.Client, err = j.Client.side(); err != nil {
+		return nil, fmt.Errorf("client: %w", err)
 	}
-	if r.Server, err = j.Server.side(); err != nil {
-		return fmt.Errorf("read dns: server: %w", err)
+	if d.Server, err = j.Server.side(); err != nil {
+		return nil, fmt.Errorf("server: %w", err)
 	}
-	*d = r
-	return nil
+	return d, nil
+}
+
+// take gives a side that stands within an event whom the event tells of.
+func (s *FlowSide) take(e *Event) {
+	if p := e.Process; p != nil {
+		s.ExecID = p.ExecID
+		if !p.Unknown || p.PID != 0 {
+			s.Process = p
+		}
+	}
 }

@@ -129,6 +129,14 @@ func TestFlowJSONRoundTrip(t *testing.T) {
 	d := sampleDNS()
 	checkFlowJSON(t, d)
 	checkFlowJSON(t, &DNS{})
+	checkJSON(t, d.Event())
+	var e Event
+	if err := json.Unmarshal(d.Event().AppendJSON(nil), &e); err != nil {
+		t.Fatal(err)
+	}
+	if want := d.Event(); !reflect.DeepEqual(&e, want) {
+		t.Errorf("an event: got  %+v\nwant %+v", e, want)
+	}
 	var back DNS
 	if err := json.Unmarshal(d.AppendJSON(nil), &back); err != nil {
 		t.Fatal(err)
@@ -182,10 +190,15 @@ func TestFlowJSONForm(t *testing.T) {
 	if got := string((&Flow{}).AppendJSON(nil)); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	want = `{"time":"2026-01-01T00:00:01.123456789Z","flow":"78","net_ns":4026531992,"protocol":"udp","client":{"address":"192.0.2.2","port":40000,"process":` + process + `},` +
-		`"server":{"address":"192.0.2.53","port":53},"id":4711,"query":"www.example.org","type":"A","code":"NOERROR","answers":[{"name":"www.example.org","type":"CNAME","ttl":60,"target":"example.org"},` +
+	const dns = `"id":4711,"flow":"78","net_ns":4026531992,"protocol":"udp","client":{"address":"192.0.2.2","port":40000`
+	answer := `},"server":{"address":"192.0.2.53","port":53},"query":"www.example.org","type":"A","code":"NOERROR","answers":[{"name":"www.example.org","type":"CNAME","ttl":60,"target":"example.org"},` +
 		`{"name":"example.org","type":"A","ttl":300,"address":"66.35.250.204"},{"name":"example.org","type":"HTTPS","ttl":300,"hints":["2001:db8::1","192.0.2.1"],"priority":1,"alpn":["h3"],"encrypted":true}]}`
+	want = `{"time":"2026-01-01T00:00:01.123456789Z",` + dns + `,"process":` + process + answer
 	if got := string(sampleDNS().AppendJSON(nil)); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	want = `{"id":0,"time":"2026-01-01T00:00:01.123456789Z","op":"net.dns","process":` + process + `,"dns":{` + dns + answer + `}`
+	if got := string(sampleDNS().Event().AppendJSON(nil)); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 	if got, err := json.Marshal(struct{ T TLS }{*sampleFlows()[6].TLS}); err != nil || bytes.ContainsRune(got, '\u009b') || !json.Valid(got) {
@@ -308,10 +321,12 @@ func FuzzFlowJSON(f *testing.F) {
 		}
 		checkFlowJSON(t, flow)
 		checkJSON(t, flow.Event())
-		checkFlowJSON(t, &DNS{
+		d := &DNS{
 			Time: when, Flow: n, NetNS: bits, Client: side, Server: FlowSide{Address: a}, Protocol: uint8(bits), ID: uint16(n), Query: name, Type: word, Code: path, Cut: n%2 == 0,
 			Answers: []DNSRecord{{Name: name, Type: word, TTL: bits, Address: a.WithZone(word), Target: path, Hints: []netip.Addr{a, {}}, Priority: uint16(bits), ALPN: []string{word}}},
-		})
+		}
+		checkFlowJSON(t, d)
+		checkJSON(t, d.Event())
 	})
 }
 

@@ -108,6 +108,9 @@ func (e *Event) AppendJSON(b []byte) []byte {
 	case e.Op == OpFlow && e.Flow != nil:
 		b = append(b, `,"flow":`...)
 		b = e.Flow.appendJSON(b, true)
+	case e.Op == OpDNS && e.DNS != nil:
+		b = append(b, `,"dns":`...)
+		b = e.DNS.appendJSON(b, true)
 	case e.Op == OpLost:
 		b = append(b, `,"lost":{"op":"`...)
 		b = append(b, e.Lost.Op.String()...)
@@ -801,6 +804,7 @@ type (
 			Count  uint64 `json:"count"`
 		} `json:"lost"`
 		Flow *flowJSON `json:"flow"`
+		DNS  *dnsJSON  `json:"dns"`
 	}
 	processJSON struct {
 		ExecID       uint64       `json:"exec_id,string"`
@@ -961,13 +965,16 @@ func (e *Event) from(j *eventJSON) error {
 			return err
 		}
 		r.Flow.Time = r.Time
-		if r.Process != nil {
-			r.Flow.Local.ExecID = r.Process.ExecID
-			if !r.Process.Unknown || r.Process.PID != 0 {
-				r.Flow.Local.Process = r.Process
-			}
-		}
+		r.Flow.Local.take(&r)
 		r.Net = r.Flow.Event().Net
+	}
+	if j.DNS != nil {
+		if r.DNS, err = j.DNS.dns(); err != nil {
+			return err
+		}
+		r.DNS.Time = r.Time
+		r.DNS.Client.take(&r)
+		r.Net = r.DNS.Event().Net
 	}
 	*e = r
 	return nil

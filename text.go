@@ -29,8 +29,11 @@ func (e *Event) AppendText(b []byte, color bool) []byte {
 
 // AppendTextIn is AppendText with the time in a zone of the caller's.
 func (e *Event) AppendTextIn(b []byte, color bool, zone *time.Location) []byte {
-	if e.Op == OpFlow && e.Flow != nil {
+	switch {
+	case e.Op == OpFlow && e.Flow != nil:
 		return e.Flow.AppendTextIn(b, color, zone)
+	case e.Op == OpDNS && e.DNS != nil:
+		return e.DNS.AppendTextIn(b, color, zone)
 	}
 	b = time.Unix(0, e.Time).In(zone).AppendFormat(b, "15:04:05.000000 ")
 	col := len(b)

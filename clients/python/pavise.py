@@ -43,6 +43,10 @@ class Act(_Act, total=False):
     start: bool  # Start says that it was done within 10 s of its process's start.
 
 
+class Addr(TypedDict):
+    pass
+
+
 class By(TypedDict, total=False):
     """By is who asked for a revision. A local caller is known to the kernel; the agent itself has no UID."""
 
@@ -99,6 +103,43 @@ class ContainerCount(_ContainerCount, total=False):
     """ContainerCount says of how many running containers the names are known, and of how many nothing but the id is."""
 
     behind: str  # why the rules do not know of all that are known
+
+
+class _DNS(TypedDict):
+    client: FlowSide
+    code: str  # "NOERROR", "NXDOMAIN", or "RCODE12"
+    id: int
+    query: str  # Query is as it was asked for, without the last dot, upper and lower case as they are; bytes that are no text, and dots in a label, as \DDD.
+    server: FlowSide
+    type: str  # "A", "AAAA", "HTTPS", or "TYPE123"
+
+
+class DNS(_DNS, total=False):
+    """DNS is one answer to a question for a name. One of mDNS has no question: Query and Type are those of the first record."""
+
+    answers: List[DNSRecord]
+    flow: str  # Flow.ID of what it came in, where that is known
+    net_ns: int
+    protocol: str  # UDP or TCP
+    time: str  # nanoseconds since the Unix epoch; "time" in JSON
+    truncated: bool
+
+
+class _DNSRecord(TypedDict):
+    name: str
+    ttl: int  # seconds
+    type: str
+
+
+class DNSRecord(_DNSRecord, total=False):
+    """DNSRecord is one record of an answer."""
+
+    address: Addr  # Address is of A and AAAA, and Target of CNAME, and of HTTPS where it names another. An HTTPS record's address hints are in Hints.
+    alpn: List[str]
+    encrypted: bool
+    hints: List[Addr]
+    priority: int  # Priority is of HTTPS and SVCB: 0 makes the record an alias for Target. ALPN are the protocols that it offers, and Encrypted tells that it has the key for an encrypted ClientHello.
+    target: str
 
 
 class _Detail(TypedDict):
@@ -175,9 +216,11 @@ class Event(_Event, total=False):
     capset: EventCapset
     count: int  # repeats folded into this event, itself included
     device: EventDevice
+    dns: DNS  # net.dns: Process is who asked, and Net are the two ends
     exec: EventExec  # lifecycle process.exec and process.fork: merged into Process by proc
     exit: ExitInfo  # process.exit
     file: EventFile  # process.exec (the new executable), file.*, fs.*, and others whose object is a file
+    flow: Flow  # net.flow: Process is who acts at its local side, and Net are its two ends
     io_uring: EventIOUring
     kexec: Source
     key: EventKey
@@ -316,6 +359,53 @@ class FileInfo(TypedDict, total=False):
     truncated: bool
 
 
+class _Flow(TypedDict):
+    id: str  # the same in all reports of a flow; unique until the machine boots
+    local: FlowSide
+    received: Traffic
+    received_new: Traffic
+    remote: FlowSide
+    report: int  # the number of this report, from 0
+    sent: Traffic  # Sent and Received count from the local side. Bytes are those of the payload of TCP and UDP, of the whole message of ICMP and raw sockets.
+    sent_new: Traffic  # SentNew and ReceivedNew are what was added since the report before.
+    state: str
+
+
+class Flow(_Flow, total=False):
+    """Flow is one connection, or one exchange of datagrams between two ends, as this host saw it, with the process that owns this end. A flow is reported when it has ended, and every ten seconds while it goes on: each report has all counters since Start, and what was added since the report before. A published Flow is never written again."""
+
+    community_id: str
+    connect_latency_ns: int  # from the first SYN to the connection
+    direction: str  # who began
+    end: str  # how it ended
+    family: str  # AF_*; names in JSON, as in NetInfo
+    found: bool  # it was there before the agent was
+    icmp: ICMP
+    net_ns: int  # NetNS is the inode number of the network namespace.
+    others: bool  # Others tells that Remote is none in particular: the table of peers was full, and this is what went between the socket and all that are not in it.
+    policy: str  # Policy and Rule are those that denied it.
+    protocol: str  # IPPROTO_*; 0 for Unix sockets
+    reset_by: str  # of FlowReset, where it is known
+    retransmits: int
+    rtt_ns: int  # smoothed, of TCP
+    rule: str
+    start: str  # of the flow: when it was asked for, or found
+    time: str  # of this report: nanoseconds since the Unix epoch; "time" in JSON, RFC 3339, as Start
+    tls: TLS
+    type: str  # SOCK_*
+
+
+class FlowSide(TypedDict, total=False):
+    """FlowSide is one end of a flow."""
+
+    address: str  # never an IPv4-mapped IPv6 address
+    asked_by: str
+    name: str  # Name is the domain name that the owner's namespace knows the address by, and AskedBy the executable that asked for it.
+    path: str  # of a Unix socket; an abstract name begins with '@'
+    port: int  # of ICMP the identifier of an echo, or the type
+    process: Process  # Process is who acts at this end, when that is on this host.
+
+
 class Health(TypedDict):
     """Health is GET /healthz."""
 
@@ -386,6 +476,13 @@ class Host(_Host, total=False):
     cgroup2: str
     lockdown: str
     missing_capabilities: List[str]
+
+
+class ICMP(TypedDict):
+    """ICMP is the first message of a flow of ICMP or ICMPv6, where it is known."""
+
+    code: int
+    type: int
 
 
 class KeepInfo(TypedDict, total=False):
@@ -813,6 +910,20 @@ class Status(_Status, total=False):
     version: str
 
 
+class TLS(TypedDict, total=False):
+    """TLS is what a ClientHello says in the clear."""
+
+    alpn: List[str]
+    encrypted: bool  # Encrypted tells of an encrypted ClientHello: SNI is the outer one then, and not the name that is meant. Or it is the one that is meant: browsers send the extension always, filled with random bytes where they have no key, and nobody but the server can tell one from the other.
+    ja3: str  # the MD5 in hexadecimal
+    ja4: str
+    quic: bool
+    sni: str  # as it was sent; bytes that are no text as \DDD, here and in ALPN
+    truncated: bool  # Cut tells that only the beginning of the ClientHello was seen. There are no fingerprints of it then.
+    version: str  # the highest that is offered: "1.3"
+    versions: List[str]  # all that are offered, highest first, without GREASE
+
+
 class _Target(TypedDict):
     exec_id: str
     pid: int
@@ -915,6 +1026,13 @@ class TopRule(_TopRule, total=False):
     """TopRule is a rule, and how often it matched."""
 
     monitor: bool
+
+
+class Traffic(TypedDict):
+    """Traffic is what went one way."""
+
+    bytes: int
+    packets: int  # segments of TCP, datagrams, messages; 0 of Unix streams, which have none
 
 
 class _User(TypedDict):
