@@ -74,6 +74,63 @@ type KernelDigests struct {
 	Raw      [72]uint8
 }
 
+type KernelFlowDataKind uint32
+
+const (
+	KernelFlowDataKindFLOW_DATA_DNS  KernelFlowDataKind = 1
+	KernelFlowDataKindFLOW_DATA_TLS  KernelFlowDataKind = 2
+	KernelFlowDataKindFLOW_DATA_QUIC KernelFlowDataKind = 3
+)
+
+type KernelFlowDirection uint32
+
+const (
+	KernelFlowDirectionFLOW_UNKNOWN  KernelFlowDirection = 0
+	KernelFlowDirectionFLOW_OUTBOUND KernelFlowDirection = 1
+	KernelFlowDirectionFLOW_INBOUND  KernelFlowDirection = 2
+)
+
+type KernelFlowEnd uint32
+
+const (
+	KernelFlowEndFLOW_NOT_ENDED   KernelFlowEnd = 0
+	KernelFlowEndFLOW_DONE        KernelFlowEnd = 1
+	KernelFlowEndFLOW_RESET       KernelFlowEnd = 2
+	KernelFlowEndFLOW_REFUSED     KernelFlowEnd = 3
+	KernelFlowEndFLOW_TIMED_OUT   KernelFlowEnd = 4
+	KernelFlowEndFLOW_UNREACHABLE KernelFlowEnd = 5
+)
+
+type KernelFlowSock struct {
+	_       structs.HostLayout
+	Id      uint64
+	Start   uint64
+	ExecId  uint64
+	Latency uint64
+	Sent    struct {
+		_       structs.HostLayout
+		Bytes   uint64
+		Packets uint64
+	}
+	Received struct {
+		_       structs.HostLayout
+		Bytes   uint64
+		Packets uint64
+	}
+	Report    uint32
+	Direction uint8
+	Flags     uint8
+	Pad       [2]uint8
+}
+
+type KernelFlowState uint32
+
+const (
+	KernelFlowStateFLOW_OPEN       KernelFlowState = 0
+	KernelFlowStateFLOW_CONNECTING KernelFlowState = 1
+	KernelFlowStateFLOW_CLOSED     KernelFlowState = 2
+)
+
 type KernelFold struct {
 	_     structs.HostLayout
 	Start uint64
@@ -268,6 +325,65 @@ type KernelRecFile struct {
 	Pad          [5]uint8
 }
 
+type KernelRecFlow struct {
+	_            structs.HostLayout
+	Len          uint32
+	Kind         uint8
+	State        uint8
+	End          uint8
+	Direction    uint8
+	Time         uint64
+	Id           uint64
+	Start        uint64
+	ExecId       uint64
+	RemoteExecId uint64
+	Sent         struct {
+		_       structs.HostLayout
+		Bytes   uint64
+		Packets uint64
+	}
+	Received struct {
+		_       structs.HostLayout
+		Bytes   uint64
+		Packets uint64
+	}
+	Latency       uint64
+	Rtt           uint32
+	Retransmits   uint32
+	Report        uint32
+	Netns         uint32
+	Family        uint16
+	Type          uint8
+	Protocol      uint8
+	RemotePort    uint16
+	LocalPort     uint16
+	Remote        [16]uint8
+	Local         [16]uint8
+	Flags         uint8
+	Pad           [3]uint8
+	RemotePathLen uint16
+	LocalPathLen  uint16
+}
+
+type KernelRecFlowData struct {
+	_          structs.HostLayout
+	Len        uint32
+	Kind       uint8
+	What       uint8
+	Protocol   uint8
+	Flags      uint8
+	Time       uint64
+	Id         uint64
+	ExecId     uint64
+	Netns      uint32
+	Seq        uint32
+	RemotePort uint16
+	LocalPort  uint16
+	DataLen    uint32
+	Remote     [16]uint8
+	Local      [16]uint8
+}
+
 type KernelRecHdr struct {
 	_       structs.HostLayout
 	Len     uint32
@@ -291,10 +407,12 @@ type KernelRecHdr struct {
 type KernelRecKind uint32
 
 const (
-	KernelRecKindREC_PROC KernelRecKind = 1
-	KernelRecKindREC_EXIT KernelRecKind = 2
-	KernelRecKindREC_FILE KernelRecKind = 3
-	KernelRecKindREC_NET  KernelRecKind = 4
+	KernelRecKindREC_PROC     KernelRecKind = 1
+	KernelRecKindREC_EXIT     KernelRecKind = 2
+	KernelRecKindREC_FILE     KernelRecKind = 3
+	KernelRecKindREC_NET      KernelRecKind = 4
+	KernelRecKindREC_FLOW     KernelRecKind = 5
+	KernelRecKindREC_FLOWDATA KernelRecKind = 6
 )
 
 type KernelRecNet struct {
@@ -585,134 +703,151 @@ type KernelWord struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	KernelMapCgroupsTold       = "cgroups_told"
-	KernelMapControls          = "controls"
-	KernelMapCritical          = "critical"
-	KernelMapErrors            = "errors"
-	KernelMapFirstMounts       = "first_mounts"
-	KernelMapFolds             = "folds"
-	KernelMapHelds             = "helds"
-	KernelMapHits              = "hits"
-	KernelMapImageDigests      = "image_digests"
-	KernelMapInodes            = "inodes"
-	KernelMapLongTexts         = "long_texts"
-	KernelMapMounts            = "mounts"
-	KernelMapOpeneds           = "openeds"
-	KernelMapPools             = "pools"
-	KernelMapProcs             = "procs"
-	KernelMapRateCounts        = "rate_counts"
-	KernelMapScratches         = "scratches"
-	KernelMapSetPrefixes       = "set_prefixes"
-	KernelMapSetStrings        = "set_strings"
-	KernelMapShadeCounts       = "shade_counts"
-	KernelMapShadowClasses     = "shadow_classes"
-	KernelMapShortTexts        = "short_texts"
-	KernelMapSides             = "sides"
-	KernelMapStats             = "stats"
-	KernelMapTelemetry         = "telemetry"
-	KernelMapTestJudges        = "test_judges"
-	KernelMapTold              = "told"
-	KernelProgCgBind4          = "cg_bind4"
-	KernelProgCgBind6          = "cg_bind6"
-	KernelProgCgConnect4       = "cg_connect4"
-	KernelProgCgConnect6       = "cg_connect6"
-	KernelProgCgSendmsg4       = "cg_sendmsg4"
-	KernelProgCgSendmsg6       = "cg_sendmsg6"
-	KernelProgFindHost         = "find_host"
-	KernelProgFmodMmap         = "fmod_mmap"
-	KernelProgFoundTask        = "found_task"
-	KernelProgLsmAccept        = "lsm_accept"
-	KernelProgLsmAnonInode     = "lsm_anon_inode"
-	KernelProgLsmBind          = "lsm_bind"
-	KernelProgLsmBpf           = "lsm_bpf"
-	KernelProgLsmBprmCheck     = "lsm_bprm_check"
-	KernelProgLsmCapset        = "lsm_capset"
-	KernelProgLsmChmod         = "lsm_chmod"
-	KernelProgLsmChown         = "lsm_chown"
-	KernelProgLsmChroot        = "lsm_chroot"
-	KernelProgLsmConnect       = "lsm_connect"
-	KernelProgLsmDigest        = "lsm_digest"
-	KernelProgLsmFileOpen      = "lsm_file_open"
-	KernelProgLsmFtruncate     = "lsm_ftruncate"
-	KernelProgLsmKeyAlloc      = "lsm_key_alloc"
-	KernelProgLsmKeyPermission = "lsm_key_permission"
-	KernelProgLsmKill          = "lsm_kill"
-	KernelProgLsmLink          = "lsm_link"
-	KernelProgLsmListen        = "lsm_listen"
-	KernelProgLsmLoadData      = "lsm_load_data"
-	KernelProgLsmMkdir         = "lsm_mkdir"
-	KernelProgLsmMknod         = "lsm_mknod"
-	KernelProgLsmMmap          = "lsm_mmap"
-	KernelProgLsmModuleRequest = "lsm_module_request"
-	KernelProgLsmMount         = "lsm_mount"
-	KernelProgLsmMoveMount     = "lsm_move_mount"
-	KernelProgLsmMprotect      = "lsm_mprotect"
-	KernelProgLsmPerf          = "lsm_perf"
-	KernelProgLsmPivotRoot     = "lsm_pivot_root"
-	KernelProgLsmProbe         = "lsm_probe"
-	KernelProgLsmPtrace        = "lsm_ptrace"
-	KernelProgLsmReadFile      = "lsm_read_file"
-	KernelProgLsmRemoveAcl     = "lsm_remove_acl"
-	KernelProgLsmRemovexattr   = "lsm_removexattr"
-	KernelProgLsmRename        = "lsm_rename"
-	KernelProgLsmRmdir         = "lsm_rmdir"
-	KernelProgLsmSendmsg       = "lsm_sendmsg"
-	KernelProgLsmSetAcl        = "lsm_set_acl"
-	KernelProgLsmSetgid        = "lsm_setgid"
-	KernelProgLsmSetgroups     = "lsm_setgroups"
-	KernelProgLsmSetuid        = "lsm_setuid"
-	KernelProgLsmSetxattr      = "lsm_setxattr"
-	KernelProgLsmSocket        = "lsm_socket"
-	KernelProgLsmSymlink       = "lsm_symlink"
-	KernelProgLsmTraceme       = "lsm_traceme"
-	KernelProgLsmTruncate      = "lsm_truncate"
-	KernelProgLsmUmount        = "lsm_umount"
-	KernelProgLsmUnixConnect   = "lsm_unix_connect"
-	KernelProgLsmUnixSend      = "lsm_unix_send"
-	KernelProgLsmUnlink        = "lsm_unlink"
-	KernelProgLsmUringCmd      = "lsm_uring_cmd"
-	KernelProgLsmUringCreds    = "lsm_uring_creds"
-	KernelProgLsmUringSqpoll   = "lsm_uring_sqpoll"
-	KernelProgLsmUserns        = "lsm_userns"
-	KernelProgLsmVerity        = "lsm_verity"
-	KernelProgOnExec           = "on_exec"
-	KernelProgOnExit           = "on_exit"
-	KernelProgOnFork           = "on_fork"
-	KernelProgOnOpened         = "on_opened"
-	KernelProgOnSysExit        = "on_sys_exit"
-	KernelProgProbeCgroup      = "probe_cgroup"
-	KernelProgProbeReturn      = "probe_return"
-	KernelProgResolve          = "resolve"
-	KernelProgRunConnect       = "run_connect"
-	KernelProgRunExec          = "run_exec"
-	KernelProgRunJudge         = "run_judge"
-	KernelProgRunOpen          = "run_open"
-	KernelProgRunShadow        = "run_shadow"
-	KernelVarDigestsUsed       = "digests_used"
-	KernelVarExecEvents        = "exec_events"
-	KernelVarHost              = "host"
-	KernelVarIterPhase         = "iter_phase"
-	KernelVarNumScratches      = "num_scratches"
-	KernelVarPerfTypeArg       = "perf_type_arg"
-	KernelVarRegsArg0Off       = "regs_arg0_off"
-	KernelVarRegsArg0OffCompat = "regs_arg0_off_compat"
-	KernelVarRegsArg1Off       = "regs_arg1_off"
-	KernelVarRegsArg1OffCompat = "regs_arg1_off_compat"
-	KernelVarRegsArg2Off       = "regs_arg2_off"
-	KernelVarRegsArg2OffCompat = "regs_arg2_off_compat"
-	KernelVarRegsNrOff         = "regs_nr_off"
-	KernelVarReleaseAt         = "release_at"
-	KernelVarSipKey            = "sip_key"
-	KernelVarSysOp             = "sys_op"
-	KernelVarUnusedRateKey     = "unused_rate_key"
-	KernelVarUnusedRecExit     = "unused_rec_exit"
-	KernelVarUnusedRecFile     = "unused_rec_file"
-	KernelVarUnusedRecHdr      = "unused_rec_hdr"
-	KernelVarUnusedRecKind     = "unused_rec_kind"
-	KernelVarUnusedRecNet      = "unused_rec_net"
-	KernelVarUnusedRecProc     = "unused_rec_proc"
-	KernelVarUnusedSetPrefix   = "unused_set_prefix"
-	KernelVarUnusedSetString   = "unused_set_string"
+	KernelMapCgroupsTold         = "cgroups_told"
+	KernelMapControls            = "controls"
+	KernelMapCritical            = "critical"
+	KernelMapErrors              = "errors"
+	KernelMapFirstMounts         = "first_mounts"
+	KernelMapFlowRing            = "flow_ring"
+	KernelMapFlowSocks           = "flow_socks"
+	KernelMapFlowStats           = "flow_stats"
+	KernelMapFolds               = "folds"
+	KernelMapHelds               = "helds"
+	KernelMapHits                = "hits"
+	KernelMapImageDigests        = "image_digests"
+	KernelMapInodes              = "inodes"
+	KernelMapLongTexts           = "long_texts"
+	KernelMapMounts              = "mounts"
+	KernelMapOpeneds             = "openeds"
+	KernelMapPools               = "pools"
+	KernelMapProcs               = "procs"
+	KernelMapRateCounts          = "rate_counts"
+	KernelMapScratches           = "scratches"
+	KernelMapSetPrefixes         = "set_prefixes"
+	KernelMapSetStrings          = "set_strings"
+	KernelMapShadeCounts         = "shade_counts"
+	KernelMapShadowClasses       = "shadow_classes"
+	KernelMapShortTexts          = "short_texts"
+	KernelMapSides               = "sides"
+	KernelMapStats               = "stats"
+	KernelMapTelemetry           = "telemetry"
+	KernelMapTestJudges          = "test_judges"
+	KernelMapTold                = "told"
+	KernelProgCgBind4            = "cg_bind4"
+	KernelProgCgBind6            = "cg_bind6"
+	KernelProgCgConnect4         = "cg_connect4"
+	KernelProgCgConnect6         = "cg_connect6"
+	KernelProgCgSendmsg4         = "cg_sendmsg4"
+	KernelProgCgSendmsg6         = "cg_sendmsg6"
+	KernelProgFindHost           = "find_host"
+	KernelProgFlowReceive        = "flow_receive"
+	KernelProgFlowSend           = "flow_send"
+	KernelProgFlowSweep          = "flow_sweep"
+	KernelProgFlowTcp            = "flow_tcp"
+	KernelProgFmodMmap           = "fmod_mmap"
+	KernelProgFoundTask          = "found_task"
+	KernelProgLsmAccept          = "lsm_accept"
+	KernelProgLsmAnonInode       = "lsm_anon_inode"
+	KernelProgLsmBind            = "lsm_bind"
+	KernelProgLsmBpf             = "lsm_bpf"
+	KernelProgLsmBprmCheck       = "lsm_bprm_check"
+	KernelProgLsmCapset          = "lsm_capset"
+	KernelProgLsmChmod           = "lsm_chmod"
+	KernelProgLsmChown           = "lsm_chown"
+	KernelProgLsmChroot          = "lsm_chroot"
+	KernelProgLsmConnect         = "lsm_connect"
+	KernelProgLsmDigest          = "lsm_digest"
+	KernelProgLsmFileOpen        = "lsm_file_open"
+	KernelProgLsmFtruncate       = "lsm_ftruncate"
+	KernelProgLsmKeyAlloc        = "lsm_key_alloc"
+	KernelProgLsmKeyPermission   = "lsm_key_permission"
+	KernelProgLsmKill            = "lsm_kill"
+	KernelProgLsmLink            = "lsm_link"
+	KernelProgLsmListen          = "lsm_listen"
+	KernelProgLsmLoadData        = "lsm_load_data"
+	KernelProgLsmMkdir           = "lsm_mkdir"
+	KernelProgLsmMknod           = "lsm_mknod"
+	KernelProgLsmMmap            = "lsm_mmap"
+	KernelProgLsmModuleRequest   = "lsm_module_request"
+	KernelProgLsmMount           = "lsm_mount"
+	KernelProgLsmMoveMount       = "lsm_move_mount"
+	KernelProgLsmMprotect        = "lsm_mprotect"
+	KernelProgLsmPerf            = "lsm_perf"
+	KernelProgLsmPivotRoot       = "lsm_pivot_root"
+	KernelProgLsmProbe           = "lsm_probe"
+	KernelProgLsmPtrace          = "lsm_ptrace"
+	KernelProgLsmReadFile        = "lsm_read_file"
+	KernelProgLsmRemoveAcl       = "lsm_remove_acl"
+	KernelProgLsmRemovexattr     = "lsm_removexattr"
+	KernelProgLsmRename          = "lsm_rename"
+	KernelProgLsmRmdir           = "lsm_rmdir"
+	KernelProgLsmSendmsg         = "lsm_sendmsg"
+	KernelProgLsmSetAcl          = "lsm_set_acl"
+	KernelProgLsmSetgid          = "lsm_setgid"
+	KernelProgLsmSetgroups       = "lsm_setgroups"
+	KernelProgLsmSetuid          = "lsm_setuid"
+	KernelProgLsmSetxattr        = "lsm_setxattr"
+	KernelProgLsmSocket          = "lsm_socket"
+	KernelProgLsmSymlink         = "lsm_symlink"
+	KernelProgLsmTraceme         = "lsm_traceme"
+	KernelProgLsmTruncate        = "lsm_truncate"
+	KernelProgLsmUmount          = "lsm_umount"
+	KernelProgLsmUnixConnect     = "lsm_unix_connect"
+	KernelProgLsmUnixSend        = "lsm_unix_send"
+	KernelProgLsmUnlink          = "lsm_unlink"
+	KernelProgLsmUringCmd        = "lsm_uring_cmd"
+	KernelProgLsmUringCreds      = "lsm_uring_creds"
+	KernelProgLsmUringSqpoll     = "lsm_uring_sqpoll"
+	KernelProgLsmUserns          = "lsm_userns"
+	KernelProgLsmVerity          = "lsm_verity"
+	KernelProgOnExec             = "on_exec"
+	KernelProgOnExit             = "on_exit"
+	KernelProgOnFork             = "on_fork"
+	KernelProgOnOpened           = "on_opened"
+	KernelProgOnSysExit          = "on_sys_exit"
+	KernelProgProbeCgroup        = "probe_cgroup"
+	KernelProgProbeReturn        = "probe_return"
+	KernelProgResolve            = "resolve"
+	KernelProgRunConnect         = "run_connect"
+	KernelProgRunExec            = "run_exec"
+	KernelProgRunJudge           = "run_judge"
+	KernelProgRunOpen            = "run_open"
+	KernelProgRunShadow          = "run_shadow"
+	KernelVarDigestsUsed         = "digests_used"
+	KernelVarExecEvents          = "exec_events"
+	KernelVarFlowEpoch           = "flow_epoch"
+	KernelVarFlowOpens           = "flow_opens"
+	KernelVarFlowSeq             = "flow_seq"
+	KernelVarFlowWake            = "flow_wake"
+	KernelVarHost                = "host"
+	KernelVarIterPhase           = "iter_phase"
+	KernelVarNumScratches        = "num_scratches"
+	KernelVarPerfTypeArg         = "perf_type_arg"
+	KernelVarRegsArg0Off         = "regs_arg0_off"
+	KernelVarRegsArg0OffCompat   = "regs_arg0_off_compat"
+	KernelVarRegsArg1Off         = "regs_arg1_off"
+	KernelVarRegsArg1OffCompat   = "regs_arg1_off_compat"
+	KernelVarRegsArg2Off         = "regs_arg2_off"
+	KernelVarRegsArg2OffCompat   = "regs_arg2_off_compat"
+	KernelVarRegsNrOff           = "regs_nr_off"
+	KernelVarReleaseAt           = "release_at"
+	KernelVarSipKey              = "sip_key"
+	KernelVarSysOp               = "sys_op"
+	KernelVarUnusedFlowDataKind  = "unused_flow_data_kind"
+	KernelVarUnusedFlowDirection = "unused_flow_direction"
+	KernelVarUnusedFlowEnd       = "unused_flow_end"
+	KernelVarUnusedFlowState     = "unused_flow_state"
+	KernelVarUnusedRateKey       = "unused_rate_key"
+	KernelVarUnusedRecExit       = "unused_rec_exit"
+	KernelVarUnusedRecFile       = "unused_rec_file"
+	KernelVarUnusedRecFlow       = "unused_rec_flow"
+	KernelVarUnusedRecFlowData   = "unused_rec_flow_data"
+	KernelVarUnusedRecHdr        = "unused_rec_hdr"
+	KernelVarUnusedRecKind       = "unused_rec_kind"
+	KernelVarUnusedRecNet        = "unused_rec_net"
+	KernelVarUnusedRecProc       = "unused_rec_proc"
+	KernelVarUnusedSetPrefix     = "unused_set_prefix"
+	KernelVarUnusedSetString     = "unused_set_string"
 )
 
 // LoadKernel returns the embedded CollectionSpec for Kernel.
@@ -764,6 +899,10 @@ type KernelProgramSpecs struct {
 	CgSendmsg4       *ebpf.ProgramSpec `ebpf:"cg_sendmsg4"`
 	CgSendmsg6       *ebpf.ProgramSpec `ebpf:"cg_sendmsg6"`
 	FindHost         *ebpf.ProgramSpec `ebpf:"find_host"`
+	FlowReceive      *ebpf.ProgramSpec `ebpf:"flow_receive"`
+	FlowSend         *ebpf.ProgramSpec `ebpf:"flow_send"`
+	FlowSweep        *ebpf.ProgramSpec `ebpf:"flow_sweep"`
+	FlowTcp          *ebpf.ProgramSpec `ebpf:"flow_tcp"`
 	FmodMmap         *ebpf.ProgramSpec `ebpf:"fmod_mmap"`
 	FoundTask        *ebpf.ProgramSpec `ebpf:"found_task"`
 	LsmAccept        *ebpf.ProgramSpec `ebpf:"lsm_accept"`
@@ -844,6 +983,9 @@ type KernelMapSpecs struct {
 	Critical      *ebpf.MapSpec `ebpf:"critical"`
 	Errors        *ebpf.MapSpec `ebpf:"errors"`
 	FirstMounts   *ebpf.MapSpec `ebpf:"first_mounts"`
+	FlowRing      *ebpf.MapSpec `ebpf:"flow_ring"`
+	FlowSocks     *ebpf.MapSpec `ebpf:"flow_socks"`
+	FlowStats     *ebpf.MapSpec `ebpf:"flow_stats"`
 	Folds         *ebpf.MapSpec `ebpf:"folds"`
 	Helds         *ebpf.MapSpec `ebpf:"helds"`
 	Hits          *ebpf.MapSpec `ebpf:"hits"`
@@ -872,31 +1014,41 @@ type KernelMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelVariableSpecs struct {
-	DigestsUsed       *ebpf.VariableSpec `ebpf:"digests_used"`
-	ExecEvents        *ebpf.VariableSpec `ebpf:"exec_events"`
-	Host              *ebpf.VariableSpec `ebpf:"host"`
-	IterPhase         *ebpf.VariableSpec `ebpf:"iter_phase"`
-	NumScratches      *ebpf.VariableSpec `ebpf:"num_scratches"`
-	PerfTypeArg       *ebpf.VariableSpec `ebpf:"perf_type_arg"`
-	RegsArg0Off       *ebpf.VariableSpec `ebpf:"regs_arg0_off"`
-	RegsArg0OffCompat *ebpf.VariableSpec `ebpf:"regs_arg0_off_compat"`
-	RegsArg1Off       *ebpf.VariableSpec `ebpf:"regs_arg1_off"`
-	RegsArg1OffCompat *ebpf.VariableSpec `ebpf:"regs_arg1_off_compat"`
-	RegsArg2Off       *ebpf.VariableSpec `ebpf:"regs_arg2_off"`
-	RegsArg2OffCompat *ebpf.VariableSpec `ebpf:"regs_arg2_off_compat"`
-	RegsNrOff         *ebpf.VariableSpec `ebpf:"regs_nr_off"`
-	ReleaseAt         *ebpf.VariableSpec `ebpf:"release_at"`
-	SipKey            *ebpf.VariableSpec `ebpf:"sip_key"`
-	SysOp             *ebpf.VariableSpec `ebpf:"sys_op"`
-	UnusedRateKey     *ebpf.VariableSpec `ebpf:"unused_rate_key"`
-	UnusedRecExit     *ebpf.VariableSpec `ebpf:"unused_rec_exit"`
-	UnusedRecFile     *ebpf.VariableSpec `ebpf:"unused_rec_file"`
-	UnusedRecHdr      *ebpf.VariableSpec `ebpf:"unused_rec_hdr"`
-	UnusedRecKind     *ebpf.VariableSpec `ebpf:"unused_rec_kind"`
-	UnusedRecNet      *ebpf.VariableSpec `ebpf:"unused_rec_net"`
-	UnusedRecProc     *ebpf.VariableSpec `ebpf:"unused_rec_proc"`
-	UnusedSetPrefix   *ebpf.VariableSpec `ebpf:"unused_set_prefix"`
-	UnusedSetString   *ebpf.VariableSpec `ebpf:"unused_set_string"`
+	DigestsUsed         *ebpf.VariableSpec `ebpf:"digests_used"`
+	ExecEvents          *ebpf.VariableSpec `ebpf:"exec_events"`
+	FlowEpoch           *ebpf.VariableSpec `ebpf:"flow_epoch"`
+	FlowOpens           *ebpf.VariableSpec `ebpf:"flow_opens"`
+	FlowSeq             *ebpf.VariableSpec `ebpf:"flow_seq"`
+	FlowWake            *ebpf.VariableSpec `ebpf:"flow_wake"`
+	Host                *ebpf.VariableSpec `ebpf:"host"`
+	IterPhase           *ebpf.VariableSpec `ebpf:"iter_phase"`
+	NumScratches        *ebpf.VariableSpec `ebpf:"num_scratches"`
+	PerfTypeArg         *ebpf.VariableSpec `ebpf:"perf_type_arg"`
+	RegsArg0Off         *ebpf.VariableSpec `ebpf:"regs_arg0_off"`
+	RegsArg0OffCompat   *ebpf.VariableSpec `ebpf:"regs_arg0_off_compat"`
+	RegsArg1Off         *ebpf.VariableSpec `ebpf:"regs_arg1_off"`
+	RegsArg1OffCompat   *ebpf.VariableSpec `ebpf:"regs_arg1_off_compat"`
+	RegsArg2Off         *ebpf.VariableSpec `ebpf:"regs_arg2_off"`
+	RegsArg2OffCompat   *ebpf.VariableSpec `ebpf:"regs_arg2_off_compat"`
+	RegsNrOff           *ebpf.VariableSpec `ebpf:"regs_nr_off"`
+	ReleaseAt           *ebpf.VariableSpec `ebpf:"release_at"`
+	SipKey              *ebpf.VariableSpec `ebpf:"sip_key"`
+	SysOp               *ebpf.VariableSpec `ebpf:"sys_op"`
+	UnusedFlowDataKind  *ebpf.VariableSpec `ebpf:"unused_flow_data_kind"`
+	UnusedFlowDirection *ebpf.VariableSpec `ebpf:"unused_flow_direction"`
+	UnusedFlowEnd       *ebpf.VariableSpec `ebpf:"unused_flow_end"`
+	UnusedFlowState     *ebpf.VariableSpec `ebpf:"unused_flow_state"`
+	UnusedRateKey       *ebpf.VariableSpec `ebpf:"unused_rate_key"`
+	UnusedRecExit       *ebpf.VariableSpec `ebpf:"unused_rec_exit"`
+	UnusedRecFile       *ebpf.VariableSpec `ebpf:"unused_rec_file"`
+	UnusedRecFlow       *ebpf.VariableSpec `ebpf:"unused_rec_flow"`
+	UnusedRecFlowData   *ebpf.VariableSpec `ebpf:"unused_rec_flow_data"`
+	UnusedRecHdr        *ebpf.VariableSpec `ebpf:"unused_rec_hdr"`
+	UnusedRecKind       *ebpf.VariableSpec `ebpf:"unused_rec_kind"`
+	UnusedRecNet        *ebpf.VariableSpec `ebpf:"unused_rec_net"`
+	UnusedRecProc       *ebpf.VariableSpec `ebpf:"unused_rec_proc"`
+	UnusedSetPrefix     *ebpf.VariableSpec `ebpf:"unused_set_prefix"`
+	UnusedSetString     *ebpf.VariableSpec `ebpf:"unused_set_string"`
 }
 
 // KernelObjects contains all objects after they have been loaded into the kernel.
@@ -924,6 +1076,9 @@ type KernelMaps struct {
 	Critical      *ebpf.Map `ebpf:"critical"`
 	Errors        *ebpf.Map `ebpf:"errors"`
 	FirstMounts   *ebpf.Map `ebpf:"first_mounts"`
+	FlowRing      *ebpf.Map `ebpf:"flow_ring"`
+	FlowSocks     *ebpf.Map `ebpf:"flow_socks"`
+	FlowStats     *ebpf.Map `ebpf:"flow_stats"`
 	Folds         *ebpf.Map `ebpf:"folds"`
 	Helds         *ebpf.Map `ebpf:"helds"`
 	Hits          *ebpf.Map `ebpf:"hits"`
@@ -955,6 +1110,9 @@ func (m *KernelMaps) Close() error {
 		m.Critical,
 		m.Errors,
 		m.FirstMounts,
+		m.FlowRing,
+		m.FlowSocks,
+		m.FlowStats,
 		m.Folds,
 		m.Helds,
 		m.Hits,
@@ -984,31 +1142,41 @@ func (m *KernelMaps) Close() error {
 //
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelVariables struct {
-	DigestsUsed       *ebpf.Variable `ebpf:"digests_used"`
-	ExecEvents        *ebpf.Variable `ebpf:"exec_events"`
-	Host              *ebpf.Variable `ebpf:"host"`
-	IterPhase         *ebpf.Variable `ebpf:"iter_phase"`
-	NumScratches      *ebpf.Variable `ebpf:"num_scratches"`
-	PerfTypeArg       *ebpf.Variable `ebpf:"perf_type_arg"`
-	RegsArg0Off       *ebpf.Variable `ebpf:"regs_arg0_off"`
-	RegsArg0OffCompat *ebpf.Variable `ebpf:"regs_arg0_off_compat"`
-	RegsArg1Off       *ebpf.Variable `ebpf:"regs_arg1_off"`
-	RegsArg1OffCompat *ebpf.Variable `ebpf:"regs_arg1_off_compat"`
-	RegsArg2Off       *ebpf.Variable `ebpf:"regs_arg2_off"`
-	RegsArg2OffCompat *ebpf.Variable `ebpf:"regs_arg2_off_compat"`
-	RegsNrOff         *ebpf.Variable `ebpf:"regs_nr_off"`
-	ReleaseAt         *ebpf.Variable `ebpf:"release_at"`
-	SipKey            *ebpf.Variable `ebpf:"sip_key"`
-	SysOp             *ebpf.Variable `ebpf:"sys_op"`
-	UnusedRateKey     *ebpf.Variable `ebpf:"unused_rate_key"`
-	UnusedRecExit     *ebpf.Variable `ebpf:"unused_rec_exit"`
-	UnusedRecFile     *ebpf.Variable `ebpf:"unused_rec_file"`
-	UnusedRecHdr      *ebpf.Variable `ebpf:"unused_rec_hdr"`
-	UnusedRecKind     *ebpf.Variable `ebpf:"unused_rec_kind"`
-	UnusedRecNet      *ebpf.Variable `ebpf:"unused_rec_net"`
-	UnusedRecProc     *ebpf.Variable `ebpf:"unused_rec_proc"`
-	UnusedSetPrefix   *ebpf.Variable `ebpf:"unused_set_prefix"`
-	UnusedSetString   *ebpf.Variable `ebpf:"unused_set_string"`
+	DigestsUsed         *ebpf.Variable `ebpf:"digests_used"`
+	ExecEvents          *ebpf.Variable `ebpf:"exec_events"`
+	FlowEpoch           *ebpf.Variable `ebpf:"flow_epoch"`
+	FlowOpens           *ebpf.Variable `ebpf:"flow_opens"`
+	FlowSeq             *ebpf.Variable `ebpf:"flow_seq"`
+	FlowWake            *ebpf.Variable `ebpf:"flow_wake"`
+	Host                *ebpf.Variable `ebpf:"host"`
+	IterPhase           *ebpf.Variable `ebpf:"iter_phase"`
+	NumScratches        *ebpf.Variable `ebpf:"num_scratches"`
+	PerfTypeArg         *ebpf.Variable `ebpf:"perf_type_arg"`
+	RegsArg0Off         *ebpf.Variable `ebpf:"regs_arg0_off"`
+	RegsArg0OffCompat   *ebpf.Variable `ebpf:"regs_arg0_off_compat"`
+	RegsArg1Off         *ebpf.Variable `ebpf:"regs_arg1_off"`
+	RegsArg1OffCompat   *ebpf.Variable `ebpf:"regs_arg1_off_compat"`
+	RegsArg2Off         *ebpf.Variable `ebpf:"regs_arg2_off"`
+	RegsArg2OffCompat   *ebpf.Variable `ebpf:"regs_arg2_off_compat"`
+	RegsNrOff           *ebpf.Variable `ebpf:"regs_nr_off"`
+	ReleaseAt           *ebpf.Variable `ebpf:"release_at"`
+	SipKey              *ebpf.Variable `ebpf:"sip_key"`
+	SysOp               *ebpf.Variable `ebpf:"sys_op"`
+	UnusedFlowDataKind  *ebpf.Variable `ebpf:"unused_flow_data_kind"`
+	UnusedFlowDirection *ebpf.Variable `ebpf:"unused_flow_direction"`
+	UnusedFlowEnd       *ebpf.Variable `ebpf:"unused_flow_end"`
+	UnusedFlowState     *ebpf.Variable `ebpf:"unused_flow_state"`
+	UnusedRateKey       *ebpf.Variable `ebpf:"unused_rate_key"`
+	UnusedRecExit       *ebpf.Variable `ebpf:"unused_rec_exit"`
+	UnusedRecFile       *ebpf.Variable `ebpf:"unused_rec_file"`
+	UnusedRecFlow       *ebpf.Variable `ebpf:"unused_rec_flow"`
+	UnusedRecFlowData   *ebpf.Variable `ebpf:"unused_rec_flow_data"`
+	UnusedRecHdr        *ebpf.Variable `ebpf:"unused_rec_hdr"`
+	UnusedRecKind       *ebpf.Variable `ebpf:"unused_rec_kind"`
+	UnusedRecNet        *ebpf.Variable `ebpf:"unused_rec_net"`
+	UnusedRecProc       *ebpf.Variable `ebpf:"unused_rec_proc"`
+	UnusedSetPrefix     *ebpf.Variable `ebpf:"unused_set_prefix"`
+	UnusedSetString     *ebpf.Variable `ebpf:"unused_set_string"`
 }
 
 // KernelPrograms contains all programs after they have been loaded into the kernel.
@@ -1022,6 +1190,10 @@ type KernelPrograms struct {
 	CgSendmsg4       *ebpf.Program `ebpf:"cg_sendmsg4"`
 	CgSendmsg6       *ebpf.Program `ebpf:"cg_sendmsg6"`
 	FindHost         *ebpf.Program `ebpf:"find_host"`
+	FlowReceive      *ebpf.Program `ebpf:"flow_receive"`
+	FlowSend         *ebpf.Program `ebpf:"flow_send"`
+	FlowSweep        *ebpf.Program `ebpf:"flow_sweep"`
+	FlowTcp          *ebpf.Program `ebpf:"flow_tcp"`
 	FmodMmap         *ebpf.Program `ebpf:"fmod_mmap"`
 	FoundTask        *ebpf.Program `ebpf:"found_task"`
 	LsmAccept        *ebpf.Program `ebpf:"lsm_accept"`
@@ -1102,6 +1274,10 @@ func (p *KernelPrograms) Close() error {
 		p.CgSendmsg4,
 		p.CgSendmsg6,
 		p.FindHost,
+		p.FlowReceive,
+		p.FlowSend,
+		p.FlowSweep,
+		p.FlowTcp,
 		p.FmodMmap,
 		p.FoundTask,
 		p.LsmAccept,

@@ -23,7 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -type rec_hdr -type rec_file -type rec_net -type rec_proc -type rec_exit -type rec_kind -type proc -type texts_short -type texts_long -type tables -type pool -type control -type hit -type verdict -type scratch -type automaton -type op_table -type word -type slot -type row -type leaf -type mount_info -type inode_key -type inode_name -type op_stats -type fold_key -type fold -type test_judge -type opened -type shade_count -type set_string -type set_prefix -type rate -type digests Kernel pavise.bpf.c -- -I. -O2 -g -Wall -Werror -mcpu=v3
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -type rec_hdr -type rec_file -type rec_net -type rec_proc -type rec_exit -type rec_kind -type rec_flow -type rec_flow_data -type flow_data_kind -type flow_state -type flow_end -type flow_direction -type flow_sock -type proc -type texts_short -type texts_long -type tables -type pool -type control -type hit -type verdict -type scratch -type automaton -type op_table -type word -type slot -type row -type leaf -type mount_info -type inode_key -type inode_name -type op_stats -type fold_key -type fold -type test_judge -type opened -type shade_count -type set_string -type set_prefix -type rate -type digests Kernel pavise.bpf.c -- -I. -O2 -g -Wall -Werror -mcpu=v3
 
 // ErrPrivileges says that the process may not load programs.
 var ErrPrivileges = errors.New("no privileges: run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_SYS_ADMIN and CAP_SYS_PTRACE")
@@ -44,6 +44,7 @@ type Kernel struct {
 		sync.Mutex
 		object *ebpf.CollectionSpec // until Trim: read again when a program is to be loaded. It takes some 15 MB
 		maps   map[string]*ebpf.MapSpec
+		flows  flowSpecs
 	}
 
 	mu       sync.Mutex
@@ -83,6 +84,7 @@ func Load() (*Kernel, error) {
 	}
 	k := newKernel(types)
 	k.sip = sip
+	k.specs.flows = cutFlows(spec)
 	coll, err := ebpf.NewCollectionWithOptions(&ebpf.CollectionSpec{Maps: spec.Maps, Types: spec.Types, ByteOrder: spec.ByteOrder, Variables: spec.Variables},
 		ebpf.CollectionOptions{Cache: types})
 	if err != nil {
@@ -127,6 +129,9 @@ func (k *Kernel) object(types *btf.Cache) (*ebpf.CollectionSpec, error) {
 	}
 	if err := prepare(spec, types, k.sip); err != nil {
 		return nil, err
+	}
+	if flows := cutFlows(spec); k.specs.flows.maps == nil {
+		k.specs.flows = flows
 	}
 	if k.specs.maps == nil { // they were adopted
 		k.specs.maps = spec.Maps
@@ -385,6 +390,10 @@ func (k *Kernel) load(name string) (*ebpf.Program, error) {
 			spec.AttachTo = to
 		}
 	}
+	if isFlow(name) {
+		specs, _ := k.flowMaps(object, nil)
+		return k.loadWith(specs, k.maps, object, spec)
+	}
 	if shares(spec) && k.Whole() == nil {
 		p, err := k.loadShared(object, spec)
 		if !errors.Is(err, errAlone) {
@@ -397,14 +406,19 @@ func (k *Kernel) load(name string) (*ebpf.Program, error) {
 
 // loadSpec loads a program, or a part of one.
 func (k *Kernel) loadSpec(object *ebpf.CollectionSpec, spec *ebpf.ProgramSpec) (*ebpf.Program, error) {
+	return k.loadWith(object.Maps, k.maps, object, spec)
+}
+
+// loadWith loads a program that uses of these maps, of which some are there already.
+func (k *Kernel) loadWith(specs map[string]*ebpf.MapSpec, there map[string]*ebpf.Map, object *ebpf.CollectionSpec, spec *ebpf.ProgramSpec) (*ebpf.Program, error) {
 	// Only the kernel's own types: the programs read no module's, and a module's are not safe to read side by side with the kernel's, on which they build.
 	kernel, err := k.types.Kernel()
 	if err != nil {
 		return nil, fmt.Errorf("read the kernel's types: %w", err)
 	}
 	coll, err := ebpf.NewCollectionWithOptions(&ebpf.CollectionSpec{
-		Maps: object.Maps, Programs: map[string]*ebpf.ProgramSpec{spec.Name: spec}, Types: object.Types, ByteOrder: object.ByteOrder,
-	}, ebpf.CollectionOptions{MapReplacements: k.maps, Cache: k.types, Programs: ebpf.ProgramOptions{KernelTypes: kernel}})
+		Maps: specs, Programs: map[string]*ebpf.ProgramSpec{spec.Name: spec}, Types: object.Types, ByteOrder: object.ByteOrder,
+	}, ebpf.CollectionOptions{MapReplacements: there, Cache: k.types, Programs: ebpf.ProgramOptions{KernelTypes: kernel}})
 	if err != nil {
 		return nil, cause(err)
 	}

@@ -118,7 +118,7 @@ func renew(t *testing.T, most map[string]uint32) {
 
 // optional are the programs whose hooks came after the floor, and when.
 var optional = map[string]string{
-	"lsm_ftruncate": "6.2", "lsm_set_acl": "6.2", "lsm_remove_acl": "6.2", "lsm_setgroups": "6.1", "lsm_userns": "6.1", "lsm_uring_cmd": "6.0",
+	"flow_send": "6.3", "flow_receive": "6.3", "lsm_ftruncate": "6.2", "lsm_set_acl": "6.2", "lsm_remove_acl": "6.2", "lsm_setgroups": "6.1", "lsm_userns": "6.1", "lsm_uring_cmd": "6.0",
 }
 
 // TestKernelLoad loads every program that the kernel can be expected to take; where BPF LSM is off, those of lsm as fmod_ret.
@@ -155,6 +155,9 @@ func TestKernelLoad(t *testing.T) {
 			case ebpf.Tracing:
 				if p.AttachType == ebpf.AttachModifyReturn || p.AttachType == ebpf.AttachTraceFExit {
 					kerntest.Require(t, kerntest.Trampoline)
+				}
+				if optional[name] != "" {
+					kerntest.Since(t, optional[name], "the hook of "+name)
 				}
 			case ebpf.CGroupSockAddr:
 				kerntest.Since(t, "6.18", "bpf_task_storage_get in cgroup programs")

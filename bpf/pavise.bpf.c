@@ -26,6 +26,7 @@
 #include "task.bpf.c"
 #include "kern.bpf.c"
 #include "return.bpf.c"
+#include "flow.bpf.c"
 #include "test.bpf.c"
 
 /* Kept for their BTF: bpf2go makes Go types of them. */
@@ -35,6 +36,12 @@ struct rec_net *unused_rec_net __attribute__((unused));
 struct rec_proc *unused_rec_proc __attribute__((unused));
 struct rec_exit *unused_rec_exit __attribute__((unused));
 enum rec_kind *unused_rec_kind __attribute__((unused));
+struct rec_flow *unused_rec_flow __attribute__((unused));
+struct rec_flow_data *unused_rec_flow_data __attribute__((unused));
+enum flow_data_kind *unused_flow_data_kind __attribute__((unused));
+enum flow_state *unused_flow_state __attribute__((unused));
+enum flow_end *unused_flow_end __attribute__((unused));
+enum flow_direction *unused_flow_direction __attribute__((unused));
 struct set_string *unused_set_string __attribute__((unused));
 struct set_prefix *unused_set_prefix __attribute__((unused));
 struct rate_key *unused_rate_key __attribute__((unused));

@@ -1,0 +1,327 @@
+package bpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
+)
+
+// FlowOptions say what is to be told of flows. The zero value is what an agent wants.
+type FlowOptions struct {
+	Ring  uint32 // bytes of the ring of their records, a power of two; 0 is 4 MiB
+	Opens bool   // report each TCP connection also when it is made, and not only what lives until the next Sweep
+	Wake  bool   // wake the reader for each record, which costs those that are watched; else it looks every 10 to 40 ms
+}
+
+// Flows are the programs that account for flows, attached, with their maps. Its methods may be called side by side, each by one goroutine.
+type Flows struct {
+	k        *Kernel
+	maps     map[string]*ebpf.Map
+	programs map[string]*ebpf.Program
+	links    []link.Link
+	ring     *ringbuf.Reader
+	lacking  []string
+
+	mu  sync.Mutex // of Sweep
+	buf []byte
+}
+
+// flowSpecs are the maps that are made only while somebody wants flows, and the variables in them.
+type flowSpecs struct {
+	maps map[string]*ebpf.MapSpec
+	vars map[string]*ebpf.VariableSpec
+}
+
+func isFlow(name string) bool {
+	return strings.HasPrefix(name, "flow_") || strings.HasSuffix(name, ".flow")
+}
+
+// cutFlows takes what is only for flows out of an object.
+func cutFlows(spec *ebpf.CollectionSpec) flowSpecs {
+	f := flowSpecs{map[string]*ebpf.MapSpec{}, map[string]*ebpf.VariableSpec{}}
+	for name, m := range spec.Maps {
+		if isFlow(name) {
+			f.maps[name] = m
+			delete(spec.Maps, name)
+		}
+	}
+	for name, v := range spec.Variables {
+		if isFlow(v.SectionName) {
+			f.vars[name] = v
+			delete(spec.Variables, name)
+		}
+	}
+	return f
+}
+
+// flowMaps are all maps that a program for flows may use, and those of them that are there.
+func (k *Kernel) flowMaps(object *ebpf.CollectionSpec, made map[string]*ebpf.Map) (map[string]*ebpf.MapSpec, map[string]*ebpf.Map) {
+	specs, there := maps.Clone(object.Maps), maps.Clone(k.maps)
+	maps.Copy(specs, k.specs.flows.maps)
+	maps.Copy(there, made)
+	return specs, there
+}
+
+// flowPrograms are those that are attached while somebody wants flows. What is lacking where a program cannot be had is said by what it is for; what has
+// no such text is needed.
+var flowPrograms = []struct{ name, without string }{
+	{"flow_send", "the owner of a TCP connection that was accepted in another process, or handed over: sock_send_length (Linux 6.3)"},
+	{"flow_receive", "the owner of a TCP connection on which somebody else only receives: sock_recv_length (Linux 6.3)"},
+	{"flow_tcp", ""},
+}
+
+// OpenFlows makes the maps of flows and attaches their programs. What processes do must be followed already: a flow's owner is the identity of the process
+// that acts on its socket. The error wraps ErrUnsupported where the kernel has not what is needed at all.
+func (k *Kernel) OpenFlows(o FlowOptions) (f *Flows, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	object, err := k.object(k.types)
+	if err != nil {
+		return nil, err
+	}
+	f = &Flows{k: k, maps: map[string]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, buf: make([]byte, 64<<10)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("account for flows: %w", err), f.close())
+			f = nil
+		}
+	}()
+	if err := f.makeMaps(o); err != nil {
+		return f, err
+	}
+	if f.ring, err = ringbuf.NewReader(f.maps["flow_ring"]); err != nil {
+		return f, fmt.Errorf("open the ring: %w", err)
+	}
+	if err := f.load(object, "flow_sweep"); err != nil {
+		return f, err
+	}
+	for _, p := range flowPrograms {
+		err := f.load(object, p.name)
+		if err == nil {
+			err = f.attach(p.name)
+		}
+		switch {
+		case err == nil:
+		case p.without != "" && lacks(err):
+			f.lacking = append(f.lacking, p.without)
+		default:
+			return f, err
+		}
+	}
+	return f, nil
+}
+
+// lacks tells whether a program cannot be had because the kernel has no such hook.
+func lacks(err error) bool {
+	return errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EPERM)
+}
+
+func (f *Flows) makeMaps(o FlowOptions) error {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return fmt.Errorf("read the clock: %w", err)
+	}
+	specs := map[string]*ebpf.MapSpec{}
+	for name, m := range f.k.specs.flows.maps {
+		specs[name] = m.Copy()
+	}
+	vars := f.k.specs.flows.vars
+	for name, v := range map[string]any{
+		// More than one for each flow since the machine booted: no kernel begins four million a second.
+		"flow_epoch": uint64(now.Nano()) >> 8,
+		"flow_opens": o.Opens, "flow_wake": o.Wake,
+	} {
+		if err := vars[name].Set(v); err != nil {
+			return fmt.Errorf("set %s in the kernel object: %w", name, err)
+		}
+	}
+	if o.Ring != 0 {
+		specs["flow_ring"].MaxEntries = o.Ring
+	}
+	coll, err := ebpf.NewCollectionWithOptions(&ebpf.CollectionSpec{Maps: specs, Variables: vars}, ebpf.CollectionOptions{Cache: f.k.types})
+	if err != nil {
+		return fmt.Errorf("make the maps: %w", cause(err))
+	}
+	defer coll.Close()
+	for name := range specs {
+		f.maps[name] = coll.DetachMap(name)
+	}
+	return nil
+}
+
+func (f *Flows) load(object *ebpf.CollectionSpec, name string) error {
+	specs, there := f.k.flowMaps(object, f.maps)
+	spec, err := programSpec(object, name)
+	if err != nil {
+		return err
+	}
+	p, err := f.k.loadWith(specs, there, object, spec)
+	if err != nil {
+		return fmt.Errorf("load program %s: %w", name, err)
+	}
+	f.programs[name] = p
+	return nil
+}
+
+func (f *Flows) attach(name string) error {
+	l, err := link.AttachTracing(link.TracingOptions{Program: f.programs[name]})
+	if err != nil {
+		return fmt.Errorf("attach program %s: %w", name, err)
+	}
+	f.links = append(f.links, l)
+	return nil
+}
+
+// Lacking says, each in words for the user, what this kernel does not let be told.
+func (f *Flows) Lacking() []string { return slices.Clone(f.lacking) }
+
+// Memory returns the bytes of kernel memory that the maps of flows take, as the kernel reports them.
+func (f *Flows) Memory() (uint64, error) {
+	var sum uint64
+	for name, m := range f.maps {
+		info, err := m.Info()
+		if err != nil {
+			return 0, fmt.Errorf("ask for the size of map %s: %w", name, err)
+		}
+		if n, ok := info.Memlock(); ok {
+			sum += n
+		}
+	}
+	return sum, nil
+}
+
+// Read calls fn with each record of the ring, for decode.Flow, until ctx is done or fn fails; then it reads what is still there. The record is valid only
+// during the call.
+func (f *Flows) Read(ctx context.Context, fn func(rec []byte) error) error {
+	var rec ringbuf.Record
+	wait := poll
+	for {
+		last := ctx.Err() != nil
+		until := time.Now().Add(wait)
+		if last {
+			until = time.Now()
+		}
+		n, err := drain(f.ring, &rec, until, burst, fn)
+		if err != nil {
+			return err
+		}
+		wait = poll
+		if n == 0 {
+			wait = idlePoll
+			if last {
+				return nil
+			}
+		}
+	}
+}
+
+// Sweep calls fn with a report of each flow that goes on. It sees a flow in between two others that the ring has of it, and may be told after the last: what
+// comes after a flow's end, or has a lower number than one that was seen, is to be left out. The record is valid only during the call.
+func (f *Flows) Sweep(fn func(rec []byte) error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.iterate("flow_sweep", link.IterOptions{Program: f.programs["flow_sweep"], Map: f.maps["flow_socks"]}, fn)
+}
+
+// iterate runs an iterator, and calls fn with each record that it wrote: they stand one after the other, and a read may end within one.
+func (f *Flows) iterate(name string, o link.IterOptions, fn func(rec []byte) error) error {
+	it, err := link.AttachIter(o)
+	if err != nil {
+		return fmt.Errorf("attach iterator %s: %w", name, err)
+	}
+	defer it.Close()
+	r, err := it.Open()
+	if err != nil {
+		return fmt.Errorf("open iterator %s: %w", name, err)
+	}
+	defer r.Close()
+	have := 0
+	for {
+		n, err := r.Read(f.buf[have:])
+		have += n
+		rest := f.buf[:have]
+		for len(rest) >= 4 {
+			size := int(*(*uint32)(unsafe.Pointer(unsafe.SliceData(rest))))
+			if size < 4 || size > len(f.buf) {
+				return fmt.Errorf("read iterator %s: a record of %d bytes", name, size)
+			}
+			if size > len(rest) {
+				break
+			}
+			if err := fn(rest[:size]); err != nil {
+				return err
+			}
+			rest = rest[size:]
+		}
+		have = copy(f.buf, rest)
+		switch {
+		case errors.Is(err, io.EOF) || err == nil && n == 0:
+			if have != 0 {
+				return fmt.Errorf("read iterator %s: it ends within a record", name)
+			}
+			return nil
+		case err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR):
+			return fmt.Errorf("read iterator %s: %w", name, err)
+		}
+	}
+}
+
+// FlowStats is what was counted in the kernel since OpenFlows. What was made and not lost is delivered, or still in the ring; what Sweep delivers is in none.
+type FlowStats struct {
+	Made, Lost         uint64 // records of flows
+	LostBytes          uint64 // that lost records of ended flows would have told, both ways
+	DataMade, DataLost uint64 // records of what was copied
+	NoStorage          uint64 // sockets for which the kernel had no memory: their flows are not told, or not in full
+	Unowned            uint64 // flows that ended and whose process is not known
+}
+
+// Stats reads the counters.
+func (f *Flows) Stats() (s FlowStats, err error) {
+	for i, to := range []*uint64{&s.Made, &s.Lost, &s.LostBytes, &s.DataMade, &s.DataLost, &s.NoStorage, &s.Unowned} {
+		var each []uint64
+		if err := f.maps["flow_stats"].Lookup(uint32(i), &each); err != nil {
+			return s, fmt.Errorf("read the counters of flows: %w", err)
+		}
+		for _, n := range each {
+			*to += n
+		}
+	}
+	return s, nil
+}
+
+// Close detaches the programs and frees the maps. Read must have returned.
+func (f *Flows) Close() error {
+	f.k.mu.Lock()
+	defer f.k.mu.Unlock()
+	return f.close()
+}
+
+func (f *Flows) close() error {
+	var errs []error
+	for _, l := range f.links {
+		errs = append(errs, l.Close())
+	}
+	for _, p := range f.programs {
+		errs = append(errs, p.Close())
+	}
+	if f.ring != nil {
+		errs = append(errs, f.ring.Close())
+	}
+	for _, m := range f.maps {
+		errs = append(errs, m.Close())
+	}
+	f.links, f.programs, f.ring, f.maps = nil, nil, nil, nil
+	return errors.Join(errs...)
+}
