@@ -64,29 +64,36 @@ type Traffic struct {
 
 // TLS is what a ClientHello says in the clear.
 type TLS struct {
-	SNI      string   `json:"sni,omitempty"`
+	SNI      string   `json:"sni,omitempty"` // as it was sent; bytes that are no text as \DDD, here and in ALPN
 	ALPN     []string `json:"alpn,omitempty"`
 	Version  string   `json:"version,omitempty"`  // the highest that is offered: "1.3"
 	Versions []string `json:"versions,omitempty"` // all that are offered, highest first, without GREASE
 	JA3      string   `json:"ja3,omitempty"`      // the MD5 in hexadecimal
 	JA4      string   `json:"ja4,omitempty"`
 	QUIC     bool     `json:"quic,omitempty"`
-	// Encrypted tells of an encrypted ClientHello: SNI is the outer one then, and not the name that is meant.
+	// Encrypted tells of an encrypted ClientHello: SNI is the outer one then, and not the name that is meant. Or it is the one that is meant: browsers
+	// send the extension always, filled with random bytes where they have no key, and nobody but the server can tell one from the other.
 	Encrypted bool `json:"encrypted,omitempty"`
+	// Cut tells that only the beginning of the ClientHello was seen. There are no fingerprints of it then.
+	Cut bool `json:"truncated,omitempty"`
 }
 
-// DNS is one answer to a question for a name.
+// DNS is one answer to a question for a name. One of mDNS has no question: Query and Type are those of the first record.
 type DNS struct {
-	Time     int64       `json:"-"` // nanoseconds since the Unix epoch; "time" in JSON
-	NetNS    uint32      `json:"net_ns,omitempty"`
-	Client   FlowSide    `json:"client"`
-	Server   FlowSide    `json:"server"`
-	Protocol uint8       `json:"-"` // UDP or TCP
-	ID       uint16      `json:"id"`
-	Query    string      `json:"query"` // without the last dot; bytes that are no text as \DDD
-	Type     string      `json:"type"`  // "A", "AAAA", "HTTPS", or "TYPE123"
-	Code     string      `json:"code"`  // "NOERROR", "NXDOMAIN", or "RCODE12"
-	Cut      bool        `json:"truncated,omitempty"`
+	Time     int64    `json:"-"` // nanoseconds since the Unix epoch; "time" in JSON
+	NetNS    uint32   `json:"net_ns,omitempty"`
+	Client   FlowSide `json:"client"`
+	Server   FlowSide `json:"server"`
+	Protocol uint8    `json:"-"` // UDP or TCP
+	ID       uint16   `json:"id"`
+	// Query is as it was asked for, without the last dot, upper and lower case as they are; bytes that are no text, and dots in a label, as \DDD.
+	Query string `json:"query"`
+	Type  string `json:"type"` // "A", "AAAA", "HTTPS", or "TYPE123"
+	Code  string `json:"code"` // "NOERROR", "NXDOMAIN", or "RCODE12"
+	// Cut tells that answers are missing: the server says so, or not all was copied or read.
+	Cut bool `json:"truncated,omitempty"`
+	// Outgoing tells that the server is this host's: Server is the local side.
+	Outgoing bool        `json:"outgoing,omitempty"`
 	Answers  []DNSRecord `json:"answers,omitempty"`
 }
 
@@ -99,6 +106,11 @@ type DNSRecord struct {
 	Address netip.Addr   `json:"address,omitzero"`
 	Target  string       `json:"target,omitempty"`
 	Hints   []netip.Addr `json:"hints,omitempty"`
+	// Priority is of HTTPS and SVCB: 0 makes the record an alias for Target. ALPN are the protocols that it offers, and Encrypted tells that it has the
+	// key for an encrypted ClientHello.
+	Priority  uint16   `json:"priority,omitempty"`
+	ALPN      []string `json:"alpn,omitempty"`
+	Encrypted bool     `json:"encrypted,omitempty"`
 }
 
 // FlowData is what a decoder makes of bytes that the kernel copied of a flow, for the flow room to parse. It is valid until the next decode.
