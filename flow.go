@@ -134,11 +134,14 @@ type DNS struct {
 	Protocol uint8    `json:"-"` // UDP or TCP
 	ID       uint16   `json:"id"`
 	// Query is as it was asked for, without the last dot, upper and lower case as they are; bytes that are no text, and dots in a label, as \DDD.
-	Query   string      `json:"query"`
-	Type    string      `json:"type"` // "A", "AAAA", "HTTPS", or "TYPE123"
-	Code    string      `json:"code"` // "NOERROR", "NXDOMAIN", or "RCODE12"
-	Cut     bool        `json:"truncated,omitempty"`
-	Answers []DNSRecord `json:"answers,omitempty"`
+	Query string `json:"query"`
+	Type  string `json:"type"` // "A", "AAAA", "HTTPS", or "TYPE123"
+	Code  string `json:"code"` // "NOERROR", "NXDOMAIN", or "RCODE12"
+	// Cut tells that answers are missing: the server says so, or not all was copied or read.
+	Cut bool `json:"truncated,omitempty"`
+	// Outgoing tells that the server is this host's: Server is the local side.
+	Outgoing bool        `json:"outgoing,omitempty"`
+	Answers  []DNSRecord `json:"answers,omitempty"`
 }
 
 // DNSRecord is one record of an answer.
