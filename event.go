@@ -289,6 +289,7 @@ type NetInfo struct {
 	RemotePort uint16   `json:"-"`
 	LocalPort  uint16   `json:"-"`
 	RemotePath string   `json:"-"` // Unix sockets; an abstract name begins with '@'
+	RemoteName string   `json:"-"` // the domain name that Remote was looked up by
 	LocalPath  string   `json:"-"`
 }
 

@@ -208,6 +208,9 @@ func (d *DNS) appendJSON(b []byte, event bool) []byte {
 	if d.Cut {
 		b = append(b, `,"truncated":true`...)
 	}
+	if d.Outgoing {
+		b = append(b, `,"outgoing":true`...)
+	}
 	for i := range d.Answers {
 		sep := `,"answers":[`
 		if i > 0 {
@@ -319,6 +322,7 @@ type (
 		Type     string        `json:"type"`
 		Code     string        `json:"code"`
 		Cut      bool          `json:"truncated"`
+		Outgoing bool          `json:"outgoing"`
 		Answers  []DNSRecord   `json:"answers"`
 	}
 )
@@ -415,7 +419,7 @@ func (d *DNS) UnmarshalJSON(data []byte) error {
 
 func (j *dnsJSON) dns() (*DNS, error) {
 	d := &DNS{
-		Time: unixNano(j.Time), Flow: j.Flow, NetNS: j.NetNS, ID: j.ID, Query: j.Query, Type: j.Type, Code: j.Code, Cut: j.Cut, Answers: j.Answers,
+		Time: unixNano(j.Time), Flow: j.Flow, NetNS: j.NetNS, ID: j.ID, Query: j.Query, Type: j.Type, Code: j.Code, Cut: j.Cut, Outgoing: j.Outgoing, Answers: j.Answers,
 	}
 	var err error
 	if d.Protocol, err = parseNumber[uint8]("protocol", j.Protocol, ProtocolNames, 8); err != nil {

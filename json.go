@@ -582,13 +582,13 @@ func (n *NetInfo) appendJSON(b []byte) []byte {
 		b = ProtocolNames.append(b, uint64(n.Protocol))
 		b = append(b, '"')
 	}
-	b = appendEndpoint(b, `,"remote":`, n.Family, &n.Remote, n.RemotePort, n.RemotePath)
-	b = appendEndpoint(b, `,"local":`, n.Family, &n.Local, n.LocalPort, n.LocalPath)
+	b = appendEndpoint(b, `,"remote":`, n.Family, &n.Remote, n.RemotePort, n.RemotePath, n.RemoteName)
+	b = appendEndpoint(b, `,"local":`, n.Family, &n.Local, n.LocalPort, n.LocalPath, "")
 	return append(b, '}')
 }
 
 // appendEndpoint leaves out an end that is not known or has no name.
-func appendEndpoint(b []byte, key string, family uint16, addr *[16]byte, port uint16, path string) []byte {
+func appendEndpoint(b []byte, key string, family uint16, addr *[16]byte, port uint16, path, name string) []byte {
 	if family == FamilyUnix {
 		if path == "" {
 			return b
@@ -606,6 +606,7 @@ func appendEndpoint(b []byte, key string, family uint16, addr *[16]byte, port ui
 	b = appendAddr(b, addr)
 	b = append(b, `","port":`...)
 	b = strconv.AppendUint(b, uint64(port), 10)
+	b = appendField(b, `,"name":`, name)
 	return append(b, '}')
 }
 
@@ -877,6 +878,7 @@ type (
 		Name   string `json:"name"`
 	}
 	endpointJSON struct {
+		Name    string `json:"name"`
 		Address string `json:"address"`
 		Port    uint16 `json:"port"`
 		Path    string `json:"path"`
@@ -1140,7 +1142,7 @@ func (j *netJSON) net() (n NetInfo, err error) {
 		return n, err
 	}
 	if j.Remote != nil {
-		n.RemotePort, n.RemotePath = j.Remote.Port, j.Remote.Path
+		n.RemotePort, n.RemotePath, n.RemoteName = j.Remote.Port, j.Remote.Path, j.Remote.Name
 	}
 	if j.Local != nil {
 		n.LocalPort, n.LocalPath = j.Local.Port, j.Local.Path

@@ -205,6 +205,11 @@ func (e *Event) appendObject(b []byte) []byte {
 				b = append(b, " -> "...)
 			}
 			b = appendEndpointText(b, n.Family, &n.Remote, n.RemotePort, n.RemotePath)
+			if n.RemoteName != "" {
+				b = append(b, " ("...)
+				b = AppendEscaped(b, n.RemoteName)
+				b = append(b, ')')
+			}
 		}
 	case e.Op == OpExec && e.Process != nil:
 		p := e.Process

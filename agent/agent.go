@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -103,7 +104,11 @@ type Config struct {
 	Cgroups []string
 	Version string
 	Kernel  Kernel
-	Log     *slog.Logger
+	// Flows begins to follow flows, when the lifecycle is attached; nil: they are not followed.
+	Flows func() (FlowSource, error)
+	// DNSServers are believed what they say of names, for rules on net.remote.domain, beside those that the host asks.
+	DNSServers []netip.Addr
+	Log        *slog.Logger
 	// LogLevel is what PUT /v1/log sets; nil when the level is fixed.
 	LogLevel *slog.LevelVar
 
@@ -147,6 +152,11 @@ type Agent struct {
 	unread        uint64 // Unread, when it was last told
 
 	rules atomic.Pointer[ruleBook]
+
+	names    *names
+	exePath  string
+	flows    atomic.Pointer[flows] // nil: they are not followed
+	flowsErr *string               // why not; set before the API answers
 
 	mu       sync.Mutex // serialises changes of the policies
 	machine  *policy.Machine
@@ -212,6 +222,8 @@ func New(cfg Config) (*Agent, error) {
 	a.table = proc.New(proc.Options{Boot: a.boot.Load(), Users: users.Name, Containers: a.containers})
 	a.machine = &policy.Machine{Ops: a.kernel.Machine(), LookupUser: users.LookupUser, LookupGroup: users.LookupGroup}
 	a.rules.Store(&ruleBook{})
+	a.names = a.newNames()
+	a.exePath, _ = os.Executable()
 	if err := Duplicates(cfg.Policies); err != nil {
 		return nil, err
 	}
@@ -331,6 +343,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	if err := a.keepStart(); err != nil {
 		return err
 	}
+	defer a.startFlows(ctx)()
 	a.boundPending() // of the agent before this one
 	a.noteRunning(a.set.Load(), a.carry)
 	wg.Go(func() {

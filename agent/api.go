@@ -161,11 +161,7 @@ func (a *Agent) getEvents(w http.ResponseWriter, r *http.Request) {
 	if s := q.Get("where"); s != "" {
 		x, err := policy.CompileWhere(s)
 		if err != nil {
-			code := codeOf(err)
-			if code == http.StatusInternalServerError {
-				code = http.StatusUnprocessableEntity
-			}
-			fail(w, code, err)
+			fail(w, whereCode(err), err)
 			return
 		}
 		wanted = func(e *pavise.Event) bool {
@@ -231,6 +227,14 @@ func (a *Agent) getEvents(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+}
+
+// whereCode is the status of a condition that cannot be compiled.
+func whereCode(err error) int {
+	if code := codeOf(err); code != http.StatusInternalServerError {
+		return code
+	}
+	return http.StatusUnprocessableEntity
 }
 
 // getProcesses gives the table: images that run, that were replaced by exec, and that ended a while ago.
@@ -405,6 +409,7 @@ func (a *Agent) status() *Status {
 		SubscriberLost: a.hub.dropped.Load(), Refused: a.conns.refused.Load() + a.streams.refused.Load(), Subscribers: a.hub.subscribers(), Processes: len(a.table.Snapshot()), RSS: rss(),
 	}
 	s.History = a.historyStatus()
+	s.Flows = a.flowStatus()
 	s.Keep = keepInfo(a.kernel.Keep())
 	cs := a.containers.Stats()
 	s.Containers = ContainerCount{Known: cs.Known, Unknown: cs.Unknown, Failed: cs.Failed, Untrusted: cs.Untrusted, Refused: cs.Refused}

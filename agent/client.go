@@ -299,6 +299,20 @@ func (c *Client) Events(ctx context.Context, eq EventQuery, fn func(line []byte)
 	return c.lines(ctx, "/v1/events", q, fn)
 }
 
+// Flows calls fn for each flow's line of JSON, which is an event (valid during the call), until the answer, ctx or fn ends it.
+func (c *Client) Flows(ctx context.Context, fq FlowQuery, fn func(line []byte) error) error {
+	q := url.Values{}
+	for name, on := range map[string]bool{"follow": fq.Follow, "begun": fq.Begun, "ended": fq.Ended} {
+		if on {
+			q.Set(name, "1")
+		}
+	}
+	if fq.Where != "" {
+		q.Set("where", fq.Where)
+	}
+	return c.lines(ctx, "/v1/flows", q, fn)
+}
+
 // lines calls fn for each line of a stream.
 func (c *Client) lines(ctx context.Context, path string, q url.Values, fn func(line []byte) error) error {
 	res, err := c.do(ctx, "GET", path, q, nil)

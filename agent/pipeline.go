@@ -74,6 +74,7 @@ func (a *Agent) handle(rec []byte) error {
 		if a.own(e) {
 			return nil
 		}
+		a.names.tell(e)
 		if !a.name(e) {
 			a.filtered.Add(1)
 			return nil
@@ -81,6 +82,9 @@ func (a *Agent) handle(rec []byte) error {
 	}
 	a.busy.count(e)
 	a.hub.publish(e)
+	if f := a.flows.Load(); f != nil {
+		f.denied(e)
+	}
 	return nil
 }
 

@@ -41,7 +41,7 @@ func session(t *testing.T, state string, start string, f *fake, live func(a *Age
 	return <-done
 }
 
-func names(a *Agent) string {
+func policyNames(a *Agent) string {
 	var out []string
 	for _, p := range a.set.Load().policies {
 		out = append(out, p.Name+" "+string(p.Mode))
@@ -76,7 +76,7 @@ func TestRevisionsSurvive(t *testing.T) {
 	}))
 	// The same files: what was in force is in force.
 	must(t, session(t, state, file, newFake(), func(a *Agent, c *Client) {
-		expect(t, "again", names(a), "one enforce, two monitor")
+		expect(t, "again", policyNames(a), "one enforce, two monitor")
 		if n := a.revision(); n != 3 {
 			t.Error("revision", n)
 		}
@@ -85,11 +85,11 @@ func TestRevisionsSurvive(t *testing.T) {
 		if err != nil || ch.Revision != 4 {
 			t.Errorf("%+v %v", ch, err)
 		}
-		expect(t, "rolled back", names(a), "one monitor, two monitor")
+		expect(t, "rolled back", policyNames(a), "one monitor, two monitor")
 		if _, err := c.Rollback(t.Context(), 3, ApplyOptions{}); err != nil {
 			t.Error(err)
 		}
-		expect(t, "and forth", names(a), "one enforce, two monitor")
+		expect(t, "and forth", policyNames(a), "one enforce, two monitor")
 		if _, err := c.Rollback(t.Context(), 77, ApplyOptions{}); err == nil || !strings.Contains(err.Error(), "no such revision: 77") {
 			t.Error(err)
 		}
@@ -97,10 +97,10 @@ func TestRevisionsSurvive(t *testing.T) {
 	// The file was edited: it is newer than what was in force. What was applied stays.
 	edited := shadow("one", "monitor") + "---\n" + shadow("three", "monitor")
 	must(t, session(t, state, edited, newFake(), func(a *Agent, c *Client) {
-		expect(t, "edited", names(a), "one monitor, three monitor, two monitor")
+		expect(t, "edited", policyNames(a), "one monitor, three monitor, two monitor")
 	}))
 	must(t, session(t, state, "", newFake(), func(a *Agent, c *Client) {
-		expect(t, "without files", names(a), "two monitor")
+		expect(t, "without files", policyNames(a), "two monitor")
 		revs, _, err := c.Revisions(t.Context())
 		must(t, err)
 		expect(t, "from", revs[len(revs)-1].From, "start: policy files changed")
@@ -130,17 +130,17 @@ func TestConfirm(t *testing.T) {
 			t.Error(n, err)
 		}
 		a.followPending()
-		expect(t, "confirmed", names(a), "one monitor, two enforce")
+		expect(t, "confirmed", policyNames(a), "one monitor, two enforce")
 
 		// Not confirmed: the node goes back by itself.
 		if _, err := c.Apply(t.Context(), "x.yaml", []byte(shadow("three", "enforce")), nil, in(time.Hour)); err != nil {
 			t.Fatal(err)
 		}
 		a.followPending()
-		expect(t, "in time", names(a), "one monitor, three enforce, two enforce")
+		expect(t, "in time", policyNames(a), "one monitor, three enforce, two enforce")
 		expire(t, a)
 		a.followPending()
-		expect(t, "too late", names(a), "one monitor, two enforce")
+		expect(t, "too late", policyNames(a), "one monitor, two enforce")
 		revs, _, err := c.Revisions(t.Context())
 		must(t, err)
 		expect(t, "from", revs[len(revs)-1].From, "not confirmed: back to 2")
@@ -152,18 +152,18 @@ func TestConfirm(t *testing.T) {
 		if _, err := c.Rollback(t.Context(), 0, ApplyOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		expect(t, "rolled back", names(a), "one monitor, two enforce")
+		expect(t, "rolled back", policyNames(a), "one monitor, two enforce")
 		// And one that the agent's end interrupts.
 		if _, err := c.Apply(t.Context(), "x.yaml", []byte(shadow("four", "enforce")), nil, in(time.Hour)); err != nil {
 			t.Fatal(err)
 		}
 	}))
 	must(t, session(t, state, shadow("one", "monitor"), newFake(), func(a *Agent, c *Client) {
-		expect(t, "still in its time", names(a), "four enforce, one monitor, two enforce")
+		expect(t, "still in its time", policyNames(a), "four enforce, one monitor, two enforce")
 		expire(t, a)
 	}))
 	must(t, session(t, state, shadow("one", "monitor"), newFake(), func(a *Agent, c *Client) {
-		expect(t, "the agent was away when the time ended", names(a), "one monitor, two enforce")
+		expect(t, "the agent was away when the time ended", policyNames(a), "one monitor, two enforce")
 	}))
 }
 
@@ -211,7 +211,7 @@ func TestRevisionFaults(t *testing.T) {
 			t.Error(err)
 		}
 		must(t, os.Rename(dir+"x", dir))
-		expect(t, "after faults", names(a), "one monitor")
+		expect(t, "after faults", policyNames(a), "one monitor")
 		if _, err := a.Apply(parse(t, shadow("two", "monitor")), Request{}); err != nil {
 			t.Error(err)
 		}
@@ -222,7 +222,7 @@ func TestRevisionFaults(t *testing.T) {
 	name := filepath.Join(state, "revisions", "current")
 	must(t, os.WriteFile(name, []byte("torn"), 0o600))
 	must(t, session(t, state, shadow("one", "monitor"), newFake(), func(a *Agent, _ *Client) {
-		expect(t, "after a torn pointer", names(a), "one monitor, two monitor")
+		expect(t, "after a torn pointer", policyNames(a), "one monitor, two monitor")
 	}))
 }
 

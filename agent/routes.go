@@ -157,6 +157,17 @@ func (a *Agent) routeList() []route {
 			serve: a.getEvents,
 		},
 		{
+			method: "GET", path: "/v1/flows", role: RoleRead, id: "flows", answer: pavise.Event{}, kind: ndjson, fails: []int{badPolicy, conflict},
+			doc: "The flows that are open, as events net.flow, one a line. With follow, those that end from now on, those that were denied, and every ten seconds those that go on.",
+			query: []param{
+				{name: "follow", kind: paramSwitch, doc: "What happens from now on."},
+				{name: "begun", kind: paramSwitch, doc: "With follow: also the first report of a flow that goes on."},
+				{name: "ended", kind: paramSwitch, doc: "Without follow: also the last flows that ended, before the others."},
+				{name: "where", kind: paramWhere, doc: "A condition in CEL; other flows are left out."},
+			},
+			serve: a.getFlows,
+		},
+		{
 			method: "GET", path: "/v1/events/{id}/why", role: RoleRead, id: "why", doc: "The rules that judged a kept event, each condition as a tree with its results and values.",
 			answer: Why{}, fails: []int{notFound}, serve: a.getWhy,
 		},

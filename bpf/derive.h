@@ -221,6 +221,30 @@ __noinline int set_prefixes_some(__u32 si)
 	return 1;
 }
 
+/* named adds to s->sip[2] the sets of names that the address in s->sip has one of, in the network namespace of the current thread. */
+__noinline int named(__u32 si)
+{
+	struct scratch *s = scratch_at(si);
+	struct tables *t = tables_of(s);
+	struct nsproxy *ns = (void *)READ_PTR(bpf_get_current_task_btf(), nsproxy);
+	__u32 slot, *bits;
+	void *map;
+
+	if (!s || !t || !ns)
+		return 0;
+	slot = t->set_slot;
+	map = bpf_map_lookup_elem(&set_prefixes, &slot);
+	if (!map)
+		return 0;
+	s->prefix.hi = s->sip[0];
+	s->prefix.lo = s->sip[1];
+	s->prefix.bits = (__u64)READ((struct net *)READ_PTR(ns, net_ns), ns.inum) << 32 | NAMED;
+	bits = bpf_map_lookup_elem(map, &s->prefix);
+	if (bits)
+		s->sip[2] |= *bits;
+	return 0;
+}
+
 #define MINUTE	       60000000000ULL
 #define MINUTES_A_WEEK 10080
 
@@ -273,6 +297,8 @@ __noinline int derive(__u32 si, __u32 ai, __u32 off, __u32 len)
 		for (int i = 0; i < MAX_LENGTHS / WALK + 1; i++)
 			if (len != 16 || !set_prefixes_some(si))
 				break;
+		if (t->set_kinds & HAS_DOMAINS && fact == DIM_RADDR && len == 16)
+			named(si);
 		bits = s->sip[2] << 32;
 	} else if (len) {
 		if (t->set_kinds & HAS_WHOLE) {

@@ -164,13 +164,16 @@ struct set_string {
 /* A prefix, or the mask of a length of prefixes. */
 struct set_prefix {
 	__u64 hi, lo; /* of the address, in host byte order */
-	__u64 bits; /* 1 + its length; an IPv4 prefix has 96 and more. 0 for none */
+	/* 1 + its length; an IPv4 prefix has 96 and more. 0 for none. An address that has a domain name in a network namespace: that one's inode << 32 | NAMED. */
+	__u64 bits;
 };
 
+#define NAMED	    129
 #define SET_MASKS   256
 #define MAX_LENGTHS 129 /* of one family of addresses */
 #define HAS_WHOLE   (1 << 0) /* there are sets of whole strings */
 #define HAS_NAMES   (1 << 1)
+#define HAS_DOMAINS (1 << 2) /* sets of addresses that have a domain name */
 #define SETS_BYTES  8
 
 /*

@@ -54,3 +54,33 @@ type innerSlot struct {
 	outer string
 	slot  uint32
 }
+
+// PutInner, DeleteInner and EachInner are for one map of an array of maps, while programs use it. Where there is none they do nothing.
+func (k *Kernel) PutInner(outer string, slot uint32, key, value any) error {
+	if m := k.innerAt(outer, slot); m != nil {
+		return m.Put(key, value)
+	}
+	return nil
+}
+
+// DeleteInner deletes an entry.
+func (k *Kernel) DeleteInner(outer string, slot uint32, key any) error {
+	if m := k.innerAt(outer, slot); m != nil {
+		return m.Delete(key)
+	}
+	return nil
+}
+
+// EachInner calls fn with an iterator over the entries.
+func (k *Kernel) EachInner(outer string, slot uint32, fn func(*ebpf.MapIterator) error) error {
+	if m := k.innerAt(outer, slot); m != nil {
+		return fn(m.Iterate())
+	}
+	return nil
+}
+
+func (k *Kernel) innerAt(outer string, slot uint32) *ebpf.Map {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.inner[innerSlot{outer, slot}]
+}

@@ -207,6 +207,9 @@ func (k *Kernel) window(name string, first, n, size int) (unsafe.Pointer, error)
 // Sides is how many generations the kernel holds: the one that judges, and its shadow or one to be written.
 const Sides = 2 // NUM_SIDES
 
+// KernelNamed is the low half of SetPrefix.Bits of an address that has a domain name.
+const KernelNamed = 129 // NAMED
+
 // Side returns the tables and the transitions of a side, 0 or 1, as they are in the kernel, until Trim. Only so many of the transitions
 // may be touched as are asked for. Writing a side that judges is the caller's mistake.
 func (k *Kernel) Side(side, cells int) (*KernelTables, *KernelPool, error) {

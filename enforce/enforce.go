@@ -700,3 +700,6 @@ func (e *Enforcer) trim() {
 		e.log.Warn("unmap the tables", "err", err)
 	}
 }
+
+// Flows begins to account for flows. What processes do must be followed, as it is after Start.
+func (e *Enforcer) Flows(o bpf.FlowOptions) (*bpf.Flows, error) { return e.k.OpenFlows(o) }

@@ -565,6 +565,12 @@ func (e *Enforcer) resume(img *policy.Image) (a Applied, ok bool, err error) {
 	}
 	if ids := setIDs(img); len(ids) > 0 {
 		e.sets.slots[t.SetSlot], e.sets.used[live.side] = ids, 1+int(t.SetSlot)
+		if len(img.Domains()) > 0 {
+			e.sets.setImage(int(t.SetSlot), img)
+			e.sets.domains.mu.Lock()
+			e.sets.domains.purge = time.Now().Add(strangers)
+			e.sets.domains.mu.Unlock()
+		}
 	}
 	live.names.remove(e.k, stale)
 	live.need = need

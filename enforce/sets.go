@@ -17,6 +17,9 @@ import (
 type sets struct {
 	slots [bpf.Sides][]setID // what is in each
 	used  [bpf.Sides]int     // by side: 1 + the slot that its tables name, 0 for none
+	// images are those whose sets are in the slots, where these have sets of names. By domains.mu.
+	images  [bpf.Sides]*policy.Image
+	domains domains
 }
 
 // setID is one set and its bit.
@@ -36,8 +39,9 @@ func setIDs(img *policy.Image) (ids []setID) {
 
 // Flags of tables.set_kinds, as in bpf/engine.h.
 const (
-	hasWhole = 1 << 0
-	hasNames = 1 << 1
+	hasWhole   = 1 << 0
+	hasNames   = 1 << 1
+	hasDomains = 1 << 2
 )
 
 // stage makes the sets of an Image ready, and writes where they are into the tables of a side that does not judge.
@@ -68,6 +72,9 @@ func (s *sets) stage(k *bpf.Kernel, t *bpf.KernelTables, side int, img *policy.I
 	if len(img.Sets[policy.SetNames]) > 0 {
 		t.SetKinds |= hasNames
 	}
+	if len(img.Domains()) > 0 {
+		t.SetKinds |= hasDomains
+	}
 	return nil
 }
 
@@ -79,6 +86,7 @@ func (s *sets) trim(k *bpf.Kernel) error {
 			continue
 		}
 		s.slots[slot] = nil
+		s.setImage(slot, nil)
 		errs = append(errs, k.SetInner("set_strings", uint32(slot), nil), k.SetInner("set_prefixes", uint32(slot), nil))
 	}
 	return errors.Join(errs...)
@@ -87,11 +95,30 @@ func (s *sets) trim(k *bpf.Kernel) error {
 // fill puts the sets of an Image into a slot that no side names.
 func (s *sets) fill(k *bpf.Kernel, slot uint32, img *policy.Image) error {
 	s.slots[slot] = nil
+	s.setImage(int(slot), nil)
 	strings := stringEntries(k.SipKey(), img)
 	if err := fillMap(k, "set_strings", slot, strings); err != nil {
 		return err
 	}
-	return fillMap(k, "set_prefixes", slot, prefixEntries(img.Sets[policy.SetAddresses]))
+	e := prefixEntries(img.Sets[policy.SetAddresses])
+	if len(img.Domains()) == 0 {
+		return fillMap(k, "set_prefixes", slot, e)
+	}
+	s.domains.mu.Lock()
+	defer s.domains.mu.Unlock()
+	room := len(e.keys) + maxNamed
+	if err := fillMapOf(k, "set_prefixes", slot, s.domains.add(img, e), room); err != nil {
+		return err
+	}
+	s.images[slot] = img
+	return nil
+}
+
+// setImage says whose sets of names a slot has.
+func (s *sets) setImage(slot int, img *policy.Image) {
+	s.domains.mu.Lock()
+	defer s.domains.mu.Unlock()
+	s.images[slot] = img
 }
 
 // entries of a map: what it holds for each key.
@@ -198,10 +225,15 @@ func lengthMasks(list []*policy.Set) (masks [256]bpf.KernelSetPrefix, six uint32
 
 // fillMap makes a map of entries, puts it into a slot and frees the one that was there.
 func fillMap[K comparable](k *bpf.Kernel, outer string, slot uint32, e entries[K]) error {
-	if len(e.keys) == 0 {
+	return fillMapOf(k, outer, slot, e, len(e.keys))
+}
+
+// fillMapOf is fillMap with room for so many entries.
+func fillMapOf[K comparable](k *bpf.Kernel, outer string, slot uint32, e entries[K], room int) error {
+	if room == 0 {
 		return k.SetInner(outer, slot, nil)
 	}
-	m, err := k.NewInner(outer, uint32(len(e.keys)))
+	m, err := k.NewInner(outer, uint32(room)) //nolint:gosec // it is bounded
 	if err != nil {
 		return err
 	}

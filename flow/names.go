@@ -215,6 +215,18 @@ func (n *Names) Within(netNS uint32, a netip.Addr, pattern string, now time.Dura
 	return false, known
 }
 
+// Each calls fn for each answer that holds or held less than an hour ago: the address that it gave, who gave it, and the names of its chain, which are not to be written.
+func (n *Names) Each(now time.Duration, fn func(netNS uint32, a, server netip.Addr, names []string)) {
+	now = n.tick(now)
+	for k, o := range n.table.nodes {
+		for _, b := range o.value.names {
+			if b.expires+grace >= now {
+				fn(k.netNS, k.address, b.server, b.names)
+			}
+		}
+	}
+}
+
 func keyOf(netNS uint32, a netip.Addr) addressKey {
 	return addressKey{netNS, a.Unmap().WithZone("")}
 }

@@ -35,7 +35,8 @@ type Table struct {
 	mu    sync.Mutex
 	open  map[uint64]*entry
 	ends  map[ends][]*entry
-	gone  [remembered]*entry // a circle of those that have ended, still in ends
+	gone  [remembered]*entry  // a circle of those that have ended, still in ends
+	over  map[uint64]struct{} // their ids
 	next  int
 	sweep uint32
 	made  uint64 // ids for flows that the kernel has none for
@@ -49,7 +50,7 @@ type Stats struct {
 	Ended    uint64 `json:"ended"`
 	Crowded  uint64 `json:"crowded"`   // reports of flows that found no place in the table
 	EndsLost uint64 `json:"ends_lost"` // flows that were not there any more, without a report of their end
-	Behind   uint64 `json:"behind"`    // reports with less than the one before
+	Behind   uint64 `json:"behind"`    // reports that were overtaken by later ones of the same flow, which say more
 }
 
 type entry struct {
@@ -82,17 +83,21 @@ func New(o Options) *Table {
 	if o.Max == 0 {
 		o.Max = DefaultMax
 	}
-	return &Table{o: o, open: map[uint64]*entry{}, ends: map[ends][]*entry{}}
+	return &Table{o: o, open: map[uint64]*entry{}, ends: map[ends][]*entry{}, over: map[uint64]struct{}{}}
 }
 
-// Report takes a report as the kernel made it, which the caller may use again, and returns it with all that is known.
+// Report takes a report as the kernel made it, which the caller may use again, and returns it with all that is known. It returns nil for one that comes behind a later one.
 func (t *Table) Report(raw *pavise.Flow) *pavise.Flow {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	f := *raw
 	f.SentNew, f.ReceivedNew = f.Sent, f.Received
-	t.stats.Reports++
 	e := t.open[f.ID]
+	if _, over := t.over[f.ID]; over || e != nil && f.Report < e.flow.Report {
+		t.stats.Behind++
+		return nil
+	}
+	t.stats.Reports++
 	if e != nil {
 		t.follow(&f, e.flow)
 	}
@@ -117,8 +122,7 @@ func (t *Table) Report(raw *pavise.Flow) *pavise.Flow {
 
 // follow gives f what the report before it had.
 func (t *Table) follow(f, before *pavise.Flow) {
-	f.Report = before.Report + 1
-	f.SentNew, f.ReceivedNew = t.since(f.Sent, before.Sent), t.since(f.Received, before.Received)
+	f.SentNew, f.ReceivedNew = since(f.Sent, before.Sent), since(f.Received, before.Received)
 	f.Found = f.Found || before.Found
 	if f.Start == 0 {
 		f.Start = before.Start
@@ -151,12 +155,8 @@ func (t *Table) follow(f, before *pavise.Flow) {
 	keep(&f.Remote, &before.Remote)
 }
 
-func (t *Table) since(is, was pavise.Traffic) pavise.Traffic {
-	if is.Bytes < was.Bytes || is.Packets < was.Packets {
-		t.stats.Behind++ // two reports overtook each other
-		return pavise.Traffic{Bytes: is.Bytes - min(is.Bytes, was.Bytes), Packets: is.Packets - min(is.Packets, was.Packets)}
-	}
-	return pavise.Traffic{Bytes: is.Bytes - was.Bytes, Packets: is.Packets - was.Packets}
+func since(is, was pavise.Traffic) pavise.Traffic {
+	return pavise.Traffic{Bytes: is.Bytes - min(is.Bytes, was.Bytes), Packets: is.Packets - min(is.Packets, was.Packets)}
 }
 
 func (t *Table) identify(s *pavise.FlowSide) {
@@ -224,8 +224,10 @@ func (t *Table) end(e *entry) {
 	e.ended = true
 	if old := t.gone[t.next]; old != nil {
 		t.unlink(old)
+		delete(t.over, old.flow.ID)
 	}
 	t.gone[t.next] = e
+	t.over[e.flow.ID] = struct{}{}
 	t.next = (t.next + 1) % remembered
 }
 

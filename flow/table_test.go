@@ -39,9 +39,20 @@ func testTable(max int) *Table {
 
 func TestTableDeltas(t *testing.T) {
 	tb := testTable(0)
-	first := tb.Report(raw(5, client, server, 1, 100, 0, pavise.FlowOpen))
-	second := tb.Report(raw(5, client, server, 1, 150, 40, pavise.FlowOpen))
-	last := tb.Report(raw(5, client, server, 1, 150, 70, pavise.FlowClosed))
+	report := func(n uint32, sent, received uint64, state pavise.FlowState) *pavise.Flow {
+		r := raw(5, client, server, 1, sent, received, state)
+		r.Report = n
+		return tb.Report(r)
+	}
+	first := report(0, 100, 0, pavise.FlowOpen)
+	second := report(1, 150, 40, pavise.FlowOpen)
+	if report(0, 120, 10, pavise.FlowOpen) != nil {
+		t.Error("a report that was overtaken was told")
+	}
+	last := report(2, 150, 70, pavise.FlowClosed)
+	if report(1, 150, 70, pavise.FlowOpen) != nil {
+		t.Error("a flow goes on after its end")
+	}
 	for i, f := range []*pavise.Flow{first, second, last} {
 		want := [][2]uint64{{100, 0}, {50, 40}, {0, 30}}[i]
 		if f.Report != uint32(i) || f.SentNew.Bytes != want[0] || f.ReceivedNew.Bytes != want[1] {
@@ -54,7 +65,7 @@ func TestTableDeltas(t *testing.T) {
 	if first.Sent.Bytes != 100 {
 		t.Errorf("a published report was written again: %+v", first)
 	}
-	if s := tb.Stats(); s.Open != 0 || s.Reports != 3 || s.Ended != 1 {
+	if s := tb.Stats(); s.Open != 0 || s.Reports != 3 || s.Ended != 1 || s.Behind != 2 {
 		t.Errorf("stats %+v", s)
 	}
 }
@@ -109,12 +120,15 @@ func TestTableFull(t *testing.T) {
 	if s := tb.Stats(); s.Open != 1 || s.Crowded != 1 {
 		t.Errorf("stats %+v", s)
 	}
+	tb.Report(raw(1, client, server, 1, 1, 1, pavise.FlowClosed))
 	for i := range uint64(3 * remembered) {
-		tb.Report(raw(1, client, server, 1, 1, 1, pavise.FlowClosed))
-		tb.Report(raw(1, client, netip.AddrPortFrom(server.Addr(), uint16(i)), 1, 1, 1, pavise.FlowOpen))
+		remote := netip.AddrPortFrom(server.Addr(), uint16(i))
+		tb.Report(raw(i+10, netip.AddrPort{}, remote, 1, 1, 1, pavise.FlowOpen))
+		tb.Report(raw(i+10, client, remote, 1, 1, 1, pavise.FlowOpen)) // where it sends from was not known at first
+		tb.Report(raw(i+10, client, remote, 1, 1, 1, pavise.FlowClosed))
 	}
-	if n := len(tb.ends); n > remembered+1 {
-		t.Errorf("%d ends are remembered, at most %d", n, remembered+1)
+	if n, m := len(tb.ends), len(tb.over); n > remembered || m > remembered {
+		t.Errorf("%d ends and %d flows are remembered, at most %d", n, m, remembered)
 	}
 }
 
@@ -179,6 +193,8 @@ func BenchmarkReport(b *testing.B) {
 	r := raw(1, client, server, 1, 5, 5, pavise.FlowOpen)
 	c := raw(1, client, server, 1, 5, 5, pavise.FlowClosed)
 	for b.Loop() {
+		r.ID++
+		c.ID++
 		tb.Report(r)
 		tb.Report(c)
 	}

@@ -71,6 +71,9 @@ func facts(e *pavise.Event) (f [NumDims]string) {
 			f[d] = f[src]
 		}
 	}
+	if f[DimRemoteAddr] != "" {
+		f[DimRemoteAddrSets] += e.Net.RemoteName
+	}
 	return f
 }
 
@@ -95,10 +98,14 @@ func holds(p *npred, s string) bool {
 				return slices.Contains(set.Strings, baseName(s))
 			case set.Kind == SetStrings:
 				return slices.Contains(set.Strings, s)
-			case len(s) != 16:
+			case len(s) < 16:
 				return false
+			case len(set.Domains) > 0: // the name follows the address
+				return slices.ContainsFunc(set.Domains, func(d string) bool {
+					return s[16:] == d || d[0] == '.' && strings.HasSuffix(s[16:], d)
+				})
 			}
-			a := netip.AddrFrom16([16]byte([]byte(s))).Unmap()
+			a := netip.AddrFrom16([16]byte([]byte(s[:16]))).Unmap()
 			return slices.ContainsFunc(set.Prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 		}
 		for _, q := range p.atom.patterns {
@@ -218,6 +225,7 @@ func randomEvent(r *rand.Rand, op pavise.Op) *pavise.Event {
 		case op == pavise.OpSocket: // has no ends
 		case e.Net.Family == 2 || e.Net.Family == 10:
 			e.Net.Remote, e.Net.Local, e.Net.RemotePort, e.Net.LocalPort = addr(), addr(), uint16(num()), uint16(num())
+			e.Net.RemoteName = pick("", "example.com", "a.example.com", "b.example.com", "evil-example.com", "x.a.example.com", "com")
 		default:
 			e.Net.RemotePath = pick("", "/run/docker.sock", "/run", "@/tmp/x", "@x", "/runx")
 			e.Net.LocalPath = pick("", "@x", "/run/y")

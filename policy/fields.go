@@ -54,6 +54,7 @@ const (
 	kindNamed                   // a number whose values have names
 	kindCaps                    // a bit set with names
 	kindAddr                    // an address
+	kindDomain                  // a name that the address in Dim was looked up by
 	kindUserName
 	kindUnit
 	kindContainer
@@ -81,6 +82,7 @@ var works = map[fieldKind]string{
 	kindNamed:     "==, != and in with literal names",
 	kindCaps:      "\"CAP_...\" in the field",
 	kindAddr:      "==, !=, in and within with literal addresses",
+	kindDomain:    "==, != and in with literal names, glob(\"*.example.com\") and endsWith(\".example.com\")",
 	kindUserName:  "==, != and in with literal names",
 	kindUnit:      "==, !=, in and startsWith with literal names",
 	kindContainer: "==, !=, in and startsWith with literal ids",
@@ -429,8 +431,13 @@ var objectFields = []Field{
 		event: func(e *pavise.Event) ref.Val { return intVal(e.Net.RemotePort) }},
 	{Name: "net.remote.path", Type: "string", Ops: remoteOps, Dim: DimRemotePath, kind: kindText, Doc: "Path of the other end's Unix socket; an abstract name begins with \"@\".",
 		event: func(e *pavise.Event) ref.Val { return textVal(e.Net.RemotePath) }},
-	{Name: "net.remote.domain", Type: "string", Ops: remoteOps, Void: true, Doc: "Name by which the other end's address was looked up.", Tip: "net.remote.address.within(...)",
-		event: func(e *pavise.Event) ref.Val { return textVal(flowOf(e).Remote.Name) }},
+	{Name: "net.remote.domain", Type: "string", Ops: remoteOps, Dim: DimRemoteAddr, kind: kindDomain, Doc: "Name by which the other end's address was looked up, in lower case and without the last dot; in the kernel any of the names that lead to the address. docs/flows.md says which answers are believed, and how long.", Tip: "net.remote.address.within(...)",
+		event: func(e *pavise.Event) ref.Val {
+			if e.Flow != nil {
+				return textVal(e.Flow.Remote.Name)
+			}
+			return textVal(e.Net.RemoteName)
+		}},
 	{Name: "net.local.address", Type: "string", Ops: netOps, Dim: DimLocalAddr, kind: kindAddr, Doc: "The socket's own address.",
 		event: func(e *pavise.Event) ref.Val { return addrText(&e.Net, &e.Net.Local) }},
 	{Name: "net.local.port", Type: "int", Ops: netOps, Dim: DimLocalPort, kind: kindInt, size: 2, Doc: "The socket's own port, 0 for sockets that have none yet.",

@@ -10,6 +10,7 @@ import (
 type Facts struct {
 	Values  [NumDims][]byte
 	Aliases [][]byte // other names of the file whose name is Values[DimPath]
+	Names   []string // by which the address Values[DimRemoteAddr] was looked up
 
 	Rates *Rates            // what was counted so far; nil: no rate is passed
 	Who   [NumRateBy]uint64 // who is counted
@@ -85,7 +86,11 @@ func (img *Image) fact(facts *Facts, d Dim, name []byte, buf *[setBytes]byte) []
 		return facts.Values[d]
 	}
 	if src, address := d.Source(); src != DimNone {
-		return img.setsOf(value(src), address, buf)
+		var names []string
+		if src == DimRemoteAddr {
+			names = facts.Names
+		}
+		return img.setsOf(value(src), address, names, buf)
 	}
 	return value(d)
 }

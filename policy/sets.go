@@ -49,6 +49,9 @@ type Set struct {
 	Digest   [32]byte       // of the kind and the entries: sets of one digest are the same
 	Strings  []string       // of SetStrings and SetNames: sorted, each once
 	Prefixes []netip.Prefix // of SetAddresses: sorted, each once
+	// Domains makes it a set of SetAddresses whose entries are not known to the policy: the addresses that have one of these names, or for those that begin with a dot one
+	// below them. Sorted.
+	Domains []string
 
 	spans  []span // of numbers
 	v4, v6 []int  // the lengths of the prefixes
@@ -429,7 +432,8 @@ func setPatterns(k SetKind, n int) []pattern {
 }
 
 // setsOf is the value of a dimension of sets for a fact: what bpf/derive.h computes. A fact that is too long to judge gives one that is.
-func (img *Image) setsOf(fact []byte, address bool, buf *[setBytes]byte) []byte {
+// names are those of an address.
+func (img *Image) setsOf(fact []byte, address bool, names []string, buf *[setBytes]byte) []byte {
 	if len(fact) > MaxString {
 		return fact
 	}
@@ -442,6 +446,7 @@ func (img *Image) setsOf(fact []byte, address bool, buf *[setBytes]byte) []byte 
 					mask |= 1 << (32 + i)
 				}
 			}
+			mask |= uint64(img.Named(names)) << 32
 		}
 	} else {
 		for i, s := range img.Sets[SetStrings] {

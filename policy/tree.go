@@ -337,6 +337,8 @@ func (c *checker) oneOf(e ast.Expr, f *Field, els []ast.Expr) *cnode {
 		return c.enum(e, f, els, texts)
 	case kindAddr:
 		return c.addresses(e, f, texts)
+	case kindDomain:
+		return c.domains(e, texts)
 	case kindUserName:
 		n := c.node(e, cUser)
 		n.names, n.field = texts, f.Name
@@ -458,6 +460,8 @@ func canonicalText(f *Field, s string) (out, hint string, err error) {
 			return "", "", fmt.Errorf("bad address %q", s)
 		}
 		return a.Unmap().String(), "", nil
+	case kindDomain:
+		return checkDomain(s)
 	case kindUnit:
 		if s == "" {
 			return s, "", nil
@@ -829,6 +833,10 @@ func (c *checker) part(e ast.Expr, fn string, target, arg ast.Expr) *cnode {
 		return c.leaf(e, containerAtom(s))
 	case kindAddr:
 		c.fail(e, "use within", "addresses are not compared by their text")
+	case kindDomain:
+		if p, ok := domainPattern("*" + s); ok && fn == "endsWith" {
+			return c.domains(e, []string{p})
+		}
 	}
 	return c.unknown(e)
 }
@@ -879,6 +887,15 @@ func (c *checker) patternCall(e ast.Expr, fn string, target, arg ast.Expr) *cnod
 	switch {
 	case fn == "within":
 		return c.addresses(e, f, texts)
+	case f.kind == kindDomain:
+		for i, s := range texts {
+			p, ok := domainPattern(s)
+			if !ok {
+				return c.unknown(e)
+			}
+			texts[i] = p
+		}
+		return c.domains(e, texts)
 	case fn == "has":
 		if m, _ := parseMode(texts[0]); m == 0 {
 			return c.node(e, cTrue)

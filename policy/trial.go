@@ -394,6 +394,9 @@ func missingIn(f *Field) func(e *pavise.Event) bool {
 	case "exec":
 		return func(e *pavise.Event) bool { return !strings.HasSuffix(e.Act.Name, "\x00") } // none, or cut
 	case "net":
+		if f.kind == kindDomain {
+			return func(e *pavise.Event) bool { return e.Net.RemoteName == "" && e.Flow == nil }
+		}
 		return func(e *pavise.Event) bool { return e.Net.Family == 0 }
 	case "target":
 		if strings.HasPrefix(name, "exe.") {

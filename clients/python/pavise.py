@@ -120,9 +120,10 @@ class DNS(_DNS, total=False):
     answers: List[DNSRecord]
     flow: str  # Flow.ID of what it came in, where that is known
     net_ns: int
+    outgoing: bool  # Outgoing tells that the server is this host's: Server is the local side.
     protocol: str  # UDP or TCP
     time: str  # nanoseconds since the Unix epoch; "time" in JSON
-    truncated: bool
+    truncated: bool  # Cut tells that answers are missing: the server says so, or not all was copied or read.
 
 
 class _DNSRecord(TypedDict):
@@ -183,6 +184,7 @@ class Document(_Document, total=False):
 
 class Endpoint(TypedDict, total=False):
     address: str
+    name: str
     path: str
     port: int
 
@@ -404,6 +406,26 @@ class FlowSide(TypedDict, total=False):
     path: str  # of a Unix socket; an abstract name begins with '@'
     port: int  # of ICMP the identifier of an echo, or the type
     process: Process  # Process is who acts at this end, when that is on this host.
+
+
+class _FlowStatus(TypedDict):
+    data_lost: int  # copies of DNS answers and of ClientHellos
+    lost: int
+    lost_bytes: int
+    made: int  # Of the kernel: records that were made, and those of them that found no place in the ring, with the bytes that these would have told.
+    maps_bytes: int
+    no_storage: int  # sockets for which the kernel had no memory
+    on: bool
+    table: Stats
+    undecoded: int
+    unowned: int  # flows that ended and whose process is not known
+
+
+class FlowStatus(_FlowStatus, total=False):
+    """FlowStatus is what the status says of flows."""
+
+    error: str  # why not, or what is wrong
+    lacking: List[str]  # what this kernel does not let be told
 
 
 class Health(TypedDict):
@@ -871,9 +893,19 @@ class Source(_Source, total=False):
     name: str
 
 
+class Stats(TypedDict):
+    behind: int
+    crowded: int
+    ended: int
+    ends_lost: int
+    open: int
+    reports: int
+
+
 class _Status(TypedDict):
     containers: ContainerCount
     filtered: int  # by the part of a rule that runs in user space
+    flows: FlowStatus
     generation: int
     history: HistoryStatus
     keep: KeepInfo
@@ -1244,6 +1276,18 @@ class Client(_Base):
         where: A condition in CEL; other events are left out, but never what was lost.
         """
         return self._lines("GET", "/v1/events", {"follow": follow, "limit": limit, "where": where})
+
+    def flows(self, *, follow: Optional[bool] = None, begun: Optional[bool] = None, ended: Optional[bool] = None, where: Optional[str] = None) -> Iterator[Event]:
+        """The flows that are open, as events net.flow, one a line. With follow, those that end from now on, those that were denied, and every ten seconds those that go on.
+
+        GET /v1/flows, role read.
+
+        follow: What happens from now on.
+        begun: With follow: also the first report of a flow that goes on.
+        ended: Without follow: also the last flows that ended, before the others.
+        where: A condition in CEL; other flows are left out.
+        """
+        return self._lines("GET", "/v1/flows", {"follow": follow, "begun": begun, "ended": ended, "where": where})
 
     def health(self) -> Health:
         """Whether the agent answers.

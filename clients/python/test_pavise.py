@@ -87,6 +87,7 @@ def main(path: str) -> None:
     # Streams: what was, and what comes; two at once, and one is left early.
     assert [x["op"] for x in c.events(limit=1)] == ["file.open"]
     assert list(c.events(limit=0)) == []
+    assert "not followed" in refused(409, lambda: list(c.flows(ended=True, where="flow.bytes > 0"))).message
     others = []
     t = threading.Thread(target=lambda: others.extend(x for x, _ in zip(pavise.Client(path).events(follow=True), range(3))))
     t.start()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
 	"strings"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/agent"
+	"github.com/pavise-project/pavise/bpf"
 	"github.com/pavise-project/pavise/enforce"
 	"github.com/pavise-project/pavise/proc"
 	"github.com/spf13/cobra"
@@ -26,6 +28,8 @@ func (a *app) run() *cobra.Command {
 	var writers []string
 	var span, historyAge time.Duration
 	var historySize uint32
+	var flows bool
+	var servers []string
 	c := &cobra.Command{
 		Use: "run", Short: "Run the agent in the foreground",
 		Long: `Run the agent in the foreground: load the policies into the kernel, print events, and answer on the socket.
@@ -98,6 +102,12 @@ a number. "pavise status" says which role you have.`,
 					}
 				},
 			}
+			if cfg.DNSServers, err = addresses(servers); err != nil {
+				return usageError{fmt.Errorf("--dns-server: %w", err)}
+			}
+			if e, ok := k.(*enforce.Enforcer); ok && flows {
+				cfg.Flows = func() (agent.FlowSource, error) { return e.Flows(bpf.FlowOptions{Opens: true}) }
+			}
 			if events != "none" {
 				signal.Ignore(syscall.SIGPIPE) // a reader who leaves must not keep the agent from detaching
 				write := a.eventWriter(events)
@@ -138,9 +148,22 @@ a number. "pavise status" says which role you have.`,
 	f.DurationVar(&historyAge, "history-age", 30*24*time.Hour, "how long they are kept at most")
 	f.StringVar(&keep, "keep", "no", "how long enforcement goes on without the agent: no, forever, or a time (10m)")
 	f.StringVar(&pins, "pin-dir", enforce.DefaultPins, "where it is pinned then, on a bpf file system")
+	f.BoolVar(&flows, "flows", true, "follow connections (pavise flows), and the names that addresses are looked up by")
+	f.StringArrayVar(&servers, "dns-server", nil, "a server that rules on net.remote.domain believe, beside those of /etc/resolv.conf; may be given more than once")
 	f.StringVar(&level, "log-level", "warn", "least level of the log: debug, info, warn or error")
 	f.StringVar(&format, "log-format", "text", "form of the log, on the standard error: text or json")
 	return c
+}
+
+func addresses(list []string) (out []netip.Addr, err error) {
+	for _, s := range list {
+		a, err := netip.ParseAddr(s)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no address", s)
+		}
+		out = append(out, a.Unmap())
+	}
+	return out, nil
 }
 
 func logHandler(w io.Writer, format string, level slog.Leveler) slog.Handler {
