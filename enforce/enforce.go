@@ -702,4 +702,9 @@ func (e *Enforcer) trim() {
 }
 
 // Flows begins to account for flows. What processes do must be followed, as it is after Start.
-func (e *Enforcer) Flows(o bpf.FlowOptions) (*bpf.Flows, error) { return e.k.OpenFlows(o) }
+func (e *Enforcer) Flows(o bpf.FlowOptions) (*bpf.Flows, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	defer e.trim()
+	return e.k.OpenFlows(o)
+}
