@@ -2,7 +2,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * Flows: who talks to whom, and how much. Of TCP the kernel counts itself: tp_btf/inet_sock_set_state sees the beginning and the end, and iter/bpf_sk_storage_map
- * tells what goes on; no packet is looked at for it. Attached only while somebody wants flows: their maps are made then, and end with them. What finds
+ * tells what goes on; no packet is looked at for it. Datagrams are counted where they pass a socket: cgroup_skb. Attached only while somebody wants flows: their maps are made then, and end with them. What finds
  * no memory is counted, and told by nobody: no connection is ever held up or refused for it.
  */
 #include "flow.h"
@@ -15,11 +15,28 @@ const volatile bool flow_wake SEC(".rodata.flow") = false; /* wake the reader fo
 
 __u64 flow_seq SEC(".data.flow") = 0;
 
-#define FLOW_KNOWN (1 << 7) /* flow_sock.flags: it has an id, and its end was not told */
+const volatile __u64 flow_idle SEC(".rodata.flow") =
+	60000000000; /* ns after which a peer of an unconnected socket is one no more */
+
+/* flow_sock.flags */
+#define FLOW_RELEASED (1 << 5) /* the last file of the socket is closed, what it had is told */
+#define FLOW_DGRAM    (1 << 6)
+#define FLOW_KNOWN    (1 << 7) /* it has an id, and its end was not told */
+
+/* The ends of a flow, and by what they are known to each other. */
+struct flow_ends {
+	__u8 remote[16];
+	__u8 local[16];
+	__u16 remote_port;
+	__u16 local_port;
+	__u16 family;
+	__u8 protocol;
+	__u8 pad;
+};
 
 /* What a socket's flow is that the kernel does not keep itself. */
 struct flow_sock {
-	__u64 id;
+	__u64 id; /* of a connection; by that of a datagram socket its peers are known */
 	__u64 start;
 	__u64 exec_id; /* of who acted on it last */
 	__u64 latency;
@@ -28,8 +45,77 @@ struct flow_sock {
 	__u32 report; /* the number of the next */
 	__u8 direction;
 	__u8 flags;
+	__u8 claim; /* whether a datagram socket has a main peer: CLAIM_* */
+	__u8 pad;
+	/* Of datagram sockets. */
+	__u32 claimed; /* who adds the first makes the claim */
+	__u32 peers; /* that it has in flow_peers, or had */
+	__u64 sk; /* where it is */
+	struct flow_ends main; /* the one peer that most have */
+	__u32 others_report;
+	__u32 pad2;
+	__u64 others_id;
+	struct traffic others_sent;
+	struct traffic others_received;
+};
+
+#define CLAIM_READY 1
+
+struct flow_peer_key {
+	__u64 socket; /* flow_sock.id */
+	__u8 remote[16];
+	__u16 port;
+	__u8 protocol;
+	__u8 again; /* the one before has ended, and is still to be told */
+	__u32 pad;
+};
+
+struct flow_peer {
+	__u64 id;
+	__u64 start;
+	__u64 last; /* when something was sent or received */
+	__u64 exec_id;
+	struct traffic sent;
+	struct traffic received;
+	__u8 local[16];
+	__u32 netns;
+	__u32 report;
+	__u32 dead; /* the sweep that found it idle: nothing is added any more */
+	__u16 local_port;
+	__u16 family;
+	__u8 type;
+	__u8 direction;
 	__u8 pad[2];
 };
+
+/*
+ * The peers of unconnected sockets, but for the first that a socket sends to. It takes memory for what is there: some 200 bytes each. When it is full, or the
+ * kernel has no memory, what goes to and from a peer that is not in it is added up with the socket: detail is lost, bytes never.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 32768);
+	__type(key, struct flow_peer_key);
+	__type(value, struct flow_peer);
+} flow_peers SEC(".maps");
+
+/* Of a socket that has peers there, what a sweep over them does not find. */
+struct flow_owner {
+	__u64 exec_id;
+	__u64 gone; /* when the socket was closed: the next sweep tells of these peers */
+};
+
+/* By flow_sock.id. When it is full, peers keep the owner that the socket had at their last packet, and end as idle ones do. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, struct flow_owner);
+} flow_owners SEC(".maps");
+
+__u32 flow_sweeps SEC(".data.flow") = 1;
 
 /* One entry per socket, from when it is first seen until it is freed; a connection that is accepted begins with its listener's. The kernel limits it by memory only. */
 struct {
@@ -128,7 +214,7 @@ static __always_inline void flow_v4(__u8 *to, __u32 be)
 }
 
 /* flow_ends fills a record with the ends of a socket that has two. skc_num is gone when TCP's end is told, inet_sport is not. */
-static __always_inline void flow_ends(struct rec_flow *r, struct sock *sk)
+static __always_inline void flow_put_ends(struct rec_flow *r, struct sock *sk)
 {
 	struct inet_sock *inet = (void *)sk;
 
@@ -281,7 +367,7 @@ int BPF_PROG(flow_tcp, struct sock *sk, int was, int state)
 			flow_begin(f, FLOW_UNKNOWN, FLOW_FOUND);
 	}
 	flow_head(&r, f, sk);
-	flow_ends(&r, sk);
+	flow_put_ends(&r, sk);
 	flow_tcp_counters(&r, f, sk);
 	f->report++;
 	if (state == TCP_CLOSE) {
@@ -302,8 +388,15 @@ static __always_inline void flow_acts(struct sock *sk)
 	if (!f)
 		return;
 	actor = flow_actor();
-	if (actor && f->exec_id != actor)
-		f->exec_id = actor;
+	if (!actor || f->exec_id == actor)
+		return;
+	f->exec_id = actor;
+	if (f->peers) {
+		struct flow_owner *o = bpf_map_lookup_elem(&flow_owners, &f->id);
+
+		if (o)
+			o->exec_id = actor;
+	}
 }
 
 /* 6.3 (6e6eda44b939 "sock: add tracepoint for send recv length"). They see every way there is to send and to receive but splice(2) from a socket. */
@@ -323,10 +416,312 @@ int BPF_PROG(flow_receive, struct sock *sk, int n, int flags)
 	return 0;
 }
 
+static __always_inline void flow_add(struct traffic *t, __u64 bytes, __u64 packets)
+{
+	__sync_fetch_and_add(&t->bytes, bytes);
+	__sync_fetch_and_add(&t->packets, packets);
+}
+
+/* A packet as the accounting wants it. */
+struct flow_packet {
+	struct flow_ends ends;
+	__u32 bytes; /* of UDP the payload, of others all behind the IP header */
+	__u32 packets;
+	__u32 payload; /* where it begins */
+};
+
+#define ETH_P_IP	 0x0800
+#define IP_HEADER	 20
+#define IP6_HEADER	 40
+#define IPPROTO_HOPOPTS	 0
+#define IPPROTO_ROUTING	 43
+#define IPPROTO_FRAGMENT 44
+#define IPPROTO_DSTOPTS	 60
+#define IPPROTO_SCTP	 132
+#define IPPROTO_UDPLITE	 136
+
+/* flow_parse reads the headers of a packet. It begins with the IP header. */
+static __always_inline bool flow_parse(struct __sk_buff *skb, struct flow_packet *p, bool out,
+				       __u32 type)
+{
+	__u8 *from = out ? p->ends.local : p->ends.remote;
+	__u8 *to = out ? p->ends.remote : p->ends.local;
+	__u16 ports[4] = {};
+	__u32 at, off = 0;
+	__u8 h[IP6_HEADER];
+
+	if (skb->protocol == __builtin_bswap16(ETH_P_IP)) {
+		if (bpf_skb_load_bytes(skb, 0, h, IP_HEADER))
+			return false;
+		at = (h[0] & 15) * 4;
+		off = (h[6] & 0x1f) << 8 | h[7]; /* a later fragment, which a raw socket sent */
+		p->ends.family = AF_INET;
+		p->ends.protocol = h[9];
+		flow_v4(from, *(__u32 *)&h[12]);
+		flow_v4(to, *(__u32 *)&h[16]);
+	} else {
+		__u8 next;
+
+		if (bpf_skb_load_bytes(skb, 0, h, IP6_HEADER))
+			return false;
+		at = IP6_HEADER;
+		next = h[6];
+		p->ends.family = AF_INET6;
+		__builtin_memcpy(from, &h[8], 16);
+		__builtin_memcpy(to, &h[24], 16);
+		for (int i = 0; i < 6; i++) {
+			__u8 ext[2];
+
+			if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING &&
+			    next != IPPROTO_DSTOPTS && next != IPPROTO_FRAGMENT)
+				break;
+			if (bpf_skb_load_bytes(skb, at, ext, 2))
+				return false;
+			at += next == IPPROTO_FRAGMENT ? 8 : (ext[1] + 1) * 8;
+			next = ext[0];
+		}
+		p->ends.protocol = next;
+	}
+	p->packets = skb->gso_segs ?: 1;
+	p->bytes = skb->len > at ? skb->len - at : 0;
+	p->payload = at;
+	if (off || bpf_skb_load_bytes(skb, at, ports, 8))
+		return true;
+	switch (p->ends.protocol) {
+	case IPPROTO_UDP:
+	case IPPROTO_UDPLITE:
+		if (type == SOCK_DGRAM) {
+			p->bytes -= 8;
+			p->payload += 8;
+		}
+		/* fall through */
+	case IPPROTO_TCP:
+	case IPPROTO_SCTP:
+		p->ends.local_port = __builtin_bswap16(ports[!out]);
+		p->ends.remote_port = __builtin_bswap16(ports[out]);
+		break;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6: {
+		__u8 kind = ports[0] & 0xff;
+		bool echo = p->ends.protocol == IPPROTO_ICMP ? kind == 8 || kind == 0
+							     : kind == 128 || kind == 129;
+
+		p->ends.local_port = p->ends.remote_port = echo ? __builtin_bswap16(ports[2])
+								: kind;
+	}
+	}
+	return true;
+}
+
+static __always_inline bool flow_same(const struct flow_ends *a, const struct flow_ends *b)
+{
+	const __u64 *x = (const void *)a->remote, *y = (const void *)b->remote;
+
+	return x[0] == y[0] && x[1] == y[1] && a->remote_port == b->remote_port &&
+	       a->protocol == b->protocol;
+}
+
+/* flow_dgram makes what is kept of a datagram socket. Its address goes through memory, where it becomes a number, so that fields can be read. */
+static __always_inline struct sock *flow_dgram(struct flow_sock *f, void *sk)
+{
+	if (!f->id) {
+		*(volatile __u64 *)&f->sk = (__u64)sk;
+		f->flags |= FLOW_DGRAM;
+		__sync_val_compare_and_swap(&f->id, 0,
+					    flow_epoch + __sync_fetch_and_add(&flow_seq, 1));
+	}
+	return (void *)*(volatile __u64 *)&f->sk;
+}
+
+/* flow_claim makes a peer the main one of its socket, if there is none. */
+static __always_inline bool flow_claim(struct flow_sock *f, const struct flow_ends *e, bool out,
+				       __u8 flags)
+{
+	if (f->claimed || __sync_fetch_and_add(&f->claimed, 1))
+		return false;
+	f->main = *e;
+	f->start = bpf_ktime_get_boot_ns();
+	f->direction = out ? FLOW_OUTBOUND : FLOW_INBOUND;
+	f->flags |= FLOW_KNOWN | flags;
+	/* Only now does anybody look at it. */
+	__sync_fetch_and_add(&f->peers, 0);
+	*(volatile __u8 *)&f->claim = CLAIM_READY;
+	return true;
+}
+
+/* flow_peer finds a peer, or makes it. */
+static __always_inline struct flow_peer *flow_peer(struct flow_sock *f, struct sock *sk,
+						   const struct flow_ends *e, bool out, __u32 type)
+{
+	struct flow_peer_key key = { .socket = f->id,
+				     .port = e->remote_port,
+				     .protocol = e->protocol };
+	struct flow_peer *p, fresh = {};
+
+	__builtin_memcpy(key.remote, e->remote, 16);
+	p = bpf_map_lookup_elem(&flow_peers, &key);
+	if (p && p->dead) {
+		key.again = 1;
+		p = bpf_map_lookup_elem(&flow_peers, &key);
+	}
+	if (p)
+		return p;
+	fresh.id = flow_epoch + __sync_fetch_and_add(&flow_seq, 1);
+	fresh.start = bpf_ktime_get_boot_ns();
+	__builtin_memcpy(fresh.local, e->local, 16);
+	fresh.local_port = e->local_port;
+	fresh.family = e->family;
+	fresh.type = type;
+	fresh.direction = out ? FLOW_OUTBOUND : FLOW_INBOUND;
+	fresh.netns = flow_netns(sk);
+	if (!__sync_fetch_and_add(&f->peers, 1)) {
+		struct flow_owner o = { .exec_id = f->exec_id };
+
+		bpf_map_update_elem(&flow_owners, &f->id, &o, BPF_NOEXIST);
+	}
+	if (bpf_map_update_elem(&flow_peers, &key, &fresh, BPF_NOEXIST)) {
+		p = bpf_map_lookup_elem(&flow_peers, &key); /* made at the same time */
+		if (!p)
+			flow_count(FLOW_STAT_NO_PEER, 1);
+		return p;
+	}
+	return bpf_map_lookup_elem(&flow_peers, &key);
+}
+
+static __always_inline int flow_datagram(struct __sk_buff *skb, struct bpf_sock *bsk, bool out)
+{
+	struct flow_packet pkt = {};
+	struct flow_sock *f;
+	struct flow_peer *p;
+	struct sock *sk;
+
+	f = bpf_sk_storage_get(&flow_socks, bsk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!f) {
+		flow_count(FLOW_STAT_NO_STORAGE, 1);
+		return 0;
+	}
+	if (!flow_parse(skb, &pkt, out, bsk->type) || f->flags & FLOW_RELEASED) {
+		flow_count(FLOW_STAT_LATE, 1);
+		return 0;
+	}
+	sk = flow_dgram(f, bsk);
+	/* The first that it sends to, or is connected to; who writes to a server has a place of its own, and an end. */
+	if (!f->claimed && !f->peers && (out || bsk->state == TCP_ESTABLISHED))
+		flow_claim(f, &pkt.ends, out, 0);
+	if (f->claim == CLAIM_READY && flow_same(&f->main, &pkt.ends)) {
+		flow_add(out ? &f->sent : &f->received, pkt.bytes, pkt.packets);
+		return 0;
+	}
+	p = flow_peer(f, sk, &pkt.ends, out, bsk->type);
+	if (!p) {
+		if (!f->others_id)
+			__sync_val_compare_and_swap(
+				&f->others_id, 0, flow_epoch + __sync_fetch_and_add(&flow_seq, 1));
+		flow_add(out ? &f->others_sent : &f->others_received, pkt.bytes, pkt.packets);
+		return 0;
+	}
+	flow_add(out ? &p->sent : &p->received, pkt.bytes, pkt.packets);
+	p->last = bpf_ktime_get_boot_ns();
+	if (p->exec_id != f->exec_id)
+		p->exec_id = f->exec_id;
+	return 0;
+}
+
+/* flow_skb looks at a packet on its way from or to a socket, and always lets it pass. */
+static __always_inline int flow_skb(struct __sk_buff *skb, bool out)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	if (!sk)
+		return 1;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk || sk->protocol == IPPROTO_TCP)
+		return 1;
+	flow_datagram(skb, sk, out);
+	return 1;
+}
+
+/* At the root of cgroup v2. The hook is one for all protocols. */
+SEC("cgroup_skb/egress")
+int flow_egress(struct __sk_buff *skb)
+{
+	return flow_skb(skb, true);
+}
+
+SEC("cgroup_skb/ingress")
+int flow_ingress(struct __sk_buff *skb)
+{
+	return flow_skb(skb, false);
+}
+
+/* flow_main fills a record with the main peer of a datagram socket, or with all that found no room. */
+static __always_inline void flow_main(struct rec_flow *r, struct flow_sock *f, struct sock *sk,
+				      bool others)
+{
+	flow_head(r, f, sk);
+	r->remote_port = f->main.remote_port;
+	r->local_port = f->main.local_port;
+	__builtin_memcpy(r->remote, f->main.remote, 16);
+	__builtin_memcpy(r->local, f->main.local, 16);
+	r->family = f->main.family;
+	r->protocol = f->main.protocol;
+	r->sent = f->sent;
+	r->received = f->received;
+	if (!others)
+		return;
+	r->id = f->others_id;
+	r->report = f->others_report;
+	r->sent = f->others_sent;
+	r->received = f->others_received;
+	r->flags |= FLOW_OTHERS;
+	r->remote_port = 0;
+	__builtin_memset(r->remote, 0, 16);
+	if (f->claim != CLAIM_READY) { /* all that is known is the socket */
+		r->start = r->time;
+		r->local_port = READ(sk, __sk_common.skc_num);
+		r->family = READ(sk, __sk_common.skc_family);
+		r->protocol = READ(sk, sk_protocol);
+	}
+}
+
+/* 5.9 (f5836749c9c0 "bpf: Add BPF_CGROUP_INET_SOCK_RELEASE hook"). The last file of a socket is closed: by a process, not by an interrupt. */
+SEC("cgroup/sock_release")
+int flow_release(struct bpf_sock *ctx)
+{
+	struct flow_sock *f = bpf_sk_storage_get(&flow_socks, ctx, 0, 0);
+	struct rec_flow r;
+	struct sock *sk;
+
+	if (!f || !(f->flags & FLOW_DGRAM))
+		return 1;
+	f->flags |= FLOW_RELEASED;
+	sk = (void *)*(volatile __u64 *)&f->sk;
+	if (f->claim == CLAIM_READY) {
+		flow_main(&r, f, sk, false);
+		r.state = FLOW_CLOSED;
+		r.end = FLOW_DONE;
+		flow_tell(&r);
+	}
+	if (f->others_id) {
+		flow_main(&r, f, sk, true);
+		r.state = FLOW_CLOSED;
+		r.end = FLOW_DONE;
+		flow_tell(&r);
+	}
+	if (f->peers) {
+		struct flow_owner *o = bpf_map_lookup_elem(&flow_owners, &f->id);
+
+		if (o)
+			o->gone = bpf_ktime_get_boot_ns();
+	}
+	return 1;
+}
+
 /* Reports all flows that go on, by way of the iterator's file: of that nothing is lost. It calls again for a socket whose reports found no room in its buffer. */
 SEC("iter/bpf_sk_storage_map")
 int flow_sweep(struct bpf_iter__bpf_sk_storage_map *ctx)
 {
+	struct seq_file *seq = ctx->meta->seq;
 	struct sock *sk = ctx->sk;
 	struct flow_sock *f;
 	struct rec_flow r;
@@ -334,13 +729,94 @@ int flow_sweep(struct bpf_iter__bpf_sk_storage_map *ctx)
 	if (!sk)
 		return 0;
 	f = bpf_sk_storage_get(&flow_socks, sk, 0, 0);
-	if (!f || !(f->flags & FLOW_KNOWN))
+	if (!f || f->flags & FLOW_RELEASED)
+		return 0;
+	if (f->flags & FLOW_DGRAM) {
+		if (f->others_id) {
+			flow_main(&r, f, sk, true);
+			if (bpf_seq_write(seq, &r, sizeof(r)))
+				return 0;
+		}
+		if (f->claim == CLAIM_READY) {
+			flow_main(&r, f, sk, false);
+			if (bpf_seq_write(seq, &r, sizeof(r)))
+				return 0;
+			__sync_fetch_and_add(&f->report, 1);
+		}
+		if (f->others_id)
+			__sync_fetch_and_add(&f->others_report, 1);
+		return 0;
+	}
+	if (!(f->flags & FLOW_KNOWN))
 		return 0;
 	flow_head(&r, f, sk);
-	flow_ends(&r, sk);
+	flow_put_ends(&r, sk);
 	flow_tcp_counters(&r, f, sk);
 	r.state = READ(sk, __sk_common.skc_state) == TCP_SYN_SENT ? FLOW_CONNECTING : FLOW_OPEN;
-	if (!bpf_seq_write(ctx->meta->seq, &r, sizeof(r)))
+	if (!bpf_seq_write(seq, &r, sizeof(r)))
 		__sync_fetch_and_add(&f->report, 1);
+	return 0;
+}
+
+#define FLOW_GRACE 1000000000ULL /* no program still adds to what it found before that */
+
+/*
+ * Reports the peers of unconnected sockets, each followed by its key, by which user space takes away those that have ended. A peer that was idle for long ends in two
+ * steps, so that nothing is added when its end was told: from the first on packets find another place.
+ */
+SEC("iter/bpf_map_elem")
+int flow_sweep_peers(struct bpf_iter__bpf_map_elem *ctx)
+{
+	struct flow_peer_key *k = ctx->key, key;
+	struct flow_peer *p;
+	struct flow_owner *o;
+	__u64 gone, now;
+	struct {
+		struct rec_flow r;
+		struct flow_peer_key key;
+	} out;
+
+	if (!k)
+		return 0;
+	bpf_probe_read_kernel(&key, sizeof(key), k);
+	p = bpf_map_lookup_elem(&flow_peers, &key);
+	if (!p)
+		return 0;
+	__builtin_memset(&out, 0, sizeof(out));
+	now = bpf_ktime_get_boot_ns();
+	o = bpf_map_lookup_elem(&flow_owners, &key.socket);
+	gone = o ? o->gone : 0;
+	out.r.len = sizeof(out.r);
+	out.r.kind = REC_FLOW;
+	out.r.time = now;
+	if (gone && now - gone > FLOW_GRACE) {
+		out.r.state = FLOW_CLOSED;
+		out.r.time = gone;
+	} else if (p->dead && p->dead != flow_sweeps && now - p->last > FLOW_GRACE) {
+		out.r.state = FLOW_CLOSED;
+		out.r.time = p->last;
+	} else if (!p->dead && !gone && now - p->last > flow_idle && now > p->last) {
+		p->dead = flow_sweeps;
+	}
+	if (out.r.state == FLOW_CLOSED)
+		out.r.end = FLOW_DONE;
+	out.r.direction = p->direction;
+	out.r.id = p->id;
+	out.r.start = p->start;
+	out.r.exec_id = o ? o->exec_id : p->exec_id;
+	out.r.sent = p->sent;
+	out.r.received = p->received;
+	out.r.report = p->report;
+	out.r.netns = p->netns;
+	out.r.family = p->family;
+	out.r.type = p->type;
+	out.r.protocol = key.protocol;
+	out.r.remote_port = key.port;
+	out.r.local_port = p->local_port;
+	__builtin_memcpy(out.r.remote, key.remote, 16);
+	__builtin_memcpy(out.r.local, p->local, 16);
+	out.key = key;
+	if (!bpf_seq_write(ctx->meta->seq, &out, sizeof(out)))
+		__sync_fetch_and_add(&p->report, 1);
 	return 0;
 }

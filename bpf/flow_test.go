@@ -35,7 +35,8 @@ type watch struct {
 	stop  func()
 
 	mu   sync.Mutex
-	all  []pavise.Flow
+	all  []pavise.Flow // of the ring
+	told []pavise.Flow // that sweeps ended
 	data []pavise.FlowData
 	late []time.Duration // of records of ends
 }
@@ -170,6 +171,9 @@ func (w *watch) sweep() []pavise.Flow {
 		}
 		f.Local.Path, f.Remote.Path = strings.Clone(f.Local.Path), strings.Clone(f.Remote.Path)
 		out = append(out, f)
+		if f.State == pavise.FlowClosed {
+			w.told = append(w.told, f)
+		}
 		return err
 	}); err != nil {
 		w.t.Fatal(err)
@@ -201,6 +205,9 @@ func (w *watch) owner(pid int) uint64 {
 	return p.ExecId
 }
 
+// namespaces keeps those of all tests, so that no two have the same number.
+var namespaces []*os.File
+
 // ownNetNS moves the test's thread to a network namespace of its own, in which the loopback interface is up, for the rest of the test. Sockets that the net package
 // makes on this goroutine are in it.
 func ownNetNS(t testing.TB) {
@@ -218,6 +225,11 @@ func ownNetNS(t testing.TB) {
 	ifr.SetUint16(unix.IFF_UP)
 	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr); err != nil {
 		t.Fatal(err)
+	}
+	if ns, err := os.Open("/proc/thread-self/ns/net"); err != nil {
+		t.Fatal(err)
+	} else {
+		namespaces = append(namespaces, ns)
 	}
 	for deadline := time.Now().Add(5 * time.Second); ; { // ::1 comes a moment later
 		if l, err := net.Listen("tcp6", "[::1]:0"); err == nil {
@@ -326,7 +338,7 @@ func exchange(t testing.TB, network, listen, dial string, up, down int) (client,
 	}
 	client, server = c.LocalAddr(), c.RemoteAddr()
 	c.Close()
-	if _, err := s.Read(make([]byte, 1)); err != io.EOF {
+	if _, err := s.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Fatal(err)
 	}
 	s.Close()
@@ -640,6 +652,11 @@ func child(t testing.TB, what string, f *os.File) *exec.Cmd {
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := c.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
 	return c
 }
 
@@ -665,7 +682,6 @@ func TestKernelFlowOwner(t *testing.T) {
 
 	t.Run("accepted in a child", w.in(func(t *testing.T) {
 		server := child(t, "serve", listener)
-		defer server.Wait()
 		c, err := net.Dial("tcp4", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
@@ -711,8 +727,6 @@ func TestKernelFlowOwner(t *testing.T) {
 		mine, its := os.NewFile(uintptr(fds[0]), "mine"), os.NewFile(uintptr(fds[1]), "its")
 		it := child(t, "answer", its)
 		its.Close()
-		defer it.Wait()
-		defer mine.Close()
 		c, err := net.Dial("tcp4", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
@@ -751,6 +765,7 @@ func TestKernelFlowOwner(t *testing.T) {
 		raw.Close()
 		s.Close()
 		c.Close()
+		mine.Close()
 	}))
 }
 
