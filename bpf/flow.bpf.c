@@ -379,14 +379,48 @@ int BPF_PROG(flow_tcp, struct sock *sk, int was, int state)
 	return 0;
 }
 
+/* Ports that are listened on when sockets are looked for at the start: who is connected to one of them did not begin. Freed after that; when full, it is said that they did. */
+struct flow_listen {
+	__u32 netns;
+	__u32 port;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct flow_listen);
+	__type(value, __u8);
+} flow_listens SEC(".maps");
+
+/* flow_found begins the flow of a connection that was there before. */
+static __always_inline void flow_found_tcp(struct flow_sock *f, struct sock *sk, __u64 owner)
+{
+	__u8 state = READ(sk, __sk_common.skc_state);
+
+	if (!f->exec_id)
+		f->exec_id = owner;
+	if (state != TCP_CLOSE && state != TCP_LISTEN && !(f->flags & FLOW_KNOWN))
+		flow_begin(f, FLOW_UNKNOWN, FLOW_FOUND);
+}
+
 /* flow_acts makes the current process the owner of a socket that it sends or receives by: the one that accepted, a child, or one that was given it. */
 static __always_inline void flow_acts(struct sock *sk)
 {
 	struct flow_sock *f = bpf_sk_storage_get(&flow_socks, sk, 0, 0);
 	__u64 actor;
 
-	if (!f)
-		return;
+	if (!f) { /* it waited to be accepted when the others were found */
+		__u16 family = READ(sk, __sk_common.skc_family);
+
+		if (READ(sk, sk_protocol) != IPPROTO_TCP ||
+		    (family != AF_INET && family != AF_INET6))
+			return;
+		f = flow_of(sk, true);
+		if (!f)
+			return;
+		flow_found_tcp(f, sk, 0);
+	}
 	actor = flow_actor();
 	if (!actor || f->exec_id == actor)
 		return;
@@ -439,6 +473,7 @@ struct flow_packet {
 #define IPPROTO_DSTOPTS	 60
 #define IPPROTO_SCTP	 132
 #define IPPROTO_UDPLITE	 136
+#define IPPROTO_MPTCP	 262
 
 /* flow_parse reads the headers of a packet. It begins with the IP header. */
 static __always_inline bool flow_parse(struct __sk_buff *skb, struct flow_packet *p, bool out,
@@ -715,6 +750,73 @@ int flow_release(struct bpf_sock *ctx)
 			o->gone = bpf_ktime_get_boot_ns();
 	}
 	return 1;
+}
+
+/* Finds the sockets that were there before, and their owners: whoever has a file of one. Run twice, as a listener may come after what it has accepted. */
+SEC("iter/task_file")
+int flow_found(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct socket *socket;
+	struct flow_listen l;
+	struct flow_sock *f;
+	struct sock *sk;
+	struct proc *p;
+	__u16 family, protocol;
+	__u64 owner;
+	__u8 one = 1;
+
+	if (!task || !file)
+		return 0;
+	socket = bpf_sock_from_file(file);
+	if (!socket)
+		return 0;
+	sk = socket->sk;
+	if (!sk)
+		return 0;
+	family = READ(sk, __sk_common.skc_family);
+	if (family != AF_INET && family != AF_INET6)
+		return 0;
+	l.netns = flow_netns(sk);
+	l.port = READ(sk, __sk_common.skc_num);
+	p = bpf_task_storage_get(&procs, task, 0, 0);
+	owner = p ? p->exec_id : 0;
+	protocol = READ(sk, sk_protocol);
+	if (READ(sk, __sk_common.skc_state) == TCP_LISTEN)
+		bpf_map_update_elem(&flow_listens, &l, &one, BPF_ANY);
+	if (protocol == IPPROTO_MPTCP) /* its connections are TCP's, which have no files */
+		return 0;
+	f = flow_of(sk, true);
+	if (!f)
+		return 0;
+	if (protocol == IPPROTO_TCP) {
+		flow_found_tcp(f, sk, owner);
+		if (f->flags & FLOW_FOUND)
+			f->direction = bpf_map_lookup_elem(&flow_listens, &l) ? FLOW_INBOUND
+									      : FLOW_OUTBOUND;
+		return 0;
+	}
+	if (!f->exec_id)
+		f->exec_id = owner;
+	flow_dgram(f, sk);
+	if (READ(sk, __sk_common.skc_state) == TCP_ESTABLISHED) {
+		struct rec_flow r = {};
+		struct flow_ends e = {};
+
+		flow_put_ends(&r, sk);
+		__builtin_memcpy(e.remote, r.remote, 16);
+		__builtin_memcpy(e.local, r.local, 16);
+		e.remote_port = r.remote_port;
+		e.local_port = r.local_port;
+		e.family = r.family;
+		e.protocol = protocol;
+		if (e.protocol == IPPROTO_ICMP || e.protocol == IPPROTO_ICMPV6)
+			e.remote_port = e.local_port;
+		if (e.remote_port)
+			flow_claim(f, &e, true, FLOW_FOUND);
+	}
+	return 0;
 }
 
 /* Reports all flows that go on, by way of the iterator's file: of that nothing is lost. It calls again for a socket whose reports found no room in its buffer. */

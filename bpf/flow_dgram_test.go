@@ -2,6 +2,7 @@ package bpf_test
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -404,5 +405,89 @@ func TestKernelFlowConservation(t *testing.T) {
 	w.mu.Unlock()
 	if s.Lost != 0 || s.Late != 0 || s.NoStorage != 0 {
 		t.Errorf("counters: %+v", s)
+	}
+}
+
+// TestKernelFlowFound: what was there before has an owner too, in every namespace.
+func TestKernelFlowFound(t *testing.T) {
+	k := lifecycle(t)
+	ownNetNS(t)
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("tcp4", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	late, err := net.Dial("tcp4", l.Addr().String()) // not accepted yet
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer late.Close()
+	if _, err := c.Write(make([]byte, 1000)); err != nil {
+		t.Fatal(err)
+	}
+	server, to := datagrams(t, unix.SOCK_DGRAM, 0, "127.0.0.1:0")
+	client, from := datagrams(t, unix.SOCK_DGRAM, 0, "127.0.0.1:0")
+	if err := unix.Connect(client, sa(to)); err != nil {
+		t.Fatal(err)
+	}
+	w := watchOf(t, k, bpf.FlowOptions{Wake: true})
+	me := w.owner(os.Getpid())
+	flow := func(local, remote uint16) pavise.Flow {
+		t.Helper()
+		for _, f := range w.sweep() {
+			if f.NetNS == netNS(t) && f.Local.Port == local && f.Remote.Port == remote {
+				return f
+			}
+		}
+		t.Fatalf("nothing is told of %d to %d:%s", local, remote, show(w.sweep()))
+		return pavise.Flow{}
+	}
+	listens := port(l.Addr())
+	if f := flow(port(c.LocalAddr()), listens); !f.Found || f.Local.ExecID != me || f.Direction != pavise.FlowOutbound || f.Sent.Bytes != 1000 {
+		t.Errorf("the client: %s", show([]pavise.Flow{f}))
+	}
+	if f := flow(listens, port(c.LocalAddr())); !f.Found || f.Local.ExecID != me || f.Direction != pavise.FlowInbound || f.Received.Bytes != 1000 {
+		t.Errorf("the server: %s", show([]pavise.Flow{f}))
+	}
+	if f := flow(from.Port(), to.Port()); !f.Found || f.Local.ExecID != me || f.Sent.Bytes != 0 || f.Protocol != unix.IPPROTO_UDP {
+		t.Errorf("the datagram socket: %s", show([]pavise.Flow{f}))
+	}
+	// What is accepted later belongs to who acts on it.
+	a, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if f := flow(listens, port(late.LocalAddr())); !f.Found || f.Local.ExecID != me || f.Sent.Bytes != 1 {
+		t.Errorf("accepted later: %s", show([]pavise.Flow{f}))
+	}
+	a.Close()
+	if _, err := unix.Write(client, make([]byte, 10)); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, server, 10)
+	if f := flow(from.Port(), to.Port()); !f.Found || f.Sent.Bytes != 10 {
+		t.Errorf("the datagram socket later: %s", show([]pavise.Flow{f}))
+	}
+	// A new one is not found.
+	n, err := net.Dial("tcp4", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	if f := flow(port(n.LocalAddr()), listens); f.Found {
+		t.Errorf("a new one: %s", show([]pavise.Flow{f}))
 	}
 }

@@ -44,6 +44,12 @@ type watch struct {
 // follow gives every process an identity and accounts for flows.
 func follow(t testing.TB, o bpf.FlowOptions) *watch {
 	t.Helper()
+	return watchOf(t, lifecycle(t), o)
+}
+
+// lifecycle gives every process an identity.
+func lifecycle(t testing.TB) *bpf.Kernel {
+	t.Helper()
 	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.TpBtf, kerntest.Cgroup)
 	k, err := bpf.Load()
 	if err != nil {
@@ -61,7 +67,7 @@ func follow(t testing.TB, o bpf.FlowOptions) *watch {
 	if err := k.Iterate("found_task"); err != nil {
 		t.Fatal(err)
 	}
-	return watchOf(t, k, o)
+	return k
 }
 
 func watchOf(t testing.TB, k *bpf.Kernel, o bpf.FlowOptions) *watch {
@@ -646,7 +652,9 @@ func TestFlowChild(t *testing.T) {
 // child starts this program again to do one thing, with a file as its descriptor 3.
 func child(t testing.TB, what string, f *os.File) *exec.Cmd {
 	t.Helper()
-	c := exec.Command("/proc/self/exe", "-test.run=^TestFlowChild$", "-test.count=1")
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	c := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^TestFlowChild$", "-test.count=1")
 	c.Env = append(os.Environ(), "PAVISE_FLOW_CHILD="+what)
 	c.ExtraFiles, c.Stderr = []*os.File{f}, os.Stderr
 	if err := c.Start(); err != nil {

@@ -92,7 +92,7 @@ var flowPrograms = []struct{ name, without string }{
 }
 
 // OpenFlows makes the maps of flows and attaches their programs. What processes do must be followed already: a flow's owner is the identity of the process
-// that acts on its socket. The error wraps ErrUnsupported where the kernel has not what is needed at all.
+// that acts on its socket. What is connected already is found: of that the counters of TCP begin with the connection, others with OpenFlows. The error wraps ErrUnsupported where the kernel has not what is needed at all.
 func (k *Kernel) OpenFlows(o FlowOptions) (f *Flows, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -131,7 +131,24 @@ func (k *Kernel) OpenFlows(o FlowOptions) (f *Flows, err error) {
 			return f, err
 		}
 	}
-	return f, nil
+	return f, f.find(object)
+}
+
+// find begins the flows of what is connected already.
+func (f *Flows) find(object *ebpf.CollectionSpec) error {
+	const name = "flow_found"
+	if err := f.load(object, name); err != nil {
+		return err
+	}
+	for range 2 {
+		if err := f.iterate(name, link.IterOptions{Program: f.programs[name]}, 0, func([]byte) error { return nil }); err != nil {
+			return err
+		}
+	}
+	err := errors.Join(f.programs[name].Close(), f.maps["flow_listens"].Close())
+	delete(f.programs, name)
+	delete(f.maps, "flow_listens")
+	return err
 }
 
 // lacks tells whether a program cannot be had because the kernel has no such hook.

@@ -101,6 +101,12 @@ const (
 	KernelFlowEndFLOW_UNREACHABLE KernelFlowEnd = 5
 )
 
+type KernelFlowListen struct {
+	_     structs.HostLayout
+	Netns uint32
+	Port  uint32
+}
+
 type KernelFlowOwner struct {
 	_      structs.HostLayout
 	ExecId uint64
@@ -779,6 +785,7 @@ const (
 	KernelMapCritical            = "critical"
 	KernelMapErrors              = "errors"
 	KernelMapFirstMounts         = "first_mounts"
+	KernelMapFlowListens         = "flow_listens"
 	KernelMapFlowOwners          = "flow_owners"
 	KernelMapFlowPeers           = "flow_peers"
 	KernelMapFlowRing            = "flow_ring"
@@ -814,6 +821,7 @@ const (
 	KernelProgCgSendmsg6         = "cg_sendmsg6"
 	KernelProgFindHost           = "find_host"
 	KernelProgFlowEgress         = "flow_egress"
+	KernelProgFlowFound          = "flow_found"
 	KernelProgFlowIngress        = "flow_ingress"
 	KernelProgFlowReceive        = "flow_receive"
 	KernelProgFlowRelease        = "flow_release"
@@ -980,6 +988,7 @@ type KernelProgramSpecs struct {
 	CgSendmsg6       *ebpf.ProgramSpec `ebpf:"cg_sendmsg6"`
 	FindHost         *ebpf.ProgramSpec `ebpf:"find_host"`
 	FlowEgress       *ebpf.ProgramSpec `ebpf:"flow_egress"`
+	FlowFound        *ebpf.ProgramSpec `ebpf:"flow_found"`
 	FlowIngress      *ebpf.ProgramSpec `ebpf:"flow_ingress"`
 	FlowReceive      *ebpf.ProgramSpec `ebpf:"flow_receive"`
 	FlowRelease      *ebpf.ProgramSpec `ebpf:"flow_release"`
@@ -1067,6 +1076,7 @@ type KernelMapSpecs struct {
 	Critical      *ebpf.MapSpec `ebpf:"critical"`
 	Errors        *ebpf.MapSpec `ebpf:"errors"`
 	FirstMounts   *ebpf.MapSpec `ebpf:"first_mounts"`
+	FlowListens   *ebpf.MapSpec `ebpf:"flow_listens"`
 	FlowOwners    *ebpf.MapSpec `ebpf:"flow_owners"`
 	FlowPeers     *ebpf.MapSpec `ebpf:"flow_peers"`
 	FlowRing      *ebpf.MapSpec `ebpf:"flow_ring"`
@@ -1165,6 +1175,7 @@ type KernelMaps struct {
 	Critical      *ebpf.Map `ebpf:"critical"`
 	Errors        *ebpf.Map `ebpf:"errors"`
 	FirstMounts   *ebpf.Map `ebpf:"first_mounts"`
+	FlowListens   *ebpf.Map `ebpf:"flow_listens"`
 	FlowOwners    *ebpf.Map `ebpf:"flow_owners"`
 	FlowPeers     *ebpf.Map `ebpf:"flow_peers"`
 	FlowRing      *ebpf.Map `ebpf:"flow_ring"`
@@ -1201,6 +1212,7 @@ func (m *KernelMaps) Close() error {
 		m.Critical,
 		m.Errors,
 		m.FirstMounts,
+		m.FlowListens,
 		m.FlowOwners,
 		m.FlowPeers,
 		m.FlowRing,
@@ -1287,6 +1299,7 @@ type KernelPrograms struct {
 	CgSendmsg6       *ebpf.Program `ebpf:"cg_sendmsg6"`
 	FindHost         *ebpf.Program `ebpf:"find_host"`
 	FlowEgress       *ebpf.Program `ebpf:"flow_egress"`
+	FlowFound        *ebpf.Program `ebpf:"flow_found"`
 	FlowIngress      *ebpf.Program `ebpf:"flow_ingress"`
 	FlowReceive      *ebpf.Program `ebpf:"flow_receive"`
 	FlowRelease      *ebpf.Program `ebpf:"flow_release"`
@@ -1375,6 +1388,7 @@ func (p *KernelPrograms) Close() error {
 		p.CgSendmsg6,
 		p.FindHost,
 		p.FlowEgress,
+		p.FlowFound,
 		p.FlowIngress,
 		p.FlowReceive,
 		p.FlowRelease,
