@@ -46,11 +46,15 @@ struct flow_sock {
 	__u8 direction;
 	__u8 flags;
 	__u8 claim; /* whether a datagram socket has a main peer: CLAIM_* */
-	__u8 pad;
+	__u8 copies; /* of the ClientHello, of TCP or of the main peer's QUIC; HELLO_DONE when there is nothing more to copy */
+	__u32 base; /* TCP's sequence number of the first byte */
+	__u32 copied; /* how far from there was copied */
+	__u32 hello; /* how long the ClientHello is, with its record's head */
+	__u32 pad;
+	__u64 sk; /* where it is */
 	/* Of datagram sockets. */
 	__u32 claimed; /* who adds the first makes the claim */
 	__u32 peers; /* that it has in flow_peers, or had */
-	__u64 sk; /* where it is */
 	struct flow_ends main; /* the one peer that most have */
 	__u32 others_report;
 	__u32 pad2;
@@ -60,6 +64,21 @@ struct flow_sock {
 };
 
 #define CLAIM_READY 1
+
+/* What is copied of flows, and how much of it. Bytes of a record are FLOW_COPY at most. */
+#define FLOW_COPY 4096
+const volatile bool flow_data SEC(".rodata.flow") = true;
+const volatile __u32 flow_hello_bytes SEC(".rodata.flow") =
+	4096; /* of a ClientHello over TCP: post-quantum key shares make it 2 KiB */
+const volatile __u32 flow_hello_pieces SEC(".rodata.flow") = 3;
+const volatile __u32
+	flow_quic_datagrams SEC(".rodata.flow") = 4; /* of each flow, from who began it */
+const volatile __u32 flow_dns_stream SEC(".rodata.flow") =
+	65536; /* of each connection to a name server: a transfer of a zone is of no use */
+const volatile __u32 flow_ring_data SEC(".rodata.flow") =
+	3 << 20; /* data is lost when so much of the ring is waiting, so that flows are not */
+
+#define HELLO_DONE 255
 
 struct flow_peer_key {
 	__u64 socket; /* flow_sock.id */
@@ -85,7 +104,8 @@ struct flow_peer {
 	__u16 family;
 	__u8 type;
 	__u8 direction;
-	__u8 pad[2];
+	__u8 copies;
+	__u8 pad;
 };
 
 /*
@@ -165,8 +185,10 @@ static __always_inline struct flow_sock *flow_of(struct sock *sk, bool create)
 }
 
 /* flow_begin makes a new flow of what a socket had before. Its owner stays. */
-static __always_inline void flow_begin(struct flow_sock *f, __u8 direction, __u8 flags)
+static __always_inline void flow_begin(struct flow_sock *f, struct sock *sk, __u8 direction,
+				       __u8 flags)
 {
+	f->sk = (__u64)sk;
 	f->id = flow_epoch + __sync_fetch_and_add(&flow_seq, 1);
 	f->start = bpf_ktime_get_boot_ns();
 	f->latency = 0;
@@ -175,6 +197,8 @@ static __always_inline void flow_begin(struct flow_sock *f, __u8 direction, __u8
 	f->report = 0;
 	f->direction = direction;
 	f->flags = FLOW_KNOWN | flags;
+	f->copies = flags & FLOW_FOUND ? HELLO_DONE : 0; /* its beginning has gone by */
+	f->base = f->copied = 0;
 }
 
 static __always_inline __u32 flow_netns(struct sock *sk)
@@ -346,15 +370,15 @@ int BPF_PROG(flow_tcp, struct sock *sk, int was, int state)
 		return 0;
 	case TCP_SYN_SENT:
 		f->exec_id = flow_actor();
-		flow_begin(f, FLOW_OUTBOUND, 0);
+		flow_begin(f, sk, FLOW_OUTBOUND, 0);
 		return 0;
 	case TCP_SYN_RECV:
 		if (was == TCP_LISTEN)
-			flow_begin(f, FLOW_INBOUND, 0);
+			flow_begin(f, sk, FLOW_INBOUND, 0);
 		return 0;
 	case TCP_ESTABLISHED:
 		if (!(f->flags & FLOW_KNOWN))
-			flow_begin(f, was == TCP_SYN_SENT ? FLOW_OUTBOUND : FLOW_INBOUND,
+			flow_begin(f, sk, was == TCP_SYN_SENT ? FLOW_OUTBOUND : FLOW_INBOUND,
 				   FLOW_FOUND);
 		else if (f->direction == FLOW_OUTBOUND)
 			f->latency = bpf_ktime_get_boot_ns() - f->start;
@@ -364,7 +388,7 @@ int BPF_PROG(flow_tcp, struct sock *sk, int was, int state)
 	default:
 		if (!(f->flags &
 		      FLOW_KNOWN)) /* it began before this was attached, and nothing found it */
-			flow_begin(f, FLOW_UNKNOWN, FLOW_FOUND);
+			flow_begin(f, sk, FLOW_UNKNOWN, FLOW_FOUND);
 	}
 	flow_head(&r, f, sk);
 	flow_put_ends(&r, sk);
@@ -401,7 +425,7 @@ static __always_inline void flow_found_tcp(struct flow_sock *f, struct sock *sk,
 	if (!f->exec_id)
 		f->exec_id = owner;
 	if (state != TCP_CLOSE && state != TCP_LISTEN && !(f->flags & FLOW_KNOWN))
-		flow_begin(f, FLOW_UNKNOWN, FLOW_FOUND);
+		flow_begin(f, sk, FLOW_UNKNOWN, FLOW_FOUND);
 }
 
 /* flow_acts makes the current process the owner of a socket that it sends or receives by: the one that accepted, a child, or one that was given it. */
@@ -623,6 +647,135 @@ static __always_inline struct flow_peer *flow_peer(struct flow_sock *f, struct s
 	return bpf_map_lookup_elem(&flow_peers, &key);
 }
 
+struct flow_copy {
+	__u64 id;
+	__u64 exec_id;
+	__u64 sk;
+	struct flow_ends ends;
+	__u32 at; /* where in the packet */
+	__u32 len;
+	__u32 seq;
+	__u8 what;
+	__u8 flags;
+};
+
+/* flow_copy_to copies into a place of a fixed size in the ring, for the verifier to know it. */
+#define flow_copy_to(size)                                                              \
+	({                                                                              \
+		struct rec_flow_data *__r =                                             \
+			bpf_ringbuf_reserve(&flow_ring, sizeof(*__r) + (size), 0);      \
+		bool __ok = false;                                                      \
+		if (__r) {                                                              \
+			flow_copy_head(__r, c, n);                                      \
+			if (n && n <= (size) &&                                         \
+			    !bpf_skb_load_bytes(skb, c->at, (void *)(__r + 1), n)) {    \
+				bpf_ringbuf_submit(__r, flow_wake ? BPF_RB_FORCE_WAKEUP \
+								  : BPF_RB_NO_WAKEUP);  \
+				__ok = true;                                            \
+			} else {                                                        \
+				bpf_ringbuf_discard(__r, BPF_RB_NO_WAKEUP);             \
+			}                                                               \
+		}                                                                       \
+		__ok;                                                                   \
+	})
+
+static __always_inline void flow_copy_head(struct rec_flow_data *r, struct flow_copy *c, __u32 n)
+{
+	r->len = sizeof(*r) + n;
+	r->kind = REC_FLOWDATA;
+	r->what = c->what;
+	r->protocol = c->ends.protocol;
+	r->flags = c->flags | (n < c->len ? FLOW_DATA_CUT : 0);
+	r->time = bpf_ktime_get_boot_ns();
+	r->id = c->id;
+	r->exec_id = c->exec_id;
+	r->netns = flow_netns((struct sock *)c->sk);
+	r->seq = c->seq;
+	r->remote_port = c->ends.remote_port;
+	r->local_port = c->ends.local_port;
+	r->data_len = n;
+	__builtin_memcpy(r->remote, c->ends.remote, 16);
+	__builtin_memcpy(r->local, c->ends.local, 16);
+}
+
+/* flow_copy tells what a packet has. */
+static __noinline int flow_copy(struct __sk_buff *skb, struct flow_copy *c)
+{
+	__u64 n = c->len;
+	bool ok = false;
+
+	if (n > FLOW_COPY)
+		n = FLOW_COPY;
+	flow_count(FLOW_STAT_DATA_MADE, 1);
+	/* The verifier is to know of n what it is, and not what it was made of. */
+	BOUND(n, 2 * FLOW_COPY - 1);
+	if (bpf_ringbuf_query(&flow_ring, BPF_RB_AVAIL_DATA) < flow_ring_data) {
+		if (n <= 512)
+			ok = flow_copy_to(512);
+		else if (n <= 1536)
+			ok = flow_copy_to(1536);
+		else
+			ok = flow_copy_to(FLOW_COPY);
+	}
+	if (!ok)
+		flow_count(FLOW_STAT_DATA_LOST, 1);
+	return ok;
+}
+
+#define PORT_DNS  53
+#define PORT_MDNS 5353
+
+#define QUIC_BYTES 1200 /* of a datagram with a ClientHello at least: RFC 9000, 14.1 */
+#define QUIC_LOOK  8 /* how many datagrams of a flow are looked at */
+#define QUIC_V1	   0x00000001
+#define QUIC_V2	   0x6b3343cf
+#define QUIC_DRAFT 0xff000000
+
+/* flow_quic tells whether a datagram is the first of QUIC: an Initial, of a version that is known. */
+static __always_inline bool flow_quic(struct __sk_buff *skb, __u32 at)
+{
+	__u8 h[5];
+	__u32 version;
+
+	if (bpf_skb_load_bytes(skb, at, h, sizeof(h)))
+		return false;
+	version = (__u32)h[1] << 24 | (__u32)h[2] << 16 | (__u32)h[3] << 8 | h[4];
+	if (version == QUIC_V2)
+		return (h[0] & 0xf0) == 0xd0;
+	return (h[0] & 0xf0) == 0xc0 &&
+	       (version == QUIC_V1 || (version & 0xffffff00) == QUIC_DRAFT);
+}
+
+/* flow_look copies what a datagram has of DNS or QUIC. n is how many the flow has had that way, direction who began it. */
+static __always_inline void flow_look(struct __sk_buff *skb, struct flow_sock *f,
+				      struct flow_packet *p, __u64 id, __u64 n, __u8 direction,
+				      __u8 *copies, bool out)
+{
+	struct flow_copy c;
+
+	if (p->ends.protocol != IPPROTO_UDP || !p->bytes)
+		return;
+	__builtin_memset(&c, 0, sizeof(c));
+	if (!out && (p->ends.remote_port == PORT_DNS || p->ends.remote_port == PORT_MDNS)) {
+		c.what = FLOW_DATA_DNS;
+	} else if (p->bytes >= QUIC_BYTES && n <= QUIC_LOOK && *copies < flow_quic_datagrams &&
+		   out == (direction == FLOW_OUTBOUND) && flow_quic(skb, p->payload)) {
+		c.what = FLOW_DATA_QUIC;
+		c.seq = *copies;
+		(*copies)++;
+	} else {
+		return;
+	}
+	c.id = id;
+	c.exec_id = f->exec_id;
+	c.sk = f->sk;
+	c.ends = p->ends;
+	c.at = p->payload;
+	c.len = p->bytes;
+	c.flags = out ? FLOW_DATA_OUT : 0;
+	flow_copy(skb, &c);
+}
+
 static __always_inline int flow_datagram(struct __sk_buff *skb, struct bpf_sock *bsk, bool out)
 {
 	struct flow_packet pkt = {};
@@ -645,6 +798,9 @@ static __always_inline int flow_datagram(struct __sk_buff *skb, struct bpf_sock 
 		flow_claim(f, &pkt.ends, out, 0);
 	if (f->claim == CLAIM_READY && flow_same(&f->main, &pkt.ends)) {
 		flow_add(out ? &f->sent : &f->received, pkt.bytes, pkt.packets);
+		if (flow_data)
+			flow_look(skb, f, &pkt, f->id, out ? f->sent.packets : f->received.packets,
+				  f->direction, &f->copies, out);
 		return 0;
 	}
 	p = flow_peer(f, sk, &pkt.ends, out, bsk->type);
@@ -653,13 +809,140 @@ static __always_inline int flow_datagram(struct __sk_buff *skb, struct bpf_sock 
 			__sync_val_compare_and_swap(
 				&f->others_id, 0, flow_epoch + __sync_fetch_and_add(&flow_seq, 1));
 		flow_add(out ? &f->others_sent : &f->others_received, pkt.bytes, pkt.packets);
+		if (flow_data) {
+			__u8 none = HELLO_DONE;
+
+			flow_look(skb, f, &pkt, f->others_id, QUIC_LOOK + 1, 0, &none, out);
+		}
 		return 0;
 	}
 	flow_add(out ? &p->sent : &p->received, pkt.bytes, pkt.packets);
 	p->last = bpf_ktime_get_boot_ns();
 	if (p->exec_id != f->exec_id)
 		p->exec_id = f->exec_id;
+	if (flow_data)
+		flow_look(skb, f, &pkt, p->id, out ? p->sent.packets : p->received.packets,
+			  p->direction, &p->copies, out);
 	return 0;
+}
+
+#define TCP_HEADER   20
+#define TLS_RECORD   5 /* bytes before the handshake message */
+#define TLS_SHORTEST 45 /* no ClientHello is shorter */
+
+/* flow_tcp_ends reads the headers of a segment: where its payload begins, 0 if there is none. */
+static __always_inline __u32 flow_tcp_ends(struct __sk_buff *skb, struct flow_ends *e, __u32 *seq,
+					   bool out)
+{
+	__u8 *from = out ? e->local : e->remote;
+	__u8 *to = out ? e->remote : e->local;
+	__u8 h[IP6_HEADER];
+	__u32 at;
+
+	if (skb->protocol == __builtin_bswap16(ETH_P_IP)) {
+		if (bpf_skb_load_bytes(skb, 0, h, IP_HEADER))
+			return 0;
+		at = (h[0] & 15) * 4;
+		flow_v4(from, *(__u32 *)&h[12]);
+		flow_v4(to, *(__u32 *)&h[16]);
+	} else {
+		if (bpf_skb_load_bytes(skb, 0, h, IP6_HEADER) || h[6] != IPPROTO_TCP)
+			return 0;
+		at = IP6_HEADER;
+		__builtin_memcpy(from, &h[8], 16);
+		__builtin_memcpy(to, &h[24], 16);
+	}
+	if (bpf_skb_load_bytes(skb, at, h, TCP_HEADER))
+		return 0;
+	e->protocol = IPPROTO_TCP;
+	e->local_port = out ? h[0] << 8 | h[1] : h[2] << 8 | h[3];
+	e->remote_port = out ? h[2] << 8 | h[3] : h[0] << 8 | h[1];
+	*seq = __builtin_bswap32(*(__u32 *)&h[4]) +
+	       (h[13] >> 1 & 1); /* data in a SYN comes after it */
+	at += (h[12] >> 4) * 4;
+	return skb->len > at ? at : 0;
+}
+
+/* flow_segment copies the ClientHello of a connection, and what a name server answers. */
+static __always_inline void flow_segment(struct __sk_buff *skb, struct bpf_sock *bsk, bool out)
+{
+	bool dns = bsk->dst_port == __builtin_bswap16(PORT_DNS);
+	struct flow_sock *f;
+	struct flow_copy c;
+	__u32 seq, off, len;
+	__u8 h[9];
+
+	f = bpf_sk_storage_get(&flow_socks, bsk, 0, 0);
+	if (!f || f->copies == HELLO_DONE || !(f->flags & FLOW_KNOWN))
+		return;
+	if (out != (dns ? false : f->direction == FLOW_OUTBOUND))
+		return;
+	__builtin_memset(&c, 0, sizeof(c));
+	c.at = flow_tcp_ends(skb, &c.ends, &seq, out);
+	if (!c.at)
+		return;
+	len = skb->len - c.at;
+	if (!f->copied && !f->copies) {
+		f->base = seq;
+		if (!dns) {
+			if (len < TLS_SHORTEST || bpf_skb_load_bytes(skb, c.at, h, sizeof(h)) ||
+			    h[0] != 22 || h[1] != 3 || h[TLS_RECORD] != 1) {
+				f->copies = HELLO_DONE;
+				return;
+			}
+			/* How long it is, if it is one record; some more if it is not. */
+			len = (__u32)h[6] << 16 | (__u32)h[7] << 8 | h[8];
+			f->hello = len + 9 + (len + 4 > (__u32)(h[3] << 8 | h[4]) ? 64 : 0);
+			len = skb->len - c.at;
+		}
+	}
+	off = seq - f->base;
+	c.id = f->id;
+	c.exec_id = f->exec_id;
+	c.sk = f->sk;
+	c.flags = out ? FLOW_DATA_OUT : 0;
+	if (dns) {
+		c.what = FLOW_DATA_DNS;
+		/* A segment that comes again is copied again: it says where it belongs. */
+		for (int i = 0; i < 4 && len; i++) {
+			if (off >= flow_dns_stream) {
+				f->copies = HELLO_DONE;
+				return;
+			}
+			c.seq = off;
+			c.len = len > FLOW_COPY && i < 3 ? FLOW_COPY : len;
+			f->copied = 1;
+			flow_copy(skb, &c);
+			c.at += c.len;
+			off += c.len;
+			len -= c.len;
+		}
+		return;
+	}
+	if (off + len <= f->copied) /* again */
+		return;
+	if (off >= flow_hello_bytes) {
+		f->copies = HELLO_DONE;
+		return;
+	}
+	c.what = FLOW_DATA_TLS;
+	c.seq = off;
+	c.len = len;
+	if (off < f->hello && off + len > f->hello)
+		c.len = f->hello - off;
+	if (off + c.len >
+	    flow_hello_bytes) { /* it is longer than what is copied, and the record says so */
+		c.flags |= FLOW_DATA_CUT;
+		c.len = flow_hello_bytes - off;
+	}
+	f->copied = off + len;
+	f->copies++;
+	if (f->copies >= flow_hello_pieces && f->copied < f->hello)
+		c.flags |= FLOW_DATA_CUT;
+	flow_copy(skb, &c);
+	if (f->copies >= flow_hello_pieces || f->copied >= f->hello ||
+	    f->copied >= flow_hello_bytes)
+		f->copies = HELLO_DONE;
 }
 
 /* flow_skb looks at a packet on its way from or to a socket, and always lets it pass. */
@@ -670,9 +953,12 @@ static __always_inline int flow_skb(struct __sk_buff *skb, bool out)
 	if (!sk)
 		return 1;
 	sk = bpf_sk_fullsock(sk);
-	if (!sk || sk->protocol == IPPROTO_TCP)
+	if (!sk)
 		return 1;
-	flow_datagram(skb, sk, out);
+	if (sk->protocol != IPPROTO_TCP)
+		flow_datagram(skb, sk, out);
+	else if (flow_data && skb->len > IP_HEADER + TCP_HEADER)
+		flow_segment(skb, sk, out);
 	return 1;
 }
 

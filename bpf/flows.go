@@ -24,8 +24,10 @@ type FlowOptions struct {
 	Ring  uint32        // bytes of the ring of their records, a power of two; 0 is 4 MiB
 	Peers uint32        // of unconnected datagram sockets, at most, that are told apart; 0 is 32,768
 	Idle  time.Duration // after which such a peer's flow has ended; 0 is a minute
-	Opens bool          // report each TCP connection also when it is made, and not only what lives until the next Sweep
-	Wake  bool          // wake the reader for each record, which costs those that are watched; else it looks every 10 to 40 ms
+	// NoData leaves out what is copied for names: answers of DNS, ClientHellos of TLS and the first datagrams of QUIC.
+	NoData bool
+	Opens  bool // report each TCP connection also when it is made, and not only what lives until the next Sweep
+	Wake   bool // wake the reader for each record, which costs those that are watched; else it looks every 10 to 40 ms
 }
 
 // Flows are the programs that account for flows, attached, with their maps. Its methods may be called side by side, each by one goroutine.
@@ -169,7 +171,7 @@ func (f *Flows) makeMaps(o FlowOptions) error {
 	for name, v := range map[string]any{
 		// More than one for each flow since the machine booted: no kernel begins four million a second.
 		"flow_epoch": uint64(now.Nano()) >> 8,
-		"flow_opens": o.Opens, "flow_wake": o.Wake,
+		"flow_data":  !o.NoData, "flow_opens": o.Opens, "flow_wake": o.Wake,
 	} {
 		if err := vars[name].Set(v); err != nil {
 			return fmt.Errorf("set %s in the kernel object: %w", name, err)
@@ -182,6 +184,9 @@ func (f *Flows) makeMaps(o FlowOptions) error {
 	}
 	if o.Ring != 0 {
 		specs["flow_ring"].MaxEntries = o.Ring
+	}
+	if err := vars["flow_ring_data"].Set(specs["flow_ring"].MaxEntries / 4 * 3); err != nil {
+		return fmt.Errorf("set flow_ring_data in the kernel object: %w", err)
 	}
 	if o.Peers != 0 {
 		specs["flow_peers"].MaxEntries = o.Peers

@@ -137,7 +137,8 @@ type KernelFlowPeer struct {
 	Family    uint16
 	Type      uint8
 	Direction uint8
-	Pad       [2]uint8
+	Copies    uint8
+	Pad       uint8
 	_         [4]byte
 }
 
@@ -171,10 +172,14 @@ type KernelFlowSock struct {
 	Direction uint8
 	Flags     uint8
 	Claim     uint8
-	Pad       uint8
+	Copies    uint8
+	Base      uint32
+	Copied    uint32
+	Hello     uint32
+	Pad       uint32
+	Sk        uint64
 	Claimed   uint32
 	Peers     uint32
-	Sk        uint64
 	Main      struct {
 		_          structs.HostLayout
 		Remote     [16]uint8
@@ -900,9 +905,15 @@ const (
 	KernelProgRunShadow          = "run_shadow"
 	KernelVarDigestsUsed         = "digests_used"
 	KernelVarExecEvents          = "exec_events"
+	KernelVarFlowData            = "flow_data"
+	KernelVarFlowDnsStream       = "flow_dns_stream"
 	KernelVarFlowEpoch           = "flow_epoch"
+	KernelVarFlowHelloBytes      = "flow_hello_bytes"
+	KernelVarFlowHelloPieces     = "flow_hello_pieces"
 	KernelVarFlowIdle            = "flow_idle"
 	KernelVarFlowOpens           = "flow_opens"
+	KernelVarFlowQuicDatagrams   = "flow_quic_datagrams"
+	KernelVarFlowRingData        = "flow_ring_data"
 	KernelVarFlowSeq             = "flow_seq"
 	KernelVarFlowSweeps          = "flow_sweeps"
 	KernelVarFlowWake            = "flow_wake"
@@ -1112,9 +1123,15 @@ type KernelMapSpecs struct {
 type KernelVariableSpecs struct {
 	DigestsUsed         *ebpf.VariableSpec `ebpf:"digests_used"`
 	ExecEvents          *ebpf.VariableSpec `ebpf:"exec_events"`
+	FlowData            *ebpf.VariableSpec `ebpf:"flow_data"`
+	FlowDnsStream       *ebpf.VariableSpec `ebpf:"flow_dns_stream"`
 	FlowEpoch           *ebpf.VariableSpec `ebpf:"flow_epoch"`
+	FlowHelloBytes      *ebpf.VariableSpec `ebpf:"flow_hello_bytes"`
+	FlowHelloPieces     *ebpf.VariableSpec `ebpf:"flow_hello_pieces"`
 	FlowIdle            *ebpf.VariableSpec `ebpf:"flow_idle"`
 	FlowOpens           *ebpf.VariableSpec `ebpf:"flow_opens"`
+	FlowQuicDatagrams   *ebpf.VariableSpec `ebpf:"flow_quic_datagrams"`
+	FlowRingData        *ebpf.VariableSpec `ebpf:"flow_ring_data"`
 	FlowSeq             *ebpf.VariableSpec `ebpf:"flow_seq"`
 	FlowSweeps          *ebpf.VariableSpec `ebpf:"flow_sweeps"`
 	FlowWake            *ebpf.VariableSpec `ebpf:"flow_wake"`
@@ -1249,9 +1266,15 @@ func (m *KernelMaps) Close() error {
 type KernelVariables struct {
 	DigestsUsed         *ebpf.Variable `ebpf:"digests_used"`
 	ExecEvents          *ebpf.Variable `ebpf:"exec_events"`
+	FlowData            *ebpf.Variable `ebpf:"flow_data"`
+	FlowDnsStream       *ebpf.Variable `ebpf:"flow_dns_stream"`
 	FlowEpoch           *ebpf.Variable `ebpf:"flow_epoch"`
+	FlowHelloBytes      *ebpf.Variable `ebpf:"flow_hello_bytes"`
+	FlowHelloPieces     *ebpf.Variable `ebpf:"flow_hello_pieces"`
 	FlowIdle            *ebpf.Variable `ebpf:"flow_idle"`
 	FlowOpens           *ebpf.Variable `ebpf:"flow_opens"`
+	FlowQuicDatagrams   *ebpf.Variable `ebpf:"flow_quic_datagrams"`
+	FlowRingData        *ebpf.Variable `ebpf:"flow_ring_data"`
 	FlowSeq             *ebpf.Variable `ebpf:"flow_seq"`
 	FlowSweeps          *ebpf.Variable `ebpf:"flow_sweeps"`
 	FlowWake            *ebpf.Variable `ebpf:"flow_wake"`
