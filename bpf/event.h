@@ -74,7 +74,8 @@ enum rec_kind {
 	REC_EXIT = 2, /* struct rec_exit */
 	REC_FILE = 3, /* struct rec_file: a verdict on an operation that is not on a socket */
 	REC_NET = 4, /* struct rec_net: a verdict on net.* */
-	REC_FLOW = 5, /* struct rec_flow, in flow.h: a connection and its counters. In a ring of its own, as the next */
+	REC_FLOW =
+		5, /* struct rec_flow, in flow.h: a connection and its counters. In a ring of its own, as the next */
 	REC_FLOWDATA = 6, /* struct rec_flow_data: bytes that went through one */
 };
 

@@ -35,13 +35,20 @@ type watch struct {
 	stop  func()
 
 	mu   sync.Mutex
-	all  []pavise.Flow
+	all  []pavise.Flow // of the ring
+	told []pavise.Flow // that sweeps ended
 	data []pavise.FlowData
 	late []time.Duration // of records of ends
 }
 
 // follow gives every process an identity and accounts for flows.
 func follow(t testing.TB, o bpf.FlowOptions) *watch {
+	t.Helper()
+	return watchOf(t, lifecycle(t), o)
+}
+
+// lifecycle gives every process an identity.
+func lifecycle(t testing.TB) *bpf.Kernel {
 	t.Helper()
 	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.TpBtf, kerntest.Cgroup)
 	k, err := bpf.Load()
@@ -60,7 +67,7 @@ func follow(t testing.TB, o bpf.FlowOptions) *watch {
 	if err := k.Iterate("found_task"); err != nil {
 		t.Fatal(err)
 	}
-	return watchOf(t, k, o)
+	return k
 }
 
 func watchOf(t testing.TB, k *bpf.Kernel, o bpf.FlowOptions) *watch {
@@ -170,6 +177,9 @@ func (w *watch) sweep() []pavise.Flow {
 		}
 		f.Local.Path, f.Remote.Path = strings.Clone(f.Local.Path), strings.Clone(f.Remote.Path)
 		out = append(out, f)
+		if f.State == pavise.FlowClosed {
+			w.told = append(w.told, f)
+		}
 		return err
 	}); err != nil {
 		w.t.Fatal(err)
@@ -201,6 +211,9 @@ func (w *watch) owner(pid int) uint64 {
 	return p.ExecId
 }
 
+// namespaces keeps those of all tests, so that no two have the same number.
+var namespaces []*os.File
+
 // ownNetNS moves the test's thread to a network namespace of its own, in which the loopback interface is up, for the rest of the test. Sockets that the net package
 // makes on this goroutine are in it.
 func ownNetNS(t testing.TB) {
@@ -218,6 +231,11 @@ func ownNetNS(t testing.TB) {
 	ifr.SetUint16(unix.IFF_UP)
 	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr); err != nil {
 		t.Fatal(err)
+	}
+	if ns, err := os.Open("/proc/thread-self/ns/net"); err != nil {
+		t.Fatal(err)
+	} else {
+		namespaces = append(namespaces, ns)
 	}
 	for deadline := time.Now().Add(5 * time.Second); ; { // ::1 comes a moment later
 		if l, err := net.Listen("tcp6", "[::1]:0"); err == nil {
@@ -326,7 +344,7 @@ func exchange(t testing.TB, network, listen, dial string, up, down int) (client,
 	}
 	client, server = c.LocalAddr(), c.RemoteAddr()
 	c.Close()
-	if _, err := s.Read(make([]byte, 1)); err != io.EOF {
+	if _, err := s.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Fatal(err)
 	}
 	s.Close()
@@ -634,12 +652,19 @@ func TestFlowChild(t *testing.T) {
 // child starts this program again to do one thing, with a file as its descriptor 3.
 func child(t testing.TB, what string, f *os.File) *exec.Cmd {
 	t.Helper()
-	c := exec.Command("/proc/self/exe", "-test.run=^TestFlowChild$", "-test.count=1")
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	c := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^TestFlowChild$", "-test.count=1")
 	c.Env = append(os.Environ(), "PAVISE_FLOW_CHILD="+what)
 	c.ExtraFiles, c.Stderr = []*os.File{f}, os.Stderr
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := c.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
 	return c
 }
 
@@ -665,7 +690,6 @@ func TestKernelFlowOwner(t *testing.T) {
 
 	t.Run("accepted in a child", w.in(func(t *testing.T) {
 		server := child(t, "serve", listener)
-		defer server.Wait()
 		c, err := net.Dial("tcp4", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
@@ -711,8 +735,6 @@ func TestKernelFlowOwner(t *testing.T) {
 		mine, its := os.NewFile(uintptr(fds[0]), "mine"), os.NewFile(uintptr(fds[1]), "its")
 		it := child(t, "answer", its)
 		its.Close()
-		defer it.Wait()
-		defer mine.Close()
 		c, err := net.Dial("tcp4", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
@@ -751,6 +773,7 @@ func TestKernelFlowOwner(t *testing.T) {
 		raw.Close()
 		s.Close()
 		c.Close()
+		mine.Close()
 	}))
 }
 

@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -20,22 +21,29 @@ import (
 
 // FlowOptions say what is to be told of flows. The zero value is what an agent wants.
 type FlowOptions struct {
-	Ring  uint32 // bytes of the ring of their records, a power of two; 0 is 4 MiB
-	Opens bool   // report each TCP connection also when it is made, and not only what lives until the next Sweep
-	Wake  bool   // wake the reader for each record, which costs those that are watched; else it looks every 10 to 40 ms
+	Ring  uint32        // bytes of the ring of their records, a power of two; 0 is 4 MiB
+	Peers uint32        // of unconnected datagram sockets, at most, that are told apart; 0 is 32,768
+	Idle  time.Duration // after which such a peer's flow has ended; 0 is a minute
+	// NoData leaves out what is copied for names: answers of DNS, ClientHellos of TLS and the first datagrams of QUIC.
+	NoData bool
+	Opens  bool // report each TCP connection also when it is made, and not only what lives until the next Sweep
+	Wake   bool // wake the reader for each record, which costs those that are watched; else it looks every 10 to 40 ms
 }
 
 // Flows are the programs that account for flows, attached, with their maps. Its methods may be called side by side, each by one goroutine.
 type Flows struct {
 	k        *Kernel
+	specs    map[string]*ebpf.MapSpec
 	maps     map[string]*ebpf.Map
 	programs map[string]*ebpf.Program
 	links    []link.Link
 	ring     *ringbuf.Reader
 	lacking  []string
 
-	mu  sync.Mutex // of Sweep
-	buf []byte
+	mu          sync.Mutex // of Sweep
+	buf         []byte
+	sweeps      uint32
+	sweepNumber *ebpf.Variable
 }
 
 // flowSpecs are the maps that are made only while somebody wants flows, and the variables in them.
@@ -67,9 +75,9 @@ func cutFlows(spec *ebpf.CollectionSpec) flowSpecs {
 }
 
 // flowMaps are all maps that a program for flows may use, and those of them that are there.
-func (k *Kernel) flowMaps(object *ebpf.CollectionSpec, made map[string]*ebpf.Map) (map[string]*ebpf.MapSpec, map[string]*ebpf.Map) {
+func (k *Kernel) flowMaps(object *ebpf.CollectionSpec, flows map[string]*ebpf.MapSpec, made map[string]*ebpf.Map) (map[string]*ebpf.MapSpec, map[string]*ebpf.Map) {
 	specs, there := maps.Clone(object.Maps), maps.Clone(k.maps)
-	maps.Copy(specs, k.specs.flows.maps)
+	maps.Copy(specs, flows)
 	maps.Copy(there, made)
 	return specs, there
 }
@@ -79,11 +87,14 @@ func (k *Kernel) flowMaps(object *ebpf.CollectionSpec, made map[string]*ebpf.Map
 var flowPrograms = []struct{ name, without string }{
 	{"flow_send", "the owner of a TCP connection that was accepted in another process, or handed over: sock_send_length (Linux 6.3)"},
 	{"flow_receive", "the owner of a TCP connection on which somebody else only receives: sock_recv_length (Linux 6.3)"},
+	{"flow_release", "datagrams, ICMP and raw sockets: cgroup programs at a socket's release (Linux 5.9)"},
+	{"flow_egress", "what datagram sockets send: cgroup programs on packets"},
+	{"flow_ingress", "what datagram sockets receive: cgroup programs on packets"},
 	{"flow_tcp", ""},
 }
 
 // OpenFlows makes the maps of flows and attaches their programs. What processes do must be followed already: a flow's owner is the identity of the process
-// that acts on its socket. The error wraps ErrUnsupported where the kernel has not what is needed at all.
+// that acts on its socket. What is connected already is found: of that the counters of TCP begin with the connection, others with OpenFlows. The error wraps ErrUnsupported where the kernel has not what is needed at all.
 func (k *Kernel) OpenFlows(o FlowOptions) (f *Flows, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -104,13 +115,15 @@ func (k *Kernel) OpenFlows(o FlowOptions) (f *Flows, err error) {
 	if f.ring, err = ringbuf.NewReader(f.maps["flow_ring"]); err != nil {
 		return f, fmt.Errorf("open the ring: %w", err)
 	}
-	if err := f.load(object, "flow_sweep"); err != nil {
-		return f, err
+	for _, p := range []string{"flow_sweep", "flow_sweep_peers"} {
+		if err := f.load(object, p); err != nil {
+			return f, err
+		}
 	}
 	for _, p := range flowPrograms {
 		err := f.load(object, p.name)
 		if err == nil {
-			err = f.attach(p.name)
+			err = f.attach(object, p.name)
 		}
 		switch {
 		case err == nil:
@@ -120,7 +133,24 @@ func (k *Kernel) OpenFlows(o FlowOptions) (f *Flows, err error) {
 			return f, err
 		}
 	}
-	return f, nil
+	return f, f.find(object)
+}
+
+// find begins the flows of what is connected already.
+func (f *Flows) find(object *ebpf.CollectionSpec) error {
+	const name = "flow_found"
+	if err := f.load(object, name); err != nil {
+		return err
+	}
+	for range 2 {
+		if err := f.iterate(name, link.IterOptions{Program: f.programs[name]}, 0, func([]byte) error { return nil }); err != nil {
+			return err
+		}
+	}
+	err := errors.Join(f.programs[name].Close(), f.maps["flow_listens"].Close())
+	delete(f.programs, name)
+	delete(f.maps, "flow_listens")
+	return err
 }
 
 // lacks tells whether a program cannot be had because the kernel has no such hook.
@@ -141,20 +171,33 @@ func (f *Flows) makeMaps(o FlowOptions) error {
 	for name, v := range map[string]any{
 		// More than one for each flow since the machine booted: no kernel begins four million a second.
 		"flow_epoch": uint64(now.Nano()) >> 8,
-		"flow_opens": o.Opens, "flow_wake": o.Wake,
+		"flow_data":  !o.NoData, "flow_opens": o.Opens, "flow_wake": o.Wake,
 	} {
 		if err := vars[name].Set(v); err != nil {
 			return fmt.Errorf("set %s in the kernel object: %w", name, err)
 		}
 	}
+	if o.Idle != 0 {
+		if err := vars["flow_idle"].Set(uint64(o.Idle)); err != nil {
+			return fmt.Errorf("set flow_idle in the kernel object: %w", err)
+		}
+	}
 	if o.Ring != 0 {
 		specs["flow_ring"].MaxEntries = o.Ring
+	}
+	if err := vars["flow_ring_data"].Set(specs["flow_ring"].MaxEntries / 4 * 3); err != nil {
+		return fmt.Errorf("set flow_ring_data in the kernel object: %w", err)
+	}
+	if o.Peers != 0 {
+		specs["flow_peers"].MaxEntries = o.Peers
 	}
 	coll, err := ebpf.NewCollectionWithOptions(&ebpf.CollectionSpec{Maps: specs, Variables: vars}, ebpf.CollectionOptions{Cache: f.k.types})
 	if err != nil {
 		return fmt.Errorf("make the maps: %w", cause(err))
 	}
 	defer coll.Close()
+	f.specs = specs
+	f.sweepNumber, f.sweeps = coll.Variables["flow_sweeps"], 1
 	for name := range specs {
 		f.maps[name] = coll.DetachMap(name)
 	}
@@ -162,7 +205,7 @@ func (f *Flows) makeMaps(o FlowOptions) error {
 }
 
 func (f *Flows) load(object *ebpf.CollectionSpec, name string) error {
-	specs, there := f.k.flowMaps(object, f.maps)
+	specs, there := f.k.flowMaps(object, f.specs, f.maps)
 	spec, err := programSpec(object, name)
 	if err != nil {
 		return err
@@ -175,8 +218,15 @@ func (f *Flows) load(object *ebpf.CollectionSpec, name string) error {
 	return nil
 }
 
-func (f *Flows) attach(name string) error {
-	l, err := link.AttachTracing(link.TracingOptions{Program: f.programs[name]})
+func (f *Flows) attach(object *ebpf.CollectionSpec, name string) (err error) {
+	var l link.Link
+	p := f.programs[name]
+	switch p.Type() {
+	case ebpf.CGroupSKB, ebpf.CGroupSock:
+		l, err = f.k.attachCgroup(p, object.Programs[name].AttachType)
+	default:
+		l, err = link.AttachTracing(link.TracingOptions{Program: p})
+	}
 	if err != nil {
 		return fmt.Errorf("attach program %s: %w", name, err)
 	}
@@ -227,16 +277,75 @@ func (f *Flows) Read(ctx context.Context, fn func(rec []byte) error) error {
 	}
 }
 
-// Sweep calls fn with a report of each flow that goes on. It sees a flow in between two others that the ring has of it, and may be told after the last: what
-// comes after a flow's end, or has a lower number than one that was seen, is to be left out. The record is valid only during the call.
+// flowGrace is FLOW_GRACE: how long a program may still add to what it found before.
+const flowGrace = time.Second
+
+// Sweep calls fn with a report of each flow that goes on; for peers of unconnected sockets it is also what ends their flows, when they are idle, or their
+// socket is closed. It sees a flow in between two others that the ring has of it, and may be told after the last: what comes after a flow's end, or has a lower number
+// than one that was seen, is to be left out. The record is valid only during the call.
 func (f *Flows) Sweep(fn func(rec []byte) error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.iterate("flow_sweep", link.IterOptions{Program: f.programs["flow_sweep"], Map: f.maps["flow_socks"]}, fn)
+	f.sweeps++
+	if err := f.sweepNumber.Set(f.sweeps); err != nil {
+		return fmt.Errorf("number a sweep: %w", err)
+	}
+	if err := f.iterate("flow_sweep", link.IterOptions{Program: f.programs["flow_sweep"], Map: f.maps["flow_socks"]}, 0, fn); err != nil {
+		return err
+	}
+	return f.sweepPeers(fn)
 }
 
-// iterate runs an iterator, and calls fn with each record that it wrote: they stand one after the other, and a read may end within one.
-func (f *Flows) iterate(name string, o link.IterOptions, fn func(rec []byte) error) error {
+// sweepPeers tells of the peers of unconnected sockets, and takes away those that have ended.
+func (f *Flows) sweepPeers(fn func(rec []byte) error) error {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return fmt.Errorf("read the clock: %w", err)
+	}
+	var gone []uint64
+	var id uint64
+	var owner KernelFlowOwner
+	it := f.maps["flow_owners"].Iterate()
+	for it.Next(&id, &owner) {
+		if owner.Gone != 0 && owner.Gone+uint64(flowGrace) < uint64(now.Nano()) {
+			gone = append(gone, id)
+		}
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("read which sockets are closed: %w", err)
+	}
+	const keySize = int(unsafe.Sizeof(KernelFlowPeerKey{}))
+	var ended []KernelFlowPeerKey
+	peers := f.maps["flow_peers"]
+	err := f.iterate("flow_sweep_peers", link.IterOptions{Program: f.programs["flow_sweep_peers"], Map: peers}, keySize, func(rec []byte) error {
+		var r KernelRecFlow
+		n := len(rec) - keySize
+		if n >= int(unsafe.Sizeof(r)) && rec[unsafe.Offsetof(r.State)] == uint8(KernelFlowStateFLOW_CLOSED) {
+			var key KernelFlowPeerKey
+			copy(unsafe.Slice((*byte)(unsafe.Pointer(&key)), keySize), rec[n:])
+			ended = append(ended, key)
+		}
+		return fn(rec[:n])
+	})
+	// Those whose end was told go, whatever came after.
+	for i := range ended {
+		if e := peers.Delete(&ended[i]); e != nil && !errors.Is(e, ebpf.ErrKeyNotExist) {
+			return errors.Join(err, fmt.Errorf("take away the peer of a socket: %w", e))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	for _, id := range gone {
+		if err := f.maps["flow_owners"].Delete(id); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("take away a closed socket: %w", err)
+		}
+	}
+	return nil
+}
+
+// iterate runs an iterator, and calls fn with each record that it wrote: they stand one after the other, each followed by extra bytes, and a read may end within one.
+func (f *Flows) iterate(name string, o link.IterOptions, extra int, fn func(rec []byte) error) error {
 	it, err := link.AttachIter(o)
 	if err != nil {
 		return fmt.Errorf("attach iterator %s: %w", name, err)
@@ -253,9 +362,9 @@ func (f *Flows) iterate(name string, o link.IterOptions, fn func(rec []byte) err
 		have += n
 		rest := f.buf[:have]
 		for len(rest) >= 4 {
-			size := int(*(*uint32)(unsafe.Pointer(unsafe.SliceData(rest))))
-			if size < 4 || size > len(f.buf) {
-				return fmt.Errorf("read iterator %s: a record of %d bytes", name, size)
+			size := int(binary.NativeEndian.Uint32(rest)) + extra
+			if size < 4+extra || size > len(f.buf) {
+				return fmt.Errorf("read iterator %s: a record of %d bytes", name, size-extra)
 			}
 			if size > len(rest) {
 				break
@@ -285,11 +394,13 @@ type FlowStats struct {
 	DataMade, DataLost uint64 // records of what was copied
 	NoStorage          uint64 // sockets for which the kernel had no memory: their flows are not told, or not in full
 	Unowned            uint64 // flows that ended and whose process is not known
+	NoPeer             uint64 // packets whose peer found no room: they are counted with their socket, in a flow that has Others
+	Late               uint64 // packets of datagram sockets that nobody has any more, or whose headers make no sense: counted nowhere else
 }
 
 // Stats reads the counters.
 func (f *Flows) Stats() (s FlowStats, err error) {
-	for i, to := range []*uint64{&s.Made, &s.Lost, &s.LostBytes, &s.DataMade, &s.DataLost, &s.NoStorage, &s.Unowned} {
+	for i, to := range []*uint64{&s.Made, &s.Lost, &s.LostBytes, &s.DataMade, &s.DataLost, &s.NoStorage, &s.Unowned, &s.NoPeer, &s.Late} {
 		var each []uint64
 		if err := f.maps["flow_stats"].Lookup(uint32(i), &each); err != nil {
 			return s, fmt.Errorf("read the counters of flows: %w", err)

@@ -101,6 +101,57 @@ const (
 	KernelFlowEndFLOW_UNREACHABLE KernelFlowEnd = 5
 )
 
+type KernelFlowListen struct {
+	_     structs.HostLayout
+	Netns uint32
+	Port  uint32
+}
+
+type KernelFlowOwner struct {
+	_      structs.HostLayout
+	ExecId uint64
+	Gone   uint64
+}
+
+type KernelFlowPeer struct {
+	_      structs.HostLayout
+	Id     uint64
+	Start  uint64
+	Last   uint64
+	ExecId uint64
+	Sent   struct {
+		_       structs.HostLayout
+		Bytes   uint64
+		Packets uint64
+	}
+	Received struct {
+		_       structs.HostLayout
+		Bytes   uint64
+		Packets uint64
+	}
+	Local     [16]uint8
+	Netns     uint32
+	Report    uint32
+	Dead      uint32
+	LocalPort uint16
+	Family    uint16
+	Type      uint8
+	Direction uint8
+	Copies    uint8
+	Pad       uint8
+	_         [4]byte
+}
+
+type KernelFlowPeerKey struct {
+	_        structs.HostLayout
+	Socket   uint64
+	Remote   [16]uint8
+	Port     uint16
+	Protocol uint8
+	Again    uint8
+	Pad      uint32
+}
+
 type KernelFlowSock struct {
 	_       structs.HostLayout
 	Id      uint64
@@ -120,7 +171,38 @@ type KernelFlowSock struct {
 	Report    uint32
 	Direction uint8
 	Flags     uint8
-	Pad       [2]uint8
+	Claim     uint8
+	Copies    uint8
+	Base      uint32
+	Copied    uint32
+	Hello     uint32
+	Pad       uint32
+	Sk        uint64
+	Claimed   uint32
+	Peers     uint32
+	Main      struct {
+		_          structs.HostLayout
+		Remote     [16]uint8
+		Local      [16]uint8
+		RemotePort uint16
+		LocalPort  uint16
+		Family     uint16
+		Protocol   uint8
+		Pad        uint8
+	}
+	OthersReport uint32
+	Pad2         uint32
+	OthersId     uint64
+	OthersSent   struct {
+		_       structs.HostLayout
+		Bytes   uint64
+		Packets uint64
+	}
+	OthersReceived struct {
+		_       structs.HostLayout
+		Bytes   uint64
+		Packets uint64
+	}
 }
 
 type KernelFlowState uint32
@@ -708,6 +790,9 @@ const (
 	KernelMapCritical            = "critical"
 	KernelMapErrors              = "errors"
 	KernelMapFirstMounts         = "first_mounts"
+	KernelMapFlowListens         = "flow_listens"
+	KernelMapFlowOwners          = "flow_owners"
+	KernelMapFlowPeers           = "flow_peers"
 	KernelMapFlowRing            = "flow_ring"
 	KernelMapFlowSocks           = "flow_socks"
 	KernelMapFlowStats           = "flow_stats"
@@ -740,9 +825,14 @@ const (
 	KernelProgCgSendmsg4         = "cg_sendmsg4"
 	KernelProgCgSendmsg6         = "cg_sendmsg6"
 	KernelProgFindHost           = "find_host"
+	KernelProgFlowEgress         = "flow_egress"
+	KernelProgFlowFound          = "flow_found"
+	KernelProgFlowIngress        = "flow_ingress"
 	KernelProgFlowReceive        = "flow_receive"
+	KernelProgFlowRelease        = "flow_release"
 	KernelProgFlowSend           = "flow_send"
 	KernelProgFlowSweep          = "flow_sweep"
+	KernelProgFlowSweepPeers     = "flow_sweep_peers"
 	KernelProgFlowTcp            = "flow_tcp"
 	KernelProgFmodMmap           = "fmod_mmap"
 	KernelProgFoundTask          = "found_task"
@@ -815,9 +905,17 @@ const (
 	KernelProgRunShadow          = "run_shadow"
 	KernelVarDigestsUsed         = "digests_used"
 	KernelVarExecEvents          = "exec_events"
+	KernelVarFlowData            = "flow_data"
+	KernelVarFlowDnsStream       = "flow_dns_stream"
 	KernelVarFlowEpoch           = "flow_epoch"
+	KernelVarFlowHelloBytes      = "flow_hello_bytes"
+	KernelVarFlowHelloPieces     = "flow_hello_pieces"
+	KernelVarFlowIdle            = "flow_idle"
 	KernelVarFlowOpens           = "flow_opens"
+	KernelVarFlowQuicDatagrams   = "flow_quic_datagrams"
+	KernelVarFlowRingData        = "flow_ring_data"
 	KernelVarFlowSeq             = "flow_seq"
+	KernelVarFlowSweeps          = "flow_sweeps"
 	KernelVarFlowWake            = "flow_wake"
 	KernelVarHost                = "host"
 	KernelVarIterPhase           = "iter_phase"
@@ -836,6 +934,7 @@ const (
 	KernelVarUnusedFlowDataKind  = "unused_flow_data_kind"
 	KernelVarUnusedFlowDirection = "unused_flow_direction"
 	KernelVarUnusedFlowEnd       = "unused_flow_end"
+	KernelVarUnusedFlowPeerKey   = "unused_flow_peer_key"
 	KernelVarUnusedFlowState     = "unused_flow_state"
 	KernelVarUnusedRateKey       = "unused_rate_key"
 	KernelVarUnusedRecExit       = "unused_rec_exit"
@@ -899,9 +998,14 @@ type KernelProgramSpecs struct {
 	CgSendmsg4       *ebpf.ProgramSpec `ebpf:"cg_sendmsg4"`
 	CgSendmsg6       *ebpf.ProgramSpec `ebpf:"cg_sendmsg6"`
 	FindHost         *ebpf.ProgramSpec `ebpf:"find_host"`
+	FlowEgress       *ebpf.ProgramSpec `ebpf:"flow_egress"`
+	FlowFound        *ebpf.ProgramSpec `ebpf:"flow_found"`
+	FlowIngress      *ebpf.ProgramSpec `ebpf:"flow_ingress"`
 	FlowReceive      *ebpf.ProgramSpec `ebpf:"flow_receive"`
+	FlowRelease      *ebpf.ProgramSpec `ebpf:"flow_release"`
 	FlowSend         *ebpf.ProgramSpec `ebpf:"flow_send"`
 	FlowSweep        *ebpf.ProgramSpec `ebpf:"flow_sweep"`
+	FlowSweepPeers   *ebpf.ProgramSpec `ebpf:"flow_sweep_peers"`
 	FlowTcp          *ebpf.ProgramSpec `ebpf:"flow_tcp"`
 	FmodMmap         *ebpf.ProgramSpec `ebpf:"fmod_mmap"`
 	FoundTask        *ebpf.ProgramSpec `ebpf:"found_task"`
@@ -983,6 +1087,9 @@ type KernelMapSpecs struct {
 	Critical      *ebpf.MapSpec `ebpf:"critical"`
 	Errors        *ebpf.MapSpec `ebpf:"errors"`
 	FirstMounts   *ebpf.MapSpec `ebpf:"first_mounts"`
+	FlowListens   *ebpf.MapSpec `ebpf:"flow_listens"`
+	FlowOwners    *ebpf.MapSpec `ebpf:"flow_owners"`
+	FlowPeers     *ebpf.MapSpec `ebpf:"flow_peers"`
 	FlowRing      *ebpf.MapSpec `ebpf:"flow_ring"`
 	FlowSocks     *ebpf.MapSpec `ebpf:"flow_socks"`
 	FlowStats     *ebpf.MapSpec `ebpf:"flow_stats"`
@@ -1016,9 +1123,17 @@ type KernelMapSpecs struct {
 type KernelVariableSpecs struct {
 	DigestsUsed         *ebpf.VariableSpec `ebpf:"digests_used"`
 	ExecEvents          *ebpf.VariableSpec `ebpf:"exec_events"`
+	FlowData            *ebpf.VariableSpec `ebpf:"flow_data"`
+	FlowDnsStream       *ebpf.VariableSpec `ebpf:"flow_dns_stream"`
 	FlowEpoch           *ebpf.VariableSpec `ebpf:"flow_epoch"`
+	FlowHelloBytes      *ebpf.VariableSpec `ebpf:"flow_hello_bytes"`
+	FlowHelloPieces     *ebpf.VariableSpec `ebpf:"flow_hello_pieces"`
+	FlowIdle            *ebpf.VariableSpec `ebpf:"flow_idle"`
 	FlowOpens           *ebpf.VariableSpec `ebpf:"flow_opens"`
+	FlowQuicDatagrams   *ebpf.VariableSpec `ebpf:"flow_quic_datagrams"`
+	FlowRingData        *ebpf.VariableSpec `ebpf:"flow_ring_data"`
 	FlowSeq             *ebpf.VariableSpec `ebpf:"flow_seq"`
+	FlowSweeps          *ebpf.VariableSpec `ebpf:"flow_sweeps"`
 	FlowWake            *ebpf.VariableSpec `ebpf:"flow_wake"`
 	Host                *ebpf.VariableSpec `ebpf:"host"`
 	IterPhase           *ebpf.VariableSpec `ebpf:"iter_phase"`
@@ -1037,6 +1152,7 @@ type KernelVariableSpecs struct {
 	UnusedFlowDataKind  *ebpf.VariableSpec `ebpf:"unused_flow_data_kind"`
 	UnusedFlowDirection *ebpf.VariableSpec `ebpf:"unused_flow_direction"`
 	UnusedFlowEnd       *ebpf.VariableSpec `ebpf:"unused_flow_end"`
+	UnusedFlowPeerKey   *ebpf.VariableSpec `ebpf:"unused_flow_peer_key"`
 	UnusedFlowState     *ebpf.VariableSpec `ebpf:"unused_flow_state"`
 	UnusedRateKey       *ebpf.VariableSpec `ebpf:"unused_rate_key"`
 	UnusedRecExit       *ebpf.VariableSpec `ebpf:"unused_rec_exit"`
@@ -1076,6 +1192,9 @@ type KernelMaps struct {
 	Critical      *ebpf.Map `ebpf:"critical"`
 	Errors        *ebpf.Map `ebpf:"errors"`
 	FirstMounts   *ebpf.Map `ebpf:"first_mounts"`
+	FlowListens   *ebpf.Map `ebpf:"flow_listens"`
+	FlowOwners    *ebpf.Map `ebpf:"flow_owners"`
+	FlowPeers     *ebpf.Map `ebpf:"flow_peers"`
 	FlowRing      *ebpf.Map `ebpf:"flow_ring"`
 	FlowSocks     *ebpf.Map `ebpf:"flow_socks"`
 	FlowStats     *ebpf.Map `ebpf:"flow_stats"`
@@ -1110,6 +1229,9 @@ func (m *KernelMaps) Close() error {
 		m.Critical,
 		m.Errors,
 		m.FirstMounts,
+		m.FlowListens,
+		m.FlowOwners,
+		m.FlowPeers,
 		m.FlowRing,
 		m.FlowSocks,
 		m.FlowStats,
@@ -1144,9 +1266,17 @@ func (m *KernelMaps) Close() error {
 type KernelVariables struct {
 	DigestsUsed         *ebpf.Variable `ebpf:"digests_used"`
 	ExecEvents          *ebpf.Variable `ebpf:"exec_events"`
+	FlowData            *ebpf.Variable `ebpf:"flow_data"`
+	FlowDnsStream       *ebpf.Variable `ebpf:"flow_dns_stream"`
 	FlowEpoch           *ebpf.Variable `ebpf:"flow_epoch"`
+	FlowHelloBytes      *ebpf.Variable `ebpf:"flow_hello_bytes"`
+	FlowHelloPieces     *ebpf.Variable `ebpf:"flow_hello_pieces"`
+	FlowIdle            *ebpf.Variable `ebpf:"flow_idle"`
 	FlowOpens           *ebpf.Variable `ebpf:"flow_opens"`
+	FlowQuicDatagrams   *ebpf.Variable `ebpf:"flow_quic_datagrams"`
+	FlowRingData        *ebpf.Variable `ebpf:"flow_ring_data"`
 	FlowSeq             *ebpf.Variable `ebpf:"flow_seq"`
+	FlowSweeps          *ebpf.Variable `ebpf:"flow_sweeps"`
 	FlowWake            *ebpf.Variable `ebpf:"flow_wake"`
 	Host                *ebpf.Variable `ebpf:"host"`
 	IterPhase           *ebpf.Variable `ebpf:"iter_phase"`
@@ -1165,6 +1295,7 @@ type KernelVariables struct {
 	UnusedFlowDataKind  *ebpf.Variable `ebpf:"unused_flow_data_kind"`
 	UnusedFlowDirection *ebpf.Variable `ebpf:"unused_flow_direction"`
 	UnusedFlowEnd       *ebpf.Variable `ebpf:"unused_flow_end"`
+	UnusedFlowPeerKey   *ebpf.Variable `ebpf:"unused_flow_peer_key"`
 	UnusedFlowState     *ebpf.Variable `ebpf:"unused_flow_state"`
 	UnusedRateKey       *ebpf.Variable `ebpf:"unused_rate_key"`
 	UnusedRecExit       *ebpf.Variable `ebpf:"unused_rec_exit"`
@@ -1190,9 +1321,14 @@ type KernelPrograms struct {
 	CgSendmsg4       *ebpf.Program `ebpf:"cg_sendmsg4"`
 	CgSendmsg6       *ebpf.Program `ebpf:"cg_sendmsg6"`
 	FindHost         *ebpf.Program `ebpf:"find_host"`
+	FlowEgress       *ebpf.Program `ebpf:"flow_egress"`
+	FlowFound        *ebpf.Program `ebpf:"flow_found"`
+	FlowIngress      *ebpf.Program `ebpf:"flow_ingress"`
 	FlowReceive      *ebpf.Program `ebpf:"flow_receive"`
+	FlowRelease      *ebpf.Program `ebpf:"flow_release"`
 	FlowSend         *ebpf.Program `ebpf:"flow_send"`
 	FlowSweep        *ebpf.Program `ebpf:"flow_sweep"`
+	FlowSweepPeers   *ebpf.Program `ebpf:"flow_sweep_peers"`
 	FlowTcp          *ebpf.Program `ebpf:"flow_tcp"`
 	FmodMmap         *ebpf.Program `ebpf:"fmod_mmap"`
 	FoundTask        *ebpf.Program `ebpf:"found_task"`
@@ -1274,9 +1410,14 @@ func (p *KernelPrograms) Close() error {
 		p.CgSendmsg4,
 		p.CgSendmsg6,
 		p.FindHost,
+		p.FlowEgress,
+		p.FlowFound,
+		p.FlowIngress,
 		p.FlowReceive,
+		p.FlowRelease,
 		p.FlowSend,
 		p.FlowSweep,
+		p.FlowSweepPeers,
 		p.FlowTcp,
 		p.FmodMmap,
 		p.FoundTask,

@@ -39,6 +39,7 @@ enum rec_kind *unused_rec_kind __attribute__((unused));
 struct rec_flow *unused_rec_flow __attribute__((unused));
 struct rec_flow_data *unused_rec_flow_data __attribute__((unused));
 enum flow_data_kind *unused_flow_data_kind __attribute__((unused));
+struct flow_peer_key *unused_flow_peer_key __attribute__((unused));
 enum flow_state *unused_flow_state __attribute__((unused));
 enum flow_end *unused_flow_end __attribute__((unused));
 enum flow_direction *unused_flow_direction __attribute__((unused));
