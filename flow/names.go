@@ -27,7 +27,7 @@ const (
 // The bounds that NewNames is meant for.
 const (
 	DefaultAddresses  = 1 << 16
-	DefaultNamesBytes = 24 << 20
+	DefaultNamesBytes = 32 << 20
 )
 
 // Names are the names that addresses have been given, in each network namespace, as its processes asked for them. It is bounded: the address that was
