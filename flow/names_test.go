@@ -81,6 +81,25 @@ func TestTies(t *testing.T) {
 	}
 }
 
+// Names alone, and not their ends.
+func TestMatchName(t *testing.T) {
+	for pattern, names := range map[string][2][]string{
+		"*.example.org":  {{"www.example.org", "a.b.example.org"}, {"example.org", ".example.org", "badexample.org", `evil\046example.org`, "www.example.org.net"}},
+		"Example.ORG.":   {{"example.org"}, {"www.example.org", "example.org.", "example.orgs"}},
+		"*":              {{"*"}, {"org", ""}},
+		"*.":             {nil, {"org", ""}},
+		`a\032b.example`: {{`a\032b.example`}, {"a b.example"}},
+	} {
+		for i, want := range []bool{true, false} {
+			for _, name := range names[i] {
+				if MatchName(pattern, name) != want {
+					t.Errorf("%q matches %q: %t", pattern, name, !want)
+				}
+			}
+		}
+	}
+}
+
 func TestNames(t *testing.T) {
 	n := NewNames(100, 1<<20)
 	a1, a2 := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
