@@ -64,8 +64,16 @@ func (d *DNS) Event() *Event {
 	if d.Server.Address.Is4() {
 		e.Net.Family = FamilyIPv4
 	}
-	e.between(&d.Client, &d.Server)
+	e.between(d.sides())
 	return e
+}
+
+// sides returns the end on this host, whose process the event is of, and the other one.
+func (d *DNS) sides() (local, remote *FlowSide) {
+	if d.Outgoing {
+		return &d.Server, &d.Client
+	}
+	return &d.Client, &d.Server
 }
 
 func (e *Event) between(local, remote *FlowSide) {

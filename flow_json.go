@@ -196,9 +196,9 @@ func (d *DNS) appendJSON(b []byte, event bool) []byte {
 		b = appendNamed(b, `,"protocol":"`, ProtocolNames, uint64(d.Protocol))
 	}
 	b = append(b, `,"client":`...)
-	b = d.Client.appendJSON(b, event)
+	b = d.Client.appendJSON(b, event && !d.Outgoing)
 	b = append(b, `,"server":`...)
-	b = d.Server.appendJSON(b, false)
+	b = d.Server.appendJSON(b, event && d.Outgoing)
 	b = append(b, `,"query":`...)
 	b = appendString(b, d.Query)
 	b = append(b, `,"type":`...)

@@ -126,6 +126,13 @@ func TestFlowJSONRoundTrip(t *testing.T) {
 			t.Errorf("an event: got  %+v\nwant %+v", e, want)
 		}
 	}
+	ours := sampleDNS()
+	ours.Outgoing, ours.Client, ours.Server = true, ours.Server, ours.Client
+	checkFlowJSON(t, ours)
+	checkJSON(t, ours.Event())
+	if e := ours.Event(); e.Process == nil || e.Net.LocalPort != 40000 || e.Net.RemotePort != 53 {
+		t.Errorf("the event of an answer that this host sent: %+v", e.Net)
+	}
 	d := sampleDNS()
 	checkFlowJSON(t, d)
 	checkFlowJSON(t, &DNS{})
@@ -264,6 +271,12 @@ func TestFlowText(t *testing.T) {
 	if got := string(sampleDNS().AppendTextIn(nil, true, time.UTC)); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
+	ours := sampleDNS() // the server's side of it
+	ours.Outgoing, ours.Client, ours.Server = true, ours.Server, ours.Client
+	want = "00:00:01.123456 NOERROR     nginx[1234] www-data nginx.service/web A www.example.org -> example.org, 66.35.250.204, HTTPS  to 192.0.2.53"
+	if got := string(ours.AppendTextIn(nil, false, time.UTC)); got != want {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
 	none := &DNS{Query: "\x1b.example", Type: "AAAA", Code: "NXDOMAIN", Cut: true}
 	want = "00:00:00.000000 " + textYellow + `NXDOMAIN    -                                    AAAA "\x1b.example" (truncated)` + textReset
 	if got := string(none.AppendTextIn(nil, true, time.UTC)); got != want {
@@ -322,7 +335,7 @@ func FuzzFlowJSON(f *testing.F) {
 		checkFlowJSON(t, flow)
 		checkJSON(t, flow.Event())
 		d := &DNS{
-			Time: when, Flow: n, NetNS: bits, Client: side, Server: FlowSide{Address: a}, Protocol: uint8(bits), ID: uint16(n), Query: name, Type: word, Code: path, Cut: n%2 == 0,
+			Time: when, Flow: n, NetNS: bits, Client: side, Server: FlowSide{Address: a}, Protocol: uint8(bits), ID: uint16(n), Query: name, Type: word, Code: path, Cut: n%2 == 0, Outgoing: n%3 == 0,
 			Answers: []DNSRecord{{Name: name, Type: word, TTL: bits, Address: a.WithZone(word), Target: path, Hints: []netip.Addr{a, {}}, Priority: uint16(bits), ALPN: []string{word}}},
 		}
 		checkFlowJSON(t, d)

@@ -194,7 +194,8 @@ func (d *DNS) AppendTextIn(b []byte, color bool, zone *time.Location) []byte {
 	b = AppendEscaped(b, d.Code)
 	b = pad(b, col, 11)
 	col = len(b)
-	b = d.Client.appendActor(b)
+	local, remote := d.sides()
+	b = local.appendActor(b)
 	b = pad(b, col, 36)
 	b = AppendEscaped(b, d.Type)
 	b = append(b, ' ')
@@ -218,9 +219,13 @@ func (d *DNS) AppendTextIn(b []byte, color bool, zone *time.Location) []byte {
 	if d.Cut {
 		b = append(b, " (truncated)"...)
 	}
-	if d.Server.Address.IsValid() {
-		b = append(b, "  from "...)
-		b = appendNetip(b, d.Server.Address)
+	if remote.Address.IsValid() {
+		way := "  from "
+		if d.Outgoing {
+			way = "  to "
+		}
+		b = append(b, way...)
+		b = appendNetip(b, remote.Address)
 	}
 	if paint != "" {
 		b = append(b, textReset...)

@@ -975,7 +975,8 @@ func (e *Event) from(j *eventJSON) error {
 			return err
 		}
 		r.DNS.Time = r.Time
-		r.DNS.Client.take(&r)
+		local, _ := r.DNS.sides()
+		local.take(&r)
 		r.Net = r.DNS.Event().Net
 	}
 	*e = r

@@ -114,6 +114,9 @@ func (c *dataCase) parse(t testing.TB) {
 				d.Seq = uint32(n)
 			case w == "out":
 				d.Outgoing = true
+				if d.Kind == pavise.FlowDataDNS {
+					d.Local, d.Remote = d.Remote, d.Local
+				}
 			case w == "cut":
 				d.Cut = true
 			case w == "tcp":

@@ -308,7 +308,7 @@ func (m *message) compressed(at, end int) string {
 	}
 	to := int(m.all[at])&63<<8 | int(m.all[at+1])
 	for _, s := range m.seen {
-		if s.name != "" && s.at == to && to < at {
+		if s.name != "" && s.at == to {
 			return s.name
 		}
 	}

@@ -75,6 +75,7 @@ func parseHello(h *hello, data []byte) Reason {
 		return ReasonShort
 	}
 	whole := n <= len(data)
+	missing := max(n-len(data), 0)
 	lacking := ReasonMalformed // what it means that a length is longer than what is left
 	if !whole {
 		lacking = ReasonShort
@@ -110,7 +111,7 @@ func parseHello(h *hello, data []byte) Reason {
 	if !ok {
 		return lacking
 	}
-	if whole && int(size) != len(in) {
+	if int(size) != len(in)+missing {
 		return ReasonMalformed
 	}
 	for len(in) > 0 {

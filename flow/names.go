@@ -27,7 +27,7 @@ const (
 // The bounds that NewNames is meant for.
 const (
 	DefaultAddresses  = 1 << 16
-	DefaultNamesBytes = 24 << 20
+	DefaultNamesBytes = 32 << 20
 )
 
 // Names are the names that addresses have been given, in each network namespace, as its processes asked for them. It is bounded: the address that was
@@ -116,7 +116,11 @@ func (n *Names) tie(k addressKey, b bond, now time.Duration) {
 		a = n.table.add(k)
 	}
 	a.names = slices.DeleteFunc(a.names, func(old bond) bool {
-		return old.expires+grace < now || old.names[0] == b.names[0] && old.exe == b.exe
+		same := old.exe == b.exe && slices.Equal(old.names, b.names)
+		if same { // a cache may still hold an answer before this one, of a longer life
+			b.expires = max(b.expires, old.expires)
+		}
+		return same || old.expires+grace < now
 	})
 	if len(a.names) >= maxNames {
 		a.names = a.names[:maxNames-1]
@@ -326,6 +330,9 @@ func localTies(d *pavise.DNS) []Tie {
 }
 
 func appendTie(ties []Tie, a netip.Addr, names []string, life time.Duration) []Tie {
+	if a.IsUnspecified() { // how servers say that a name is blocked; whoever connects there reaches this host
+		return ties
+	}
 	return append(ties, Tie{a.Unmap(), names, max(life, minLife)})
 }
 

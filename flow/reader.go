@@ -319,7 +319,7 @@ func (r *Reader) dns(d *pavise.FlowData, message []byte, cut bool) {
 		return
 	}
 	r.counters.Read[DNS]++
-	a.Time, a.NetNS, a.Protocol, a.Outgoing = d.Time, d.NetNS, d.Protocol, d.Outgoing
+	a.Time, a.Flow, a.NetNS, a.Protocol, a.Outgoing = d.Time, d.Flow, d.NetNS, d.Protocol, d.Outgoing
 	a.Client, a.Server = side(d.Local, d.ExecID), side(d.Remote, 0)
 	if d.Outgoing {
 		a.Client, a.Server = side(d.Remote, 0), side(d.Local, d.ExecID)
