@@ -43,13 +43,14 @@ func (m *ICMP) Ports(protocol uint8) (source, destination uint16, oneWay bool) {
 func (f *Flow) CommunityID(seed uint16) string { return string(f.AppendCommunityID(nil, seed)) }
 
 // AppendCommunityID appends the Community ID of f, version 1, by which other tools know the same flow. Nothing is appended where it cannot be known: for
-// Unix sockets, where an address is missing, and for ICMP without the type of its first message.
+// Unix sockets, where an address is missing or is that of all of them, as of a socket that is bound to none, and for ICMP without the type of its first
+// message.
 func (f *Flow) AppendCommunityID(b []byte, seed uint16) []byte {
 	source, destination := &f.Local, &f.Remote
 	if f.Direction == FlowInbound {
 		source, destination = destination, source
 	}
-	if f.Family != FamilyIPv4 && f.Family != FamilyIPv6 || f.Others {
+	if f.Family != FamilyIPv4 && f.Family != FamilyIPv6 || f.Others || f.Local.Address.IsUnspecified() || f.Remote.Address.IsUnspecified() {
 		return b
 	}
 	if f.Protocol != ProtocolICMP && f.Protocol != ProtocolICMPv6 {

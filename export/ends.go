@@ -38,6 +38,12 @@ const (
 	udpLite = 136
 )
 
+// address reports whether an end has one. That of a socket that is bound to none is not what others see of it.
+func address(s *pavise.FlowSide) bool { return s.Address.IsValid() && !s.Address.IsUnspecified() }
+
+// port reports whether an end has one that is known, which an end with an address has.
+func (e *ends) port(s *pavise.FlowSide, n uint16) bool { return e.ports && (n != 0 || address(s)) }
+
 // onIP reports whether a flow is one of addresses.
 func onIP(f *pavise.Flow) bool { return f.Family == pavise.FamilyIPv4 || f.Family == pavise.FamilyIPv6 }
 

@@ -175,8 +175,8 @@ func (s *EVE) begin(time int64, id uint64, kind string) {
 func (s *EVE) between(f *pavise.Flow, e *ends) {
 	b := s.l.b
 	icmp := f.Protocol == pavise.ProtocolICMP || f.Protocol == pavise.ProtocolICMPv6
-	b = appendEVEEnd(b, `,"src_ip":"`, `,"src_port":`, e.source, e.ports && !icmp)
-	b = appendEVEEnd(b, `,"dest_ip":"`, `,"dest_port":`, e.destination, e.ports && !icmp)
+	b = appendEVEEnd(b, `,"src_ip":"`, `,"src_port":`, e.source, e.from, e.port(e.source, e.from) && !icmp)
+	b = appendEVEEnd(b, `,"dest_ip":"`, `,"dest_port":`, e.destination, e.to, e.port(e.destination, e.to) && !icmp)
 	if isIPv6(f) {
 		b = append(b, `,"ip_v":6`...)
 	} else {
@@ -198,13 +198,12 @@ func (s *EVE) between(f *pavise.Flow, e *ends) {
 	s.l.b = b
 }
 
-func appendEVEEnd(b []byte, address, port string, s *pavise.FlowSide, ports bool) []byte {
-	if !s.Address.IsValid() {
-		return b
+func appendEVEEnd(b []byte, ip, port string, s *pavise.FlowSide, n uint16, known bool) []byte {
+	if address(s) {
+		b = append(appendAddr(append(b, ip...), s.Address), '"')
 	}
-	b = append(appendAddr(append(b, address...), s.Address), '"')
-	if ports {
-		b = strconv.AppendUint(append(b, port...), uint64(s.Port), 10)
+	if known {
+		b = strconv.AppendUint(append(b, port...), uint64(n), 10)
 	}
 	return b
 }
@@ -259,8 +258,8 @@ func appendEVETime(b []byte, ns int64) []byte {
 // DNS writes an answer, from who asked to who was asked, as Suricata has it.
 func (s *EVE) DNS(d *pavise.DNS) error {
 	s.begin(d.Time, d.Flow, "dns")
-	b := appendEVEEnd(s.l.b, `,"src_ip":"`, `,"src_port":`, &d.Client, true)
-	b = appendEVEEnd(b, `,"dest_ip":"`, `,"dest_port":`, &d.Server, true)
+	b := appendEVEEnd(s.l.b, `,"src_ip":"`, `,"src_port":`, &d.Client, d.Client.Port, d.Client.Port != 0)
+	b = appendEVEEnd(b, `,"dest_ip":"`, `,"dest_port":`, &d.Server, d.Server.Port, d.Server.Port != 0)
 	if d.Protocol != 0 {
 		b = appendEVEProto(b, d.Protocol)
 	}

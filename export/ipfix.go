@@ -92,10 +92,10 @@ const (
 
 // A shape is which elements a record has: each has a template of its own, 256 + shape.
 type shape struct {
-	ipv6, noSource, noDestination, denied bool
-	ports                                 portKind
-	direction                             uint8 // 0: not known; 1 + flowDirection
-	source, destination                   whose
+	ipv6, noSource, noDestination, noSourcePort, noDestinationPort, denied bool
+	ports                                                                  portKind
+	direction                                                              uint8 // 0: not known; 1 + flowDirection
+	source, destination                                                    whose
 }
 
 type portKind uint8
@@ -119,7 +119,7 @@ const (
 
 func (h shape) template() uint16 {
 	n := uint16(0)
-	for _, v := range []bool{h.ipv6, h.noSource, h.noDestination, h.denied} {
+	for _, v := range []bool{h.ipv6, h.noSource, h.noDestination, h.noSourcePort, h.noDestinationPort, h.denied} {
 		n *= 2
 		if v {
 			n++
@@ -189,7 +189,8 @@ var elements = func() []element {
 	source6 := func(h shape) bool { return h.ipv6 && !h.noSource }
 	destination4 := func(h shape) bool { return !h.ipv6 && !h.noDestination }
 	destination6 := func(h shape) bool { return h.ipv6 && !h.noDestination }
-	ports := func(h shape) bool { return h.ports == transportPorts }
+	sourcePort := func(h shape) bool { return h.ports == transportPorts && !h.noSourcePort }
+	destinationPort := func(h shape) bool { return h.ports == transportPorts && !h.noDestinationPort }
 	icmp4 := func(h shape) bool { return h.ports == icmpType && !h.ipv6 }
 	icmp6 := func(h shape) bool { return h.ports == icmpType && h.ipv6 }
 	putICMP := func(b []byte, r *record) []byte { m := r.f.FirstICMP(); return append(b, m.Type, m.Code) }
@@ -209,19 +210,19 @@ var elements = func() []element {
 			return append(b, a[:]...)
 		}}, // destinationIPv4Address
 		{id: 28, length: 16, in: destination6, put: func(b []byte, r *record) []byte { a := r.e.destination.Address.As16(); return append(b, a[:]...) }}, // destinationIPv6Address
-		{id: 7, length: 2, in: ports, put: func(b []byte, r *record) []byte { return u16(b, r.e.from) }},                                                 // sourceTransportPort
-		{id: 11, length: 2, in: ports, put: func(b []byte, r *record) []byte { return u16(b, r.e.to) }},                                                  // destinationTransportPort
-		{id: 32, length: 2, in: icmp4, put: putICMP},                                                                                                     // icmpTypeCodeIPv4
-		{id: 139, length: 2, in: icmp6, put: putICMP},                                                                                                    // icmpTypeCodeIPv6
-		{id: 4, length: 1, put: func(b []byte, r *record) []byte { return u8(b, r.f.Protocol) }},                                                         // protocolIdentifier
-		{id: 1, length: 8, put: func(b []byte, r *record) []byte { return u64(b, r.e.there.Bytes) }},                                                     // octetDeltaCount
-		{id: 2, length: 8, put: func(b []byte, r *record) []byte { return u64(b, r.e.there.Packets) }},                                                   // packetDeltaCount
-		{pen: penReverse, id: 1, length: 8, put: func(b []byte, r *record) []byte { return u64(b, r.e.back.Bytes) }},                                     // reverseOctetDeltaCount
-		{pen: penReverse, id: 2, length: 8, put: func(b []byte, r *record) []byte { return u64(b, r.e.back.Packets) }},                                   // reversePacketDeltaCount
-		{id: 152, length: 8, put: func(b []byte, r *record) []byte { return u64(b, milliseconds(start(r.f))) }},                                          // flowStartMilliseconds
-		{id: 153, length: 8, put: func(b []byte, r *record) []byte { return u64(b, milliseconds(r.f.Time)) }},                                            // flowEndMilliseconds
-		{id: 136, length: 1, put: func(b []byte, r *record) []byte { return u8(b, endReason(r.f)) }},                                                     // flowEndReason
-		{id: 61, length: 1, in: func(h shape) bool { return h.direction != 0 }, put: func(b []byte, r *record) []byte { return u8(b, r.direction-1) }},   // flowDirection
+		{id: 7, length: 2, in: sourcePort, put: func(b []byte, r *record) []byte { return u16(b, r.e.from) }},                                            // sourceTransportPort
+		{id: 11, length: 2, in: destinationPort, put: func(b []byte, r *record) []byte { return u16(b, r.e.to) }},                                        // destinationTransportPort
+		{id: 32, length: 2, in: icmp4, put: putICMP},                                                                                                   // icmpTypeCodeIPv4
+		{id: 139, length: 2, in: icmp6, put: putICMP},                                                                                                  // icmpTypeCodeIPv6
+		{id: 4, length: 1, put: func(b []byte, r *record) []byte { return u8(b, r.f.Protocol) }},                                                       // protocolIdentifier
+		{id: 1, length: 8, put: func(b []byte, r *record) []byte { return u64(b, r.e.there.Bytes) }},                                                   // octetDeltaCount
+		{id: 2, length: 8, put: func(b []byte, r *record) []byte { return u64(b, r.e.there.Packets) }},                                                 // packetDeltaCount
+		{pen: penReverse, id: 1, length: 8, put: func(b []byte, r *record) []byte { return u64(b, r.e.back.Bytes) }},                                   // reverseOctetDeltaCount
+		{pen: penReverse, id: 2, length: 8, put: func(b []byte, r *record) []byte { return u64(b, r.e.back.Packets) }},                                 // reversePacketDeltaCount
+		{id: 152, length: 8, put: func(b []byte, r *record) []byte { return u64(b, milliseconds(start(r.f))) }},                                        // flowStartMilliseconds
+		{id: 153, length: 8, put: func(b []byte, r *record) []byte { return u64(b, milliseconds(r.f.Time)) }},                                          // flowEndMilliseconds
+		{id: 136, length: 1, put: func(b []byte, r *record) []byte { return u8(b, endReason(r.f)) }},                                                   // flowEndReason
+		{id: 61, length: 1, in: func(h shape) bool { return h.direction != 0 }, put: func(b []byte, r *record) []byte { return u8(b, r.direction-1) }}, // flowDirection
 		{id: 239, length: 1, put: func(b []byte, r *record) []byte { // biflowDirection: the source is the initiator, or is taken for it
 			if r.f.Direction == pavise.FlowUnknown {
 				return u8(b, 0)
@@ -326,6 +327,8 @@ func (s *IPFIX) describe(f *pavise.Flow) {
 		r.ports = transportPorts
 		if f.Protocol == pavise.ProtocolICMP || f.Protocol == pavise.ProtocolICMPv6 {
 			r.ports = icmpType
+		} else {
+			r.noSourcePort, r.noDestinationPort = !r.e.port(r.e.source, r.e.from), !r.e.port(r.e.destination, r.e.to)
 		}
 	}
 	r.e.there, r.e.back = f.SentNew, f.ReceivedNew
@@ -342,7 +345,7 @@ func (s *IPFIX) describe(f *pavise.Flow) {
 
 // has reports whether an end has an address of the kind that the flow speaks.
 func (r *record) has(s *pavise.FlowSide) bool {
-	return s.Address.IsValid() && s.Address.Unmap().Is4() == !r.ipv6
+	return address(s) && s.Address.Unmap().Is4() == !r.ipv6
 }
 
 func whoseIs(p *pavise.Process) whose {

@@ -302,12 +302,12 @@ func TestIPFIXEndReason(t *testing.T) {
 // TestIPFIXShapes holds that each shape has a template of its own.
 func TestIPFIXShapes(t *testing.T) {
 	seen := map[uint16]shape{}
-	for bits := range 16 {
+	for bits := range 64 {
 		for ports := range portKinds {
 			for direction := range uint8(3) {
 				for source := range whoses {
 					for destination := range whoses {
-						h := shape{bits&1 != 0, bits&2 != 0, bits&4 != 0, bits&8 != 0, ports, direction, source, destination}
+						h := shape{bits&1 != 0, bits&2 != 0, bits&4 != 0, bits&8 != 0, bits&16 != 0, bits&32 != 0, ports, direction, source, destination}
 						id := h.template()
 						if other, ok := seen[id]; ok || id < 256 {
 							t.Errorf("%+v and %+v are both %d", h, other, id)

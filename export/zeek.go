@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"io"
 	"math/bits"
-	"net/netip"
 	"strconv"
 	"time"
 	"unicode/utf8"
@@ -155,8 +154,8 @@ func (s *Zeek) begin(l *zeekLog, f *pavise.Flow, e *ends) {
 	l.begin()
 	l.seconds(start(f))
 	s.uid(l, f.ID)
-	l.end(e.source.Address, e.from, e.ports)
-	l.end(e.destination.Address, e.to, e.ports)
+	l.end(e.source, e.from, e.port(e.source, e.from))
+	l.end(e.destination, e.to, e.port(e.destination, e.to))
 }
 
 // DNS writes an answer.
@@ -165,8 +164,8 @@ func (s *Zeek) DNS(d *pavise.DNS) error {
 	l.begin()
 	l.seconds(d.Time)
 	s.uid(l, d.Flow)
-	l.end(d.Client.Address, d.Client.Port, true)
-	l.end(d.Server.Address, d.Server.Port, true)
+	l.end(&d.Client, d.Client.Port, d.Client.Port != 0)
+	l.end(&d.Server, d.Server.Port, d.Server.Port != 0)
 	l.word(zeekProto(d.Protocol))
 	l.count(uint64(d.ID))
 	l.unset() // rtt
@@ -424,16 +423,16 @@ func (l *zeekLog) boolean(v bool) {
 	}
 }
 
-func (l *zeekLog) end(a netip.Addr, port uint16, ports bool) {
-	if a.IsValid() {
+func (l *zeekLog) end(s *pavise.FlowSide, port uint16, known bool) {
+	if address(s) {
 		l.column()
 		l.quote()
-		l.b = appendAddr(l.b, a)
+		l.b = appendAddr(l.b, s.Address)
 		l.quote()
 	} else {
 		l.unset()
 	}
-	l.number(uint64(port), ports && a.IsValid())
+	l.number(uint64(port), known)
 }
 
 func (l *zeekLog) quote() {
