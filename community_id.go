@@ -26,17 +26,31 @@ var (
 	}
 )
 
+// Ports are what stands for the ports of the two ends, the sender first: the type of the message, and that of its answer or, where there is none, the code.
+// One way tells of that: a message from the other end is no part of the same flow then.
+func (m *ICMP) Ports(protocol uint8) (source, destination uint16, oneWay bool) {
+	pairs := icmpPairs
+	if protocol == ProtocolICMPv6 {
+		pairs = icmpv6Pairs
+	}
+	if answer, ok := pairs[m.Type]; ok {
+		return uint16(m.Type), uint16(answer), false
+	}
+	return uint16(m.Type), uint16(m.Code), true
+}
+
 // CommunityID is AppendCommunityID as a string; empty when there is none.
 func (f *Flow) CommunityID(seed uint16) string { return string(f.AppendCommunityID(nil, seed)) }
 
 // AppendCommunityID appends the Community ID of f, version 1, by which other tools know the same flow. Nothing is appended where it cannot be known: for
-// Unix sockets, where an address is missing, and for ICMP without the type of its first message.
+// Unix sockets, where an address is missing or is that of all of them, as of a socket that is bound to none, and for ICMP without the type of its first
+// message.
 func (f *Flow) AppendCommunityID(b []byte, seed uint16) []byte {
 	source, destination := &f.Local, &f.Remote
 	if f.Direction == FlowInbound {
 		source, destination = destination, source
 	}
-	if f.Family != FamilyIPv4 && f.Family != FamilyIPv6 || f.Others {
+	if f.Family != FamilyIPv4 && f.Family != FamilyIPv6 || f.Others || f.Local.Address.IsUnspecified() || f.Remote.Address.IsUnspecified() {
 		return b
 	}
 	if f.Protocol != ProtocolICMP && f.Protocol != ProtocolICMPv6 {
@@ -76,14 +90,7 @@ func AppendCommunityID(b []byte, seed uint16, protocol uint8, source, destinatio
 	switch protocol {
 	case ProtocolTCP, ProtocolUDP, protocolSCTP:
 	case ProtocolICMP, ProtocolICMPv6:
-		pairs := icmpPairs
-		if protocol == ProtocolICMPv6 {
-			pairs = icmpv6Pairs
-		}
-		answer, ok := pairs[uint8(p)] //nolint:gosec // a type has 8 bits
-		if oneWay = p > 0xff || !ok; !oneWay {
-			q = uint16(answer)
-		}
+		p, q, oneWay = (&ICMP{uint8(p), uint8(q)}).Ports(protocol) //nolint:gosec // they have 8 bits
 	default:
 		ports = false
 	}

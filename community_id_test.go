@@ -63,12 +63,13 @@ func TestCommunityID(t *testing.T) {
 func TestCommunityIDUnknown(t *testing.T) {
 	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
 	for name, f := range map[string]*Flow{
-		"a Unix socket":            {Family: FamilyUnix, Local: FlowSide{Path: "/run/x"}},
-		"no local address":         {Family: FamilyIPv4, Protocol: ProtocolTCP, Remote: FlowSide{Address: b}},
-		"peers that are many":      {Family: FamilyIPv4, Protocol: ProtocolUDP, Local: FlowSide{Address: a}, Remote: FlowSide{Address: b}, Others: true},
-		"raw ICMP without a type":  {Family: FamilyIPv4, Type: TypeRaw, Protocol: ProtocolICMP, Local: FlowSide{Address: a, Port: 77}, Remote: FlowSide{Address: b}},
-		"addresses of two kinds":   {Family: FamilyIPv6, Protocol: ProtocolUDP, Local: FlowSide{Address: a}, Remote: FlowSide{Address: netip.IPv6Loopback()}},
-		"a family without numbers": {Family: 17, Local: FlowSide{Address: a}, Remote: FlowSide{Address: b}},
+		"a Unix socket":                        {Family: FamilyUnix, Local: FlowSide{Path: "/run/x"}},
+		"no local address":                     {Family: FamilyIPv4, Protocol: ProtocolTCP, Remote: FlowSide{Address: b}},
+		"peers that are many":                  {Family: FamilyIPv4, Protocol: ProtocolUDP, Local: FlowSide{Address: a}, Remote: FlowSide{Address: b}, Others: true},
+		"raw ICMP without a type":              {Family: FamilyIPv4, Type: TypeRaw, Protocol: ProtocolICMP, Local: FlowSide{Address: a, Port: 77}, Remote: FlowSide{Address: b}},
+		"a socket that is bound to no address": {Family: FamilyIPv4, Protocol: ProtocolUDP, Local: FlowSide{Address: netip.IPv4Unspecified(), Port: 9}, Remote: FlowSide{Address: b}},
+		"addresses of two kinds":               {Family: FamilyIPv6, Protocol: ProtocolUDP, Local: FlowSide{Address: a}, Remote: FlowSide{Address: netip.IPv6Loopback()}},
+		"a family without numbers":             {Family: 17, Local: FlowSide{Address: a}, Remote: FlowSide{Address: b}},
 	} {
 		if got := f.CommunityID(0); got != "" {
 			t.Errorf("%s has %s", name, got)

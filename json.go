@@ -706,6 +706,12 @@ func appendString(b []byte, s string) []byte {
 	return append(b, '"')
 }
 
+// AppendJSONString is how every string stands in JSON here: for what writes another form than these types have.
+func AppendJSONString(b []byte, s string) []byte { return appendString(b, s) }
+
+// HostileRune reports whether a terminal or a reader takes r, which is beyond ASCII, for something else than a letter: it is never to be written as it is.
+func HostileRune(r rune) bool { return hostileRune(r) }
+
 // hostileRune reports whether printing r, which is beyond ASCII, does something else than show it:
 // C1 controls (U+009B is a terminal's CSI), line and paragraph separators, and the bidirectional
 // controls that make a line read otherwise than it is. All are below U+10000.
