@@ -32,6 +32,9 @@ import (
 const agentEnv = "PAVISE_TEST_AGENT"
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(worldEnv); dir != "" {
+		worldMain(dir)
+	}
 	if s := os.Getenv(agentEnv); s != "" {
 		if err := runKillable(s); err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -1,0 +1,224 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net/netip"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/bpf"
+	"github.com/pavise-project/pavise/enforce"
+	"github.com/pavise-project/pavise/internal/kerntest"
+)
+
+// flowAgent runs an agent on this kernel that follows flows, until the test is over.
+func flowAgent(t *testing.T) (*enforce.Enforcer, *Client) {
+	t.Helper()
+	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.TpBtf)
+	k, err := enforce.Open(t.Context(), enforce.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ready, done := make(chan struct{}), make(chan error, 1)
+	a, err := New(Config{
+		Socket: filepath.Join(t.TempDir(), "s"), Kernel: k, Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
+		Flows:      func() (FlowSource, error) { return k.Flows(bpf.FlowOptions{Opens: true}) },
+		DNSServers: []netip.Addr{netip.MustParseAddr("127.0.0.53")},
+		OnReady:    func(*Status) { close(ready) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	go func() { done <- a.Run(ctx) }()
+	c := NewClient(a.cfg.Socket)
+	t.Cleanup(func() {
+		c.Close()
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	select {
+	case <-ready:
+	case err := <-done:
+		t.Fatal(err)
+	}
+	return k, c
+}
+
+// endedFlow waits for a flow that has ended and for which a condition holds.
+func endedFlow(t *testing.T, c *Client, where string) *pavise.Event {
+	t.Helper()
+	for until := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		var es []*pavise.Event
+		err := c.Flows(t.Context(), FlowQuery{Ended: true, Where: `flow.state == "closed" && ` + where}, func(line []byte) error {
+			e := new(pavise.Event)
+			es = append(es, e)
+			return json.Unmarshal(line, e)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(es) > 0 {
+			if len(es) > 1 && !strings.Contains(where, "denied") {
+				t.Errorf("%s: %d flows", where, len(es))
+			}
+			return es[0]
+		}
+		if time.Now().After(until) {
+			var all strings.Builder
+			_ = c.Flows(t.Context(), FlowQuery{Ended: true}, func(line []byte) error {
+				var e pavise.Event
+				if err := json.Unmarshal(line, &e); err != nil {
+					return err
+				}
+				all.Write(append(e.AppendText(nil, false), '\n'))
+				return nil
+			})
+			t.Fatalf("no flow that has ended with %s; there are\n%s", where, all.String())
+		}
+	}
+}
+
+// TestKernelFlowCurl: curl over HTTPS to a server on this host is one flow, with everything that is known of it.
+func TestKernelFlowCurl(t *testing.T) {
+	if _, err := exec.LookPath("curl"); err != nil {
+		t.Skip(kerntest.NotExpected + err.Error())
+	}
+	_, c := flowAgent(t)
+	w := newWorld(t)
+	begin := time.Now()
+	if failed := w.do(t, deed{Run: []string{"curl", "-sk", "--max-time", "20", "-o", "/dev/null", "https://www.db.internal/"}}); failed != "" {
+		t.Fatal(failed)
+	}
+	e := endedFlow(t, c, `process.exe.name == "curl" && net.protocol == "tcp"`)
+	f := e.Flow
+	t.Logf("%s", e.AppendText(nil, false))
+	if f.Direction != pavise.FlowOutbound || f.End != pavise.FlowDone || f.Remote.Address != netip.MustParseAddr("127.0.0.9") || f.Remote.Port != 443 {
+		t.Errorf("%s, %s, to %s port %d", f.Direction, f.End, f.Remote.Address, f.Remote.Port)
+	}
+	if f.Remote.Name != "www.db.internal" || !strings.HasSuffix(f.Remote.AskedBy, "/curl") {
+		t.Errorf("its name is %q, asked for by %q", f.Remote.Name, f.Remote.AskedBy)
+	}
+	p := e.Process
+	if p == nil || p.User.ID != 0 || !strings.HasSuffix(p.Exe.Path, "/curl") || !slices.Contains(p.Args, "https://www.db.internal/") {
+		t.Fatalf("whose it is: %+v", p)
+	}
+	if f.Remote.Process == nil || !strings.HasSuffix(f.Remote.Process.Exe.Path, "/world") {
+		t.Errorf("who is at the other end: %+v", f.Remote.Process)
+	}
+	if f.TLS == nil {
+		t.Fatal("nothing is known of its ClientHello")
+	}
+	if f.TLS.SNI != "www.db.internal" || f.TLS.Version != "1.3" || !slices.Contains(f.TLS.ALPN, "h2") || !regexp.MustCompile(`^t13d\d{4}h2_[0-9a-f]{12}_[0-9a-f]{12}$`).MatchString(f.TLS.JA4) || len(f.TLS.JA3) != 32 {
+		t.Errorf("%+v", f.TLS)
+	}
+	if f.Sent.Bytes < 500 || f.Sent.Bytes > 5000 || f.Received.Bytes < 20000 || f.Received.Bytes > 30000 || f.Sent.Packets == 0 || f.Received.Packets == 0 {
+		t.Errorf("sent %+v, received %+v", f.Sent, f.Received)
+	}
+	if d := f.Time - f.Start; f.RTT <= 0 || f.ConnectLatency <= 0 || d <= 0 || d > int64(time.Since(begin)) || f.ConnectLatency > d {
+		t.Errorf("round trip %d ns, connected in %d ns, of %d ns in all", f.RTT, f.ConnectLatency, d)
+	}
+	// The other end tells the same the other way round.
+	o := endedFlow(t, c, `process.exe.name == "world" && net.local.port == 443`).Flow
+	if o.Direction != pavise.FlowInbound || o.Sent.Bytes != f.Received.Bytes || o.Received.Bytes != f.Sent.Bytes || o.Remote.Process == nil || o.Remote.Process.ExecID != p.ExecID {
+		t.Errorf("the server's end: %s, sent %+v, received %+v; the client's %+v, %+v", o.Direction, o.Sent, o.Received, f.Sent, f.Received)
+	}
+}
+
+// domainPolicy lets the world reach what has the name db.internal, on port 5432, and DNS.
+const domainPolicy = `apiVersion: pavise.dev/v1alpha1
+kind: Policy
+metadata: {name: web}
+spec:
+  mode: enforce
+  fallback: monitor
+  subject: process.exe.name == "world"
+  default: {net.connect: deny, net.send: deny}
+  rules:
+  - name: database
+    on: [net.connect, net.send]
+    when: net.remote.domain == "db.internal" && (net.remote.port == 5432 || net.protocol == "253")
+    action: allow
+  - name: names
+    on: [net.connect, net.send]
+    when: net.remote.address == "127.0.0.53" && net.remote.port == 53
+    action: allow
+  - name: servers # of the world, which are the same process
+    on: [net.send]
+    when: net.local.port in [53, 80, 443, 5432]
+    action: allow
+`
+
+// TestKernelDomain: by name a process reaches what it may, also by an alias; what has another name, or none, it does not: over TCP, UDP, IPv4-mapped IPv6 and a raw socket.
+func TestKernelDomain(t *testing.T) {
+	k, c := flowAgent(t)
+	if !k.Machine()[pavise.OpConnect].Deny {
+		t.Skip(kerntest.NotExpected + "net.connect cannot be denied")
+	}
+	w := newWorld(t)
+	const denied = "operation not permitted"
+	try := func(when, act, to string, allowed bool) {
+		t.Helper()
+		switch got := w.do(t, deed{Act: act, To: to}); {
+		case allowed && got != "":
+			t.Errorf("%s: %s %s: %s", when, act, to, got)
+		case !allowed && !strings.Contains(got, denied):
+			t.Errorf("%s: %s %s: %q, want it denied", when, act, to, got)
+		}
+	}
+	// The control: without the policy all of that is possible.
+	for _, d := range []deed{
+		{Act: "connect", To: "db.internal:5432"}, {Act: "connect", To: "127.0.0.8:5432"}, {Act: "connect", To: "other.internal:5432"}, {Act: "udp", To: "127.0.0.8:5432"},
+		{Act: "sendto", To: "127.0.0.8:5432"}, {Act: "mapped", To: "[::ffff:127.0.0.8]:5432"}, {Act: "raw", To: "127.0.0.8:0"},
+	} {
+		try("control", d.Act, d.To, true)
+	}
+	try("control", "hold", "127.0.0.8:5432", true)
+	if _, err := c.Apply(t.Context(), "web.yaml", []byte(domainPolicy), nil, ApplyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	sends := k.Machine()[pavise.OpSend].Deny
+	raw := k.Machine()[pavise.OpSend].Rung == pavise.RungLSM || k.Machine()[pavise.OpSend].Rung == pavise.RungFmodRet
+	try("by name", "connect", "db.internal:5432", true)
+	try("by an alias", "connect", "www.db.internal:5432", true)
+	try("by the address that has the name", "mapped", "[::ffff:127.0.0.9]:5432", true)
+	try("UDP by name", "udp", "db.internal:5432", true)
+	try("another port", "connect", "db.internal:80", false)
+	try("another name", "connect", "other.internal:5432", false)
+	try("an address", "connect", "127.0.0.8:5432", false)
+	try("a mapped address", "mapped", "[::ffff:127.0.0.8]:5432", false)
+	try("UDP", "udp", "127.0.0.8:5432", false)
+	if sends {
+		try("UDP without connect", "sendto", "127.0.0.8:5432", false)
+		try("UDP without connect, to what has the name", "sendto", "127.0.0.9:5432", true)
+	}
+	if raw {
+		try("a raw socket", "raw", "127.0.0.8:0", false)
+		try("a raw socket, to what has the name", "raw", "127.0.0.9:0", true)
+		try("a connection that was there, to send on", "held", "", false)
+	} else {
+		// A rung that sees connect and no other send leaves what is connected alone.
+		try("a connection that was there", "held", "", true)
+	}
+	e := endedFlow(t, c, `flow.end == "denied" && net.remote.address == "127.0.0.8" && net.remote.port == 5432 && net.remote.domain == "other.internal" && net.protocol == "udp"`)
+	if e.Policy != "web" || e.Process == nil || e.Flow.Remote.Name != "other.internal" {
+		t.Errorf("the denied flow: %s", e.AppendText(nil, false))
+	}
+
+	// A process that asks a server of its own, which says what it likes, gains nothing.
+	if got := w.do(t, deed{Act: "lie", To: "127.0.0.8"}); got != "" {
+		t.Fatal(got)
+	}
+	time.Sleep(200 * time.Millisecond)
+	try("by the lie of another server", "connect", "127.0.0.8:5432", false)
+}
