@@ -628,6 +628,15 @@ func TestFlowChild(t *testing.T) {
 		// The other end closes first.
 		_, _ = unix.Read(c, b[:])
 		unix.Close(c)
+	case "talk": // read on descriptor 3, answer
+		var b [5]byte
+		if _, err := unix.Read(3, b[:]); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.Write(3, b[:]); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = unix.Read(3, b[:]) // until the parent has looked
 	case "answer": // on a connection that comes over the Unix socket at 3
 		var b, oob [64]byte
 		_, n, _, _, err := unix.Recvmsg(3, b[:], oob[:], 0)

@@ -23,6 +23,7 @@ import (
 type FlowOptions struct {
 	Ring  uint32        // bytes of the ring of their records, a power of two; 0 is 4 MiB
 	Peers uint32        // of unconnected datagram sockets, at most, that are told apart; 0 is 32,768
+	Unix  uint32        // sockets at most that are told apart; 0 is 8,192
 	Idle  time.Duration // after which such a peer's flow has ended; 0 is a minute
 	// NoData leaves out what is copied for names: answers of DNS, ClientHellos of TLS and the first datagrams of QUIC.
 	NoData bool
@@ -115,7 +116,7 @@ func (k *Kernel) OpenFlows(o FlowOptions) (f *Flows, err error) {
 	if f.ring, err = ringbuf.NewReader(f.maps["flow_ring"]); err != nil {
 		return f, fmt.Errorf("open the ring: %w", err)
 	}
-	for _, p := range []string{"flow_sweep", "flow_sweep_peers"} {
+	for _, p := range []string{"flow_sweep", "flow_sweep_peers", "flow_sweep_unix"} {
 		if err := f.load(object, p); err != nil {
 			return f, err
 		}
@@ -188,6 +189,9 @@ func (f *Flows) makeMaps(o FlowOptions) error {
 	if err := vars["flow_ring_data"].Set(specs["flow_ring"].MaxEntries / 4 * 3); err != nil {
 		return fmt.Errorf("set flow_ring_data in the kernel object: %w", err)
 	}
+	if o.Unix != 0 {
+		specs["flow_unixes"].MaxEntries = o.Unix
+	}
 	if o.Peers != 0 {
 		specs["flow_peers"].MaxEntries = o.Peers
 	}
@@ -197,6 +201,10 @@ func (f *Flows) makeMaps(o FlowOptions) error {
 	}
 	defer coll.Close()
 	f.specs = specs
+	others := KernelFlowUnix{Id: uint64(now.Nano())>>8 - 1, Start: uint64(now.Nano())}
+	if err := coll.Maps["flow_unixes"].Put(uint64(0), &others); err != nil {
+		return fmt.Errorf("make the place of what finds no room: %w", err)
+	}
 	f.sweepNumber, f.sweeps = coll.Variables["flow_sweeps"], 1
 	for name := range specs {
 		f.maps[name] = coll.DetachMap(name)
@@ -293,7 +301,32 @@ func (f *Flows) Sweep(fn func(rec []byte) error) error {
 	if err := f.iterate("flow_sweep", link.IterOptions{Program: f.programs["flow_sweep"], Map: f.maps["flow_socks"]}, 0, fn); err != nil {
 		return err
 	}
-	return f.sweepPeers(fn)
+	if err := f.sweepPeers(fn); err != nil {
+		return err
+	}
+	return sweepMap[uint64](f, "flow_sweep_unix", "flow_unixes", fn)
+}
+
+// sweepMap runs an iterator over a map, which follows each record with the key that it is about, and takes away what has ended: whose end was told goes, whatever came after.
+func sweepMap[K any](f *Flows, program, name string, fn func(rec []byte) error) error {
+	var r KernelRecFlow
+	var k K
+	keySize := int(unsafe.Sizeof(k))
+	var ended []K
+	err := f.iterate(program, link.IterOptions{Program: f.programs[program], Map: f.maps[name]}, keySize, func(rec []byte) error {
+		n := len(rec) - keySize
+		if n >= int(unsafe.Sizeof(r)) && rec[unsafe.Offsetof(r.State)] == uint8(KernelFlowStateFLOW_CLOSED) {
+			copy(unsafe.Slice((*byte)(unsafe.Pointer(&k)), keySize), rec[n:])
+			ended = append(ended, k)
+		}
+		return fn(rec[:n])
+	})
+	for i := range ended {
+		if e := f.maps[name].Delete(&ended[i]); e != nil && !errors.Is(e, ebpf.ErrKeyNotExist) {
+			return errors.Join(err, fmt.Errorf("take an ended flow out of %s: %w", name, e))
+		}
+	}
+	return err
 }
 
 // sweepPeers tells of the peers of unconnected sockets, and takes away those that have ended.
@@ -314,26 +347,7 @@ func (f *Flows) sweepPeers(fn func(rec []byte) error) error {
 	if err := it.Err(); err != nil {
 		return fmt.Errorf("read which sockets are closed: %w", err)
 	}
-	const keySize = int(unsafe.Sizeof(KernelFlowPeerKey{}))
-	var ended []KernelFlowPeerKey
-	peers := f.maps["flow_peers"]
-	err := f.iterate("flow_sweep_peers", link.IterOptions{Program: f.programs["flow_sweep_peers"], Map: peers}, keySize, func(rec []byte) error {
-		var r KernelRecFlow
-		n := len(rec) - keySize
-		if n >= int(unsafe.Sizeof(r)) && rec[unsafe.Offsetof(r.State)] == uint8(KernelFlowStateFLOW_CLOSED) {
-			var key KernelFlowPeerKey
-			copy(unsafe.Slice((*byte)(unsafe.Pointer(&key)), keySize), rec[n:])
-			ended = append(ended, key)
-		}
-		return fn(rec[:n])
-	})
-	// Those whose end was told go, whatever came after.
-	for i := range ended {
-		if e := peers.Delete(&ended[i]); e != nil && !errors.Is(e, ebpf.ErrKeyNotExist) {
-			return errors.Join(err, fmt.Errorf("take away the peer of a socket: %w", e))
-		}
-	}
-	if err != nil {
+	if err := sweepMap[KernelFlowPeerKey](f, "flow_sweep_peers", "flow_peers", fn); err != nil {
 		return err
 	}
 	for _, id := range gone {
@@ -395,12 +409,13 @@ type FlowStats struct {
 	NoStorage          uint64 // sockets for which the kernel had no memory: their flows are not told, or not in full
 	Unowned            uint64 // flows that ended and whose process is not known
 	NoPeer             uint64 // packets whose peer found no room: they are counted with their socket, in a flow that has Others
+	NoUnix             uint64 // acts on Unix sockets that found no room: their bytes are told in a flow that has Others
 	Late               uint64 // packets of datagram sockets that nobody has any more, or whose headers make no sense: counted nowhere else
 }
 
 // Stats reads the counters.
 func (f *Flows) Stats() (s FlowStats, err error) {
-	for i, to := range []*uint64{&s.Made, &s.Lost, &s.LostBytes, &s.DataMade, &s.DataLost, &s.NoStorage, &s.Unowned, &s.NoPeer, &s.Late} {
+	for i, to := range []*uint64{&s.Made, &s.Lost, &s.LostBytes, &s.DataMade, &s.DataLost, &s.NoStorage, &s.Unowned, &s.NoPeer, &s.NoUnix, &s.Late} {
 		var each []uint64
 		if err := f.maps["flow_stats"].Lookup(uint32(i), &each); err != nil {
 			return s, fmt.Errorf("read the counters of flows: %w", err)

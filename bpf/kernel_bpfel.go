@@ -213,6 +213,37 @@ const (
 	KernelFlowStateFLOW_CLOSED     KernelFlowState = 2
 )
 
+type KernelFlowUnix struct {
+	_            structs.HostLayout
+	Id           uint64
+	Start        uint64
+	Last         uint64
+	ExecId       uint64
+	RemoteExecId uint64
+	Sent         struct {
+		_       structs.HostLayout
+		Bytes   uint64
+		Packets uint64
+	}
+	Received struct {
+		_       structs.HostLayout
+		Bytes   uint64
+		Packets uint64
+	}
+	Report    uint32
+	Netns     uint32
+	Seen      uint32
+	Type      uint8
+	Direction uint8
+	Flags     uint8
+	Pad       uint8
+	RemoteLen uint16
+	LocalLen  uint16
+	Remote    [108]uint8
+	Local     [108]uint8
+	_         [4]byte
+}
+
 type KernelFold struct {
 	_     structs.HostLayout
 	Start uint64
@@ -796,6 +827,7 @@ const (
 	KernelMapFlowRing            = "flow_ring"
 	KernelMapFlowSocks           = "flow_socks"
 	KernelMapFlowStats           = "flow_stats"
+	KernelMapFlowUnixes          = "flow_unixes"
 	KernelMapFolds               = "folds"
 	KernelMapHelds               = "helds"
 	KernelMapHits                = "hits"
@@ -833,6 +865,7 @@ const (
 	KernelProgFlowSend           = "flow_send"
 	KernelProgFlowSweep          = "flow_sweep"
 	KernelProgFlowSweepPeers     = "flow_sweep_peers"
+	KernelProgFlowSweepUnix      = "flow_sweep_unix"
 	KernelProgFlowTcp            = "flow_tcp"
 	KernelProgFmodMmap           = "fmod_mmap"
 	KernelProgFoundTask          = "found_task"
@@ -916,6 +949,7 @@ const (
 	KernelVarFlowRingData        = "flow_ring_data"
 	KernelVarFlowSeq             = "flow_seq"
 	KernelVarFlowSweeps          = "flow_sweeps"
+	KernelVarFlowUnixesToo       = "flow_unixes_too"
 	KernelVarFlowWake            = "flow_wake"
 	KernelVarHost                = "host"
 	KernelVarIterPhase           = "iter_phase"
@@ -1006,6 +1040,7 @@ type KernelProgramSpecs struct {
 	FlowSend         *ebpf.ProgramSpec `ebpf:"flow_send"`
 	FlowSweep        *ebpf.ProgramSpec `ebpf:"flow_sweep"`
 	FlowSweepPeers   *ebpf.ProgramSpec `ebpf:"flow_sweep_peers"`
+	FlowSweepUnix    *ebpf.ProgramSpec `ebpf:"flow_sweep_unix"`
 	FlowTcp          *ebpf.ProgramSpec `ebpf:"flow_tcp"`
 	FmodMmap         *ebpf.ProgramSpec `ebpf:"fmod_mmap"`
 	FoundTask        *ebpf.ProgramSpec `ebpf:"found_task"`
@@ -1093,6 +1128,7 @@ type KernelMapSpecs struct {
 	FlowRing      *ebpf.MapSpec `ebpf:"flow_ring"`
 	FlowSocks     *ebpf.MapSpec `ebpf:"flow_socks"`
 	FlowStats     *ebpf.MapSpec `ebpf:"flow_stats"`
+	FlowUnixes    *ebpf.MapSpec `ebpf:"flow_unixes"`
 	Folds         *ebpf.MapSpec `ebpf:"folds"`
 	Helds         *ebpf.MapSpec `ebpf:"helds"`
 	Hits          *ebpf.MapSpec `ebpf:"hits"`
@@ -1134,6 +1170,7 @@ type KernelVariableSpecs struct {
 	FlowRingData        *ebpf.VariableSpec `ebpf:"flow_ring_data"`
 	FlowSeq             *ebpf.VariableSpec `ebpf:"flow_seq"`
 	FlowSweeps          *ebpf.VariableSpec `ebpf:"flow_sweeps"`
+	FlowUnixesToo       *ebpf.VariableSpec `ebpf:"flow_unixes_too"`
 	FlowWake            *ebpf.VariableSpec `ebpf:"flow_wake"`
 	Host                *ebpf.VariableSpec `ebpf:"host"`
 	IterPhase           *ebpf.VariableSpec `ebpf:"iter_phase"`
@@ -1198,6 +1235,7 @@ type KernelMaps struct {
 	FlowRing      *ebpf.Map `ebpf:"flow_ring"`
 	FlowSocks     *ebpf.Map `ebpf:"flow_socks"`
 	FlowStats     *ebpf.Map `ebpf:"flow_stats"`
+	FlowUnixes    *ebpf.Map `ebpf:"flow_unixes"`
 	Folds         *ebpf.Map `ebpf:"folds"`
 	Helds         *ebpf.Map `ebpf:"helds"`
 	Hits          *ebpf.Map `ebpf:"hits"`
@@ -1235,6 +1273,7 @@ func (m *KernelMaps) Close() error {
 		m.FlowRing,
 		m.FlowSocks,
 		m.FlowStats,
+		m.FlowUnixes,
 		m.Folds,
 		m.Helds,
 		m.Hits,
@@ -1277,6 +1316,7 @@ type KernelVariables struct {
 	FlowRingData        *ebpf.Variable `ebpf:"flow_ring_data"`
 	FlowSeq             *ebpf.Variable `ebpf:"flow_seq"`
 	FlowSweeps          *ebpf.Variable `ebpf:"flow_sweeps"`
+	FlowUnixesToo       *ebpf.Variable `ebpf:"flow_unixes_too"`
 	FlowWake            *ebpf.Variable `ebpf:"flow_wake"`
 	Host                *ebpf.Variable `ebpf:"host"`
 	IterPhase           *ebpf.Variable `ebpf:"iter_phase"`
@@ -1329,6 +1369,7 @@ type KernelPrograms struct {
 	FlowSend         *ebpf.Program `ebpf:"flow_send"`
 	FlowSweep        *ebpf.Program `ebpf:"flow_sweep"`
 	FlowSweepPeers   *ebpf.Program `ebpf:"flow_sweep_peers"`
+	FlowSweepUnix    *ebpf.Program `ebpf:"flow_sweep_unix"`
 	FlowTcp          *ebpf.Program `ebpf:"flow_tcp"`
 	FmodMmap         *ebpf.Program `ebpf:"fmod_mmap"`
 	FoundTask        *ebpf.Program `ebpf:"found_task"`
@@ -1418,6 +1459,7 @@ func (p *KernelPrograms) Close() error {
 		p.FlowSend,
 		p.FlowSweep,
 		p.FlowSweepPeers,
+		p.FlowSweepUnix,
 		p.FlowTcp,
 		p.FmodMmap,
 		p.FoundTask,
