@@ -623,6 +623,131 @@ int BPF_PROG(flow_receive, struct sock *sk, int n, int flags)
 	return 0;
 }
 
+/*
+ * Where those tracepoints are not, trampolines are used: fentry on what asks for permission to send and to receive, which sees who acts, and fexit on
+ * what Unix sockets do, which sees how much.
+ */
+static __always_inline void flow_tries(struct socket *sock)
+{
+	struct sock *sk = sock->sk;
+	__u16 family;
+
+	if (!sk)
+		return;
+	family = READ(sk, __sk_common.skc_family);
+	/* A datagram socket is known from its first packet on, which comes after this. */
+	if ((family == AF_INET || family == AF_INET6) && READ(sk, sk_type) != SOCK_STREAM &&
+	    !flow_of(sk, true))
+		return;
+	if (family != AF_UNIX)
+		flow_acts(sk, flow_actor());
+}
+
+SEC("fentry/security_socket_sendmsg")
+int BPF_PROG(flow_sendmsg, struct socket *sock)
+{
+	flow_tries(sock);
+	return 0;
+}
+
+SEC("fentry/security_socket_recvmsg")
+int BPF_PROG(flow_recvmsg, struct socket *sock)
+{
+	flow_tries(sock);
+	return 0;
+}
+
+SEC("fexit/unix_stream_sendmsg")
+int BPF_PROG(flow_stream_sent, struct socket *sock, struct msghdr *msg, unsigned long len, int ret)
+{
+	if (sock->sk)
+		flow_moved(sock->sk, ret, 0, true);
+	return 0;
+}
+
+/* Those of SOCK_SEQPACKET call these. */
+SEC("fexit/unix_dgram_sendmsg")
+int BPF_PROG(flow_dgram_sent, struct socket *sock, struct msghdr *msg, unsigned long len, int ret)
+{
+	if (sock->sk)
+		flow_moved(sock->sk, ret, 0, true);
+	return 0;
+}
+
+SEC("fexit/unix_stream_recvmsg")
+int BPF_PROG(flow_stream_received, struct socket *sock, struct msghdr *msg, unsigned long len,
+	     int flags, int ret)
+{
+	if (sock->sk)
+		flow_moved(sock->sk, ret, flags, false);
+	return 0;
+}
+
+SEC("fexit/unix_dgram_recvmsg")
+int BPF_PROG(flow_dgram_received, struct socket *sock, struct msghdr *msg, unsigned long len,
+	     int flags, int ret)
+{
+	if (sock->sk)
+		flow_moved(sock->sk, ret, flags, false);
+	return 0;
+}
+
+#define ENETDOWN     100
+#define ENETUNREACH  101
+#define EHOSTUNREACH 113
+#define FLOW_MOMENT  10000000 /* ns */
+
+/* flow_no_way tells of a connect for which there was no route: TCP has no state for that. It needs a trampoline. */
+static __always_inline void flow_no_way(struct sock *sk, void *addr, int err)
+{
+	struct sockaddr_in_any a = {};
+	struct flow_sock *f;
+	struct rec_flow r;
+
+	if (err != -ENETUNREACH && err != -EHOSTUNREACH && err != -ENETDOWN)
+		return;
+	f = flow_of(sk, true);
+	/* Told already: it was on its way. */
+	if (!f || f->flags & FLOW_KNOWN ||
+	    (f->report && bpf_ktime_get_boot_ns() - f->start < FLOW_MOMENT))
+		return;
+	f->exec_id = flow_actor();
+	flow_begin(f, sk, FLOW_OUTBOUND, 0);
+	flow_head(&r, f, sk);
+	flow_put_ends(&r, sk);
+	if (READ(sk, __sk_common.skc_family) == AF_INET6) {
+		bpf_probe_read_kernel(&a, sizeof(a), addr);
+		__builtin_memcpy(r.remote, a.v6, 16);
+		r.family = AF_INET6;
+	} else {
+		bpf_probe_read_kernel(&a, 8, addr);
+		__builtin_memset(r.remote, 0, 16);
+		flow_v4(r.remote, a.v4);
+	}
+	r.remote_port = __builtin_bswap16(a.port);
+	r.state = FLOW_CLOSED;
+	r.end = FLOW_UNREACHABLE;
+	f->report++;
+	f->flags = 0;
+	flow_tell(&r);
+}
+
+SEC("fexit/tcp_v4_connect")
+int BPF_PROG(flow_connect4, struct sock *sk, struct sockaddr *addr, int len, int ret)
+{
+	/* An IPv6 socket comes here as well with a mapped address; flow_connect6 tells of it. */
+	if (READ(sk, __sk_common.skc_family) == AF_INET)
+		flow_no_way(sk, addr, ret);
+	return 0;
+}
+
+SEC("fexit/tcp_v6_connect")
+int BPF_PROG(flow_connect6, struct sock *sk, struct sockaddr *addr, int len, int ret)
+{
+	flow_no_way(sk, addr, ret);
+	return 0;
+}
+
 /* A packet as the accounting wants it. */
 struct flow_packet {
 	struct flow_ends ends;

@@ -37,7 +37,7 @@ type Flows struct {
 	specs    map[string]*ebpf.MapSpec
 	maps     map[string]*ebpf.Map
 	programs map[string]*ebpf.Program
-	links    []link.Link
+	links    map[string]link.Link
 	ring     *ringbuf.Reader
 	lacking  []string
 
@@ -83,15 +83,23 @@ func (k *Kernel) flowMaps(object *ebpf.CollectionSpec, flows map[string]*ebpf.Ma
 	return specs, there
 }
 
-// flowPrograms are those that are attached while somebody wants flows. What is lacking where a program cannot be had is said by what it is for; what has
-// no such text is needed.
-var flowPrograms = []struct{ name, without string }{
-	{"flow_send", "the owner of a TCP connection that was accepted in another process, or handed over: sock_send_length (Linux 6.3)"},
-	{"flow_receive", "the owner of a TCP connection on which somebody else only receives: sock_recv_length (Linux 6.3)"},
-	{"flow_release", "datagrams, ICMP and raw sockets: cgroup programs at a socket's release (Linux 5.9)"},
-	{"flow_egress", "what datagram sockets send: cgroup programs on packets"},
-	{"flow_ingress", "what datagram sockets receive: cgroup programs on packets"},
-	{"flow_tcp", ""},
+// flowPrograms are those that are attached while somebody wants flows. Where a program cannot be had, others are in its place; what is lacking without these is said by what
+// it is for. What has no such text is needed.
+var flowPrograms = []struct {
+	name    string
+	instead []string
+	without string
+}{
+	{"flow_send", []string{"flow_sendmsg", "flow_stream_sent", "flow_dgram_sent"},
+		"the owner of datagrams, and of TCP connections that were accepted in another process or handed over, and what Unix sockets send: sock_send_length (Linux 6.3) or trampolines"},
+	{"flow_receive", []string{"flow_recvmsg", "flow_stream_received", "flow_dgram_received"},
+		"the owner of sockets on which a process only receives, and what Unix sockets receive: sock_recv_length (Linux 6.3) or trampolines"},
+	{"flow_connect4", nil, "IPv4 connections for which there is no route: trampolines"},
+	{"flow_connect6", nil, "IPv6 connections for which there is no route: trampolines"},
+	{"flow_release", nil, "datagrams, ICMP and raw sockets: cgroup programs at a socket's release (Linux 5.9)"},
+	{"flow_egress", nil, "what datagram sockets send, and names: cgroup programs on packets"},
+	{"flow_ingress", nil, "what datagram sockets receive, and names: cgroup programs on packets"},
+	{"flow_tcp", nil, ""},
 }
 
 // OpenFlows makes the maps of flows and attaches their programs. What processes do must be followed already: a flow's owner is the identity of the process
@@ -103,7 +111,7 @@ func (k *Kernel) OpenFlows(o FlowOptions) (f *Flows, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f = &Flows{k: k, maps: map[string]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, buf: make([]byte, 64<<10)}
+	f = &Flows{k: k, maps: map[string]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, links: map[string]link.Link{}, buf: make([]byte, 64<<10)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("account for flows: %w", err), f.close())
@@ -122,9 +130,11 @@ func (k *Kernel) OpenFlows(o FlowOptions) (f *Flows, err error) {
 		}
 	}
 	for _, p := range flowPrograms {
-		err := f.load(object, p.name)
-		if err == nil {
-			err = f.attach(object, p.name)
+		err := f.start(object, p.name)
+		if lacks(err) && p.instead != nil {
+			if err = f.start(object, p.instead...); lacks(err) {
+				f.stop(p.instead...)
+			}
 		}
 		switch {
 		case err == nil:
@@ -226,6 +236,33 @@ func (f *Flows) load(object *ebpf.CollectionSpec, name string) error {
 	return nil
 }
 
+// start loads and attaches programs.
+func (f *Flows) start(object *ebpf.CollectionSpec, names ...string) error {
+	for _, name := range names {
+		if err := f.load(object, name); err != nil {
+			return err
+		}
+		if err := f.attach(object, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stop undoes start.
+func (f *Flows) stop(names ...string) {
+	for _, name := range names {
+		if l := f.links[name]; l != nil {
+			_ = l.Close()
+			delete(f.links, name)
+		}
+		if p := f.programs[name]; p != nil {
+			_ = p.Close()
+			delete(f.programs, name)
+		}
+	}
+}
+
 func (f *Flows) attach(object *ebpf.CollectionSpec, name string) (err error) {
 	var l link.Link
 	p := f.programs[name]
@@ -238,7 +275,7 @@ func (f *Flows) attach(object *ebpf.CollectionSpec, name string) (err error) {
 	if err != nil {
 		return fmt.Errorf("attach program %s: %w", name, err)
 	}
-	f.links = append(f.links, l)
+	f.links[name] = l
 	return nil
 }
 
