@@ -322,6 +322,16 @@ func (f *Flows) Read(ctx context.Context, fn func(rec []byte) error) error {
 	}
 }
 
+// Drain calls fn with each record that is in the ring, and does not wait. It is for who does not use Read.
+func (f *Flows) Drain(fn func(rec []byte) error) error {
+	var rec ringbuf.Record
+	for {
+		if n, err := drain(f.ring, &rec, time.Now(), burst, fn); err != nil || n == 0 {
+			return err
+		}
+	}
+}
+
 // flowGrace is FLOW_GRACE: how long a program may still add to what it found before.
 const flowGrace = time.Second
 
