@@ -20,6 +20,7 @@ const volatile __u64 flow_idle SEC(".rodata.flow") =
 
 /* flow_sock.flags */
 #define FLOW_RELEASED (1 << 5) /* the last file of the socket is closed, what it had is told */
+#define FLOW_UNIX     (1 << 4)
 #define FLOW_DGRAM    (1 << 6)
 #define FLOW_KNOWN    (1 << 7) /* it has an id, and its end was not told */
 
@@ -80,6 +81,8 @@ const volatile __u32 flow_ring_data SEC(".rodata.flow") =
 
 #define HELLO_DONE 255
 
+const volatile bool flow_unixes_too SEC(".rodata.flow") = true;
+
 struct flow_peer_key {
 	__u64 socket; /* flow_sock.id */
 	__u8 remote[16];
@@ -134,6 +137,41 @@ struct {
 	__type(key, __u64);
 	__type(value, struct flow_owner);
 } flow_owners SEC(".maps");
+
+#define UNIX_NAME 108
+
+struct flow_unix {
+	__u64 id;
+	__u64 start;
+	__u64 last;
+	__u64 exec_id;
+	__u64 remote_exec_id;
+	struct traffic sent;
+	struct traffic received;
+	__u32 report;
+	__u32 netns;
+	__u32 seen; /* the last sweep for which the socket was there */
+	__u8 type;
+	__u8 direction;
+	__u8 flags;
+	__u8 pad;
+	__u16 remote_len;
+	__u16 local_len;
+	__u8 remote[UNIX_NAME];
+	__u8 local[UNIX_NAME];
+};
+
+/*
+ * Unix sockets, by cookie: no program is there when one ends, so what was counted must outlive it. It takes memory for what is there, some 400 bytes each. When it is
+ * full, what others carry is added up under 0, which user space puts there.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 8192);
+	__type(key, __u64);
+	__type(value, struct flow_unix);
+} flow_unixes SEC(".maps");
 
 __u32 flow_sweeps SEC(".data.flow") = 1;
 
@@ -265,6 +303,7 @@ static __always_inline void flow_more(__u64 *n, __u32 now)
 	*n += (__u32)(now - (__u32)*n);
 }
 
+#define SOCK_DEAD_BIT 0 /* enum sock_flags: it has no file any more */
 #define SOCK_DONE_BIT 1 /* enum sock_flags: the other end's FIN has come */
 
 static __always_inline void flow_tcp_counters(struct rec_flow *r, struct flow_sock *f,
@@ -428,11 +467,16 @@ static __always_inline void flow_found_tcp(struct flow_sock *f, struct sock *sk,
 		flow_begin(f, sk, FLOW_UNKNOWN, FLOW_FOUND);
 }
 
+static __always_inline void flow_add(struct traffic *t, __u64 bytes, __u64 packets)
+{
+	__sync_fetch_and_add(&t->bytes, bytes);
+	__sync_fetch_and_add(&t->packets, packets);
+}
+
 /* flow_acts makes the current process the owner of a socket that it sends or receives by: the one that accepted, a child, or one that was given it. */
-static __always_inline void flow_acts(struct sock *sk)
+static __always_inline void flow_acts(struct sock *sk, __u64 actor)
 {
 	struct flow_sock *f = bpf_sk_storage_get(&flow_socks, sk, 0, 0);
-	__u64 actor;
 
 	if (!f) { /* it waited to be accepted when the others were found */
 		__u16 family = READ(sk, __sk_common.skc_family);
@@ -445,7 +489,6 @@ static __always_inline void flow_acts(struct sock *sk)
 			return;
 		flow_found_tcp(f, sk, 0);
 	}
-	actor = flow_actor();
 	if (!actor || f->exec_id == actor)
 		return;
 	f->exec_id = actor;
@@ -457,27 +500,252 @@ static __always_inline void flow_acts(struct sock *sk)
 	}
 }
 
+/* flow_unix_name writes what a Unix socket is bound to as a path: of an abstract name the first byte is '@'. */
+static __always_inline __u16 flow_unix_name(__u8 *to, __u64 sk)
+{
+	struct unix_address *a;
+	void *name;
+	__u32 len;
+	long n;
+
+	a = sk ? (void *)READ_PTR((struct unix_sock *)sk, addr) : NULL;
+	if (!a)
+		return 0;
+	len = READ(a, len) - 2;
+	name = (void *)a + bpf_core_field_offset(struct unix_address, name) + 2;
+	if (!len || len > UNIX_NAME)
+		return 0;
+	n = bpf_probe_read_kernel_str(to, UNIX_NAME, name);
+	if (n > 1)
+		return n - 1;
+	if (bpf_probe_read_kernel(to, len, name))
+		return 0;
+	to[0] = '@';
+	return len;
+}
+
+static __noinline int flow_unix_new(__u64 sk, __u64 cookie)
+{
+	__u64 peer = READ_PTR((struct unix_sock *)sk, peer);
+	struct flow_unix e;
+
+	__builtin_memset(&e, 0, sizeof(e));
+	e.id = flow_epoch + __sync_fetch_and_add(&flow_seq, 1);
+	e.start = e.last = bpf_ktime_get_boot_ns();
+	e.netns = flow_netns((struct sock *)sk);
+	e.type = READ((struct sock *)sk, sk_type);
+	e.seen = flow_sweeps;
+	e.local_len = flow_unix_name(e.local, sk);
+	e.remote_len = flow_unix_name(e.remote, peer);
+	/* Who was connected to has a name; who connects has none, mostly. */
+	if (e.remote_len)
+		e.direction = FLOW_OUTBOUND;
+	else if (e.local_len && peer)
+		e.direction = FLOW_INBOUND;
+	return bpf_map_update_elem(&flow_unixes, &cookie, &e, BPF_NOEXIST);
+}
+
+#define MSG_PEEK 2
+
+/* flow_unix_acts counts what the current process sent or received by a Unix socket. */
+static __always_inline void flow_unix_acts(struct sock *sk, __u64 n, bool out, bool counted)
+{
+	__u64 actor = flow_actor(), cookie, peer, zero = 0;
+	struct flow_unix *e, *other;
+	struct flow_sock *f;
+
+	f = flow_of(sk, true); /* tells a sweep that it is there */
+	if (!f)
+		return;
+	if (!f->id) {
+		f->sk = (__u64)sk;
+		f->id = bpf_get_socket_cookie(sk);
+		f->flags = FLOW_UNIX;
+	}
+	cookie = f->id;
+	e = bpf_map_lookup_elem(&flow_unixes, &cookie);
+	if (!e) {
+		flow_unix_new(f->sk, cookie);
+		e = bpf_map_lookup_elem(&flow_unixes, &cookie);
+	}
+	if (!e) {
+		flow_count(FLOW_STAT_NO_UNIX, 1);
+		e = bpf_map_lookup_elem(&flow_unixes, &zero);
+		if (e)
+			flow_add(out ? &e->sent : &e->received, n, 0);
+		return;
+	}
+	flow_add(out ? &e->sent : &e->received, n, counted ? 1 : 0);
+	e->last = bpf_ktime_get_boot_ns();
+	if (e->seen != flow_sweeps)
+		e->seen = flow_sweeps;
+	if (actor && e->exec_id != actor)
+		e->exec_id = actor;
+	if (e->remote_exec_id)
+		return;
+	peer = READ_PTR((struct unix_sock *)f->sk, peer);
+	if (!peer)
+		return;
+	cookie = READ((struct sock *)peer, __sk_common.skc_cookie.counter);
+	if (!cookie)
+		return;
+	other = bpf_map_lookup_elem(&flow_unixes, &cookie);
+	if (!other)
+		return;
+	e->remote_exec_id = other->exec_id;
+	if (!other->remote_exec_id)
+		other->remote_exec_id = e->exec_id;
+}
+
+/* flow_moved: the current process sent or received n bytes. */
+static __always_inline void flow_moved(struct sock *sk, int n, int flags, bool out)
+{
+	if (n <= 0)
+		return;
+	if (READ(sk, __sk_common.skc_family) != AF_UNIX)
+		flow_acts(sk, flow_actor());
+	else if (flow_unixes_too && (out || !(flags & MSG_PEEK)))
+		flow_unix_acts(sk, n, out, READ(sk, sk_type) != SOCK_STREAM);
+}
+
 /* 6.3 (6e6eda44b939 "sock: add tracepoint for send recv length"). They see every way there is to send and to receive but splice(2) from a socket. */
 SEC("tp_btf/sock_send_length")
 int BPF_PROG(flow_send, struct sock *sk, int n, int flags)
 {
-	if (n > 0)
-		flow_acts(sk);
+	flow_moved(sk, n, flags, true);
 	return 0;
 }
 
 SEC("tp_btf/sock_recv_length")
 int BPF_PROG(flow_receive, struct sock *sk, int n, int flags)
 {
-	if (n > 0)
-		flow_acts(sk);
+	flow_moved(sk, n, flags, false);
 	return 0;
 }
 
-static __always_inline void flow_add(struct traffic *t, __u64 bytes, __u64 packets)
+/*
+ * Where those tracepoints are not, trampolines are used: fentry on what asks for permission to send and to receive, which sees who acts, and fexit on
+ * what Unix sockets do, which sees how much.
+ */
+static __always_inline void flow_tries(struct socket *sock)
 {
-	__sync_fetch_and_add(&t->bytes, bytes);
-	__sync_fetch_and_add(&t->packets, packets);
+	struct sock *sk = sock->sk;
+	__u16 family;
+
+	if (!sk)
+		return;
+	family = READ(sk, __sk_common.skc_family);
+	/* A datagram socket is known from its first packet on, which comes after this. */
+	if ((family == AF_INET || family == AF_INET6) && READ(sk, sk_type) != SOCK_STREAM &&
+	    !flow_of(sk, true))
+		return;
+	if (family != AF_UNIX)
+		flow_acts(sk, flow_actor());
+}
+
+SEC("fentry/security_socket_sendmsg")
+int BPF_PROG(flow_sendmsg, struct socket *sock)
+{
+	flow_tries(sock);
+	return 0;
+}
+
+SEC("fentry/security_socket_recvmsg")
+int BPF_PROG(flow_recvmsg, struct socket *sock)
+{
+	flow_tries(sock);
+	return 0;
+}
+
+SEC("fexit/unix_stream_sendmsg")
+int BPF_PROG(flow_stream_sent, struct socket *sock, struct msghdr *msg, unsigned long len, int ret)
+{
+	if (sock->sk)
+		flow_moved(sock->sk, ret, 0, true);
+	return 0;
+}
+
+/* Those of SOCK_SEQPACKET call these. */
+SEC("fexit/unix_dgram_sendmsg")
+int BPF_PROG(flow_dgram_sent, struct socket *sock, struct msghdr *msg, unsigned long len, int ret)
+{
+	if (sock->sk)
+		flow_moved(sock->sk, ret, 0, true);
+	return 0;
+}
+
+SEC("fexit/unix_stream_recvmsg")
+int BPF_PROG(flow_stream_received, struct socket *sock, struct msghdr *msg, unsigned long len,
+	     int flags, int ret)
+{
+	if (sock->sk)
+		flow_moved(sock->sk, ret, flags, false);
+	return 0;
+}
+
+SEC("fexit/unix_dgram_recvmsg")
+int BPF_PROG(flow_dgram_received, struct socket *sock, struct msghdr *msg, unsigned long len,
+	     int flags, int ret)
+{
+	if (sock->sk)
+		flow_moved(sock->sk, ret, flags, false);
+	return 0;
+}
+
+#define ENETDOWN     100
+#define ENETUNREACH  101
+#define EHOSTUNREACH 113
+#define FLOW_MOMENT  10000000 /* ns */
+
+/* flow_no_way tells of a connect for which there was no route: TCP has no state for that. It needs a trampoline. */
+static __always_inline void flow_no_way(struct sock *sk, void *addr, int err)
+{
+	struct sockaddr_in_any a = {};
+	struct flow_sock *f;
+	struct rec_flow r;
+
+	if (err != -ENETUNREACH && err != -EHOSTUNREACH && err != -ENETDOWN)
+		return;
+	f = flow_of(sk, true);
+	/* Told already: it was on its way. */
+	if (!f || f->flags & FLOW_KNOWN ||
+	    (f->report && bpf_ktime_get_boot_ns() - f->start < FLOW_MOMENT))
+		return;
+	f->exec_id = flow_actor();
+	flow_begin(f, sk, FLOW_OUTBOUND, 0);
+	flow_head(&r, f, sk);
+	flow_put_ends(&r, sk);
+	if (READ(sk, __sk_common.skc_family) == AF_INET6) {
+		bpf_probe_read_kernel(&a, sizeof(a), addr);
+		__builtin_memcpy(r.remote, a.v6, 16);
+		r.family = AF_INET6;
+	} else {
+		bpf_probe_read_kernel(&a, 8, addr);
+		__builtin_memset(r.remote, 0, 16);
+		flow_v4(r.remote, a.v4);
+	}
+	r.remote_port = __builtin_bswap16(a.port);
+	r.state = FLOW_CLOSED;
+	r.end = FLOW_UNREACHABLE;
+	f->report++;
+	f->flags = 0;
+	flow_tell(&r);
+}
+
+SEC("fexit/tcp_v4_connect")
+int BPF_PROG(flow_connect4, struct sock *sk, struct sockaddr *addr, int len, int ret)
+{
+	/* An IPv6 socket comes here as well with a mapped address; flow_connect6 tells of it. */
+	if (READ(sk, __sk_common.skc_family) == AF_INET)
+		flow_no_way(sk, addr, ret);
+	return 0;
+}
+
+SEC("fexit/tcp_v6_connect")
+int BPF_PROG(flow_connect6, struct sock *sk, struct sockaddr *addr, int len, int ret)
+{
+	flow_no_way(sk, addr, ret);
+	return 0;
 }
 
 /* A packet as the accounting wants it. */
@@ -659,24 +927,25 @@ struct flow_copy {
 	__u8 flags;
 };
 
-/* flow_copy_to copies into a place of a fixed size in the ring, for the verifier to know it. */
-#define flow_copy_to(size)                                                              \
-	({                                                                              \
-		struct rec_flow_data *__r =                                             \
-			bpf_ringbuf_reserve(&flow_ring, sizeof(*__r) + (size), 0);      \
-		bool __ok = false;                                                      \
-		if (__r) {                                                              \
-			flow_copy_head(__r, c, n);                                      \
-			if (n && n <= (size) &&                                         \
-			    !bpf_skb_load_bytes(skb, c->at, (void *)(__r + 1), n)) {    \
-				bpf_ringbuf_submit(__r, flow_wake ? BPF_RB_FORCE_WAKEUP \
-								  : BPF_RB_NO_WAKEUP);  \
-				__ok = true;                                            \
-			} else {                                                        \
-				bpf_ringbuf_discard(__r, BPF_RB_NO_WAKEUP);             \
-			}                                                               \
-		}                                                                       \
-		__ok;                                                                   \
+/* flow_copy_to copies into a place of a fixed size in the ring, a power of two, for the verifier to know it. n is no more than that, and not 0. */
+#define flow_copy_to(size)                                                                    \
+	({                                                                                    \
+		struct rec_flow_data *__r =                                                   \
+			bpf_ringbuf_reserve(&flow_ring, sizeof(*__r) + (size), 0);            \
+		__u64 __less = n - 1;                                                         \
+		bool __ok = false;                                                            \
+		if (__r) {                                                                    \
+			flow_copy_head(__r, c, n);                                            \
+			BOUND(__less, (size) - 1);                                            \
+			if (!bpf_skb_load_bytes(skb, c->at, (void *)(__r + 1), __less + 1)) { \
+				bpf_ringbuf_submit(__r, flow_wake ? BPF_RB_FORCE_WAKEUP       \
+								  : BPF_RB_NO_WAKEUP);        \
+				__ok = true;                                                  \
+			} else {                                                              \
+				bpf_ringbuf_discard(__r, BPF_RB_NO_WAKEUP);                   \
+			}                                                                     \
+		}                                                                             \
+		__ok;                                                                         \
 	})
 
 static __always_inline void flow_copy_head(struct rec_flow_data *r, struct flow_copy *c, __u32 n)
@@ -704,16 +973,16 @@ static __noinline int flow_copy(struct __sk_buff *skb, struct flow_copy *c)
 	__u64 n = c->len;
 	bool ok = false;
 
+	if (!n)
+		return 0;
 	if (n > FLOW_COPY)
 		n = FLOW_COPY;
 	flow_count(FLOW_STAT_DATA_MADE, 1);
-	/* The verifier is to know of n what it is, and not what it was made of. */
-	BOUND(n, 2 * FLOW_COPY - 1);
 	if (bpf_ringbuf_query(&flow_ring, BPF_RB_AVAIL_DATA) < flow_ring_data) {
 		if (n <= 512)
 			ok = flow_copy_to(512);
-		else if (n <= 1536)
-			ok = flow_copy_to(1536);
+		else if (n <= 2048)
+			ok = flow_copy_to(2048);
 		else
 			ok = flow_copy_to(FLOW_COPY);
 	}
@@ -1119,6 +1388,13 @@ int flow_sweep(struct bpf_iter__bpf_sk_storage_map *ctx)
 	f = bpf_sk_storage_get(&flow_socks, sk, 0, 0);
 	if (!f || f->flags & FLOW_RELEASED)
 		return 0;
+	if (f->flags & FLOW_UNIX) { /* flow_sweep_unix tells of it */
+		struct flow_unix *e = bpf_map_lookup_elem(&flow_unixes, &f->id);
+
+		if (e && !(READ(sk, __sk_common.skc_flags) >> SOCK_DEAD_BIT & 1))
+			e->seen = flow_sweeps;
+		return 0;
+	}
 	if (f->flags & FLOW_DGRAM) {
 		if (f->others_id) {
 			flow_main(&r, f, sk, true);
@@ -1206,5 +1482,55 @@ int flow_sweep_peers(struct bpf_iter__bpf_map_elem *ctx)
 	out.key = key;
 	if (!bpf_seq_write(ctx->meta->seq, &out, sizeof(out)))
 		__sync_fetch_and_add(&p->report, 1);
+	return 0;
+}
+
+/* Reports Unix sockets, each followed by its key. One that flow_sweep, which runs before, has not found any more has ended when it last did something. */
+SEC("iter/bpf_map_elem")
+int flow_sweep_unix(struct bpf_iter__bpf_map_elem *ctx)
+{
+	struct seq_file *seq = ctx->meta->seq;
+	__u64 *k = ctx->key, key;
+	struct rec_flow r = {};
+	__u64 remote, local;
+	struct flow_unix *e;
+
+	if (!k)
+		return 0;
+	key = *k;
+	e = bpf_map_lookup_elem(&flow_unixes, &key);
+	if (!e || (!key && !e->sent.bytes && !e->received.bytes))
+		return 0;
+	remote = e->remote_len;
+	local = e->local_len;
+	if (remote > UNIX_NAME || local > UNIX_NAME)
+		return 0;
+	r.len = sizeof(r) + remote + local;
+	r.kind = REC_FLOW;
+	r.time = bpf_ktime_get_boot_ns();
+	if (!key) {
+		r.flags = FLOW_OTHERS;
+	} else if (e->seen != flow_sweeps) {
+		r.state = FLOW_CLOSED;
+		r.end = FLOW_DONE;
+		r.time = e->last;
+	}
+	r.family = AF_UNIX;
+	r.type = e->type;
+	r.direction = e->direction;
+	r.id = e->id;
+	r.start = e->start;
+	r.exec_id = e->exec_id;
+	r.remote_exec_id = e->remote_exec_id;
+	r.sent = e->sent;
+	r.received = e->received;
+	r.report = e->report;
+	r.netns = e->netns;
+	r.remote_path_len = remote;
+	r.local_path_len = local;
+	if (bpf_seq_write(seq, &r, sizeof(r)) || bpf_seq_write(seq, e->remote, remote) ||
+	    bpf_seq_write(seq, e->local, local) || bpf_seq_write(seq, &key, sizeof(key)))
+		return 0;
+	__sync_fetch_and_add(&e->report, 1);
 	return 0;
 }

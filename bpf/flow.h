@@ -108,6 +108,7 @@ enum flow_stat {
 	FLOW_STAT_NO_STORAGE, /* sockets for which the kernel had no memory */
 	FLOW_STAT_UNOWNED, /* flows that ended without a known owner */
 	FLOW_STAT_NO_PEER, /* packets of peers that found no room */
+	FLOW_STAT_NO_UNIX, /* acts on Unix sockets that found no room */
 	FLOW_STAT_LATE, /* packets of a socket that nobody has any more, or that cannot be read */
 	NUM_FLOW_STATS,
 };

@@ -128,12 +128,12 @@ func (w *watch) take(rec []byte) error {
 func (w *watch) wait(n int, what string, want func(f *pavise.Flow) bool) []pavise.Flow {
 	w.t.Helper()
 	deadline := time.After(20 * time.Second)
-	for {
-		var got []pavise.Flow
+	var got []pavise.Flow
+	for at := 0; ; {
 		w.mu.Lock()
-		for i := range w.all {
-			if want(&w.all[i]) {
-				got = append(got, w.all[i])
+		for ; at < len(w.all); at++ {
+			if want(&w.all[at]) {
+				got = append(got, w.all[at])
 			}
 		}
 		more := w.flows
@@ -146,7 +146,7 @@ func (w *watch) wait(n int, what string, want func(f *pavise.Flow) bool) []pavis
 		case <-deadline:
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			w.t.Fatalf("%s: %d flows of %d; all there are:%s", what, len(got), n, show(w.all))
+			w.t.Fatalf("%s: %d flows of %d; counters %+v; all there are:%s", what, len(got), n, w.stats(), show(w.all))
 		}
 	}
 }
@@ -157,7 +157,7 @@ func show(all []pavise.Flow) string {
 		f := &all[i]
 		fmt.Fprintf(&b, "\n%s %s %s %d/%d %v:%d%s (%x) - %v:%d%s (%x), sent %v, received %v, found %v, others %v, report %d, ns %d", f.State, f.Direction, f.End, f.Family, f.Protocol,
 			f.Local.Address, f.Local.Port, f.Local.Path, f.Local.ExecID, f.Remote.Address, f.Remote.Port, f.Remote.Path, f.Remote.ExecID, f.Sent, f.Received, f.Found, f.Others, f.Report, f.NetNS)
-		if i > 50 {
+		if i > 20 {
 			break
 		}
 	}
@@ -628,6 +628,41 @@ func TestFlowChild(t *testing.T) {
 		// The other end closes first.
 		_, _ = unix.Read(c, b[:])
 		unix.Close(c)
+	case "talk": // read on descriptor 3, answer
+		var b [5]byte
+		if _, err := unix.Read(3, b[:]); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.Write(3, b[:]); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = unix.Read(3, b[:]) // until the parent has looked
+	case "many": // accept on descriptor 3 three times so many, answer on each, and close when the other end has
+		var fds [many]int
+		var b [1000]byte
+		for range 3 {
+			for i := range fds {
+				fd, _, err := unix.Accept4(3, unix.SOCK_CLOEXEC)
+				if err != nil {
+					t.Fatal(err)
+				}
+				fds[i] = fd
+			}
+			for i, fd := range fds {
+				if n, err := unix.Read(fd, b[:1+i%1000]); n != 1+i%1000 || err != nil {
+					t.Fatal(n, err)
+				}
+				if _, err := unix.Write(fd, b[:1+i%77]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, fd := range fds {
+				if n, err := unix.Read(fd, b[:]); n != 0 || err != nil {
+					t.Fatal(n, err)
+				}
+				unix.Close(fd)
+			}
+		}
 	case "answer": // on a connection that comes over the Unix socket at 3
 		var b, oob [64]byte
 		_, n, _, _, err := unix.Recvmsg(3, b[:], oob[:], 0)

@@ -23,6 +23,7 @@ import (
 type FlowOptions struct {
 	Ring  uint32        // bytes of the ring of their records, a power of two; 0 is 4 MiB
 	Peers uint32        // of unconnected datagram sockets, at most, that are told apart; 0 is 32,768
+	Unix  uint32        // sockets at most that are told apart; 0 is 8,192
 	Idle  time.Duration // after which such a peer's flow has ended; 0 is a minute
 	// NoData leaves out what is copied for names: answers of DNS, ClientHellos of TLS and the first datagrams of QUIC.
 	NoData bool
@@ -36,7 +37,7 @@ type Flows struct {
 	specs    map[string]*ebpf.MapSpec
 	maps     map[string]*ebpf.Map
 	programs map[string]*ebpf.Program
-	links    []link.Link
+	links    map[string]link.Link
 	ring     *ringbuf.Reader
 	lacking  []string
 
@@ -82,15 +83,23 @@ func (k *Kernel) flowMaps(object *ebpf.CollectionSpec, flows map[string]*ebpf.Ma
 	return specs, there
 }
 
-// flowPrograms are those that are attached while somebody wants flows. What is lacking where a program cannot be had is said by what it is for; what has
-// no such text is needed.
-var flowPrograms = []struct{ name, without string }{
-	{"flow_send", "the owner of a TCP connection that was accepted in another process, or handed over: sock_send_length (Linux 6.3)"},
-	{"flow_receive", "the owner of a TCP connection on which somebody else only receives: sock_recv_length (Linux 6.3)"},
-	{"flow_release", "datagrams, ICMP and raw sockets: cgroup programs at a socket's release (Linux 5.9)"},
-	{"flow_egress", "what datagram sockets send: cgroup programs on packets"},
-	{"flow_ingress", "what datagram sockets receive: cgroup programs on packets"},
-	{"flow_tcp", ""},
+// flowPrograms are those that are attached while somebody wants flows. Where a program cannot be had, others are in its place; what is lacking without these is said by what
+// it is for. What has no such text is needed.
+var flowPrograms = []struct {
+	name    string
+	instead []string
+	without string
+}{
+	{"flow_send", []string{"flow_sendmsg", "flow_stream_sent", "flow_dgram_sent"},
+		"the owner of datagrams, and of TCP connections that were accepted in another process or handed over, and what Unix sockets send: sock_send_length (Linux 6.3) or trampolines"},
+	{"flow_receive", []string{"flow_recvmsg", "flow_stream_received", "flow_dgram_received"},
+		"the owner of sockets on which a process only receives, and what Unix sockets receive: sock_recv_length (Linux 6.3) or trampolines"},
+	{"flow_connect4", nil, "IPv4 connections for which there is no route: trampolines"},
+	{"flow_connect6", nil, "IPv6 connections for which there is no route: trampolines"},
+	{"flow_release", nil, "datagrams, ICMP and raw sockets: cgroup programs at a socket's release (Linux 5.9)"},
+	{"flow_egress", nil, "what datagram sockets send, and names: cgroup programs on packets"},
+	{"flow_ingress", nil, "what datagram sockets receive, and names: cgroup programs on packets"},
+	{"flow_tcp", nil, ""},
 }
 
 // OpenFlows makes the maps of flows and attaches their programs. What processes do must be followed already: a flow's owner is the identity of the process
@@ -102,7 +111,7 @@ func (k *Kernel) OpenFlows(o FlowOptions) (f *Flows, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f = &Flows{k: k, maps: map[string]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, buf: make([]byte, 64<<10)}
+	f = &Flows{k: k, maps: map[string]*ebpf.Map{}, programs: map[string]*ebpf.Program{}, links: map[string]link.Link{}, buf: make([]byte, 64<<10)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("account for flows: %w", err), f.close())
@@ -115,15 +124,17 @@ func (k *Kernel) OpenFlows(o FlowOptions) (f *Flows, err error) {
 	if f.ring, err = ringbuf.NewReader(f.maps["flow_ring"]); err != nil {
 		return f, fmt.Errorf("open the ring: %w", err)
 	}
-	for _, p := range []string{"flow_sweep", "flow_sweep_peers"} {
+	for _, p := range []string{"flow_sweep", "flow_sweep_peers", "flow_sweep_unix"} {
 		if err := f.load(object, p); err != nil {
 			return f, err
 		}
 	}
 	for _, p := range flowPrograms {
-		err := f.load(object, p.name)
-		if err == nil {
-			err = f.attach(object, p.name)
+		err := f.start(object, p.name)
+		if lacks(err) && p.instead != nil {
+			if err = f.start(object, p.instead...); lacks(err) {
+				f.stop(p.instead...)
+			}
 		}
 		switch {
 		case err == nil:
@@ -188,6 +199,9 @@ func (f *Flows) makeMaps(o FlowOptions) error {
 	if err := vars["flow_ring_data"].Set(specs["flow_ring"].MaxEntries / 4 * 3); err != nil {
 		return fmt.Errorf("set flow_ring_data in the kernel object: %w", err)
 	}
+	if o.Unix != 0 {
+		specs["flow_unixes"].MaxEntries = o.Unix
+	}
 	if o.Peers != 0 {
 		specs["flow_peers"].MaxEntries = o.Peers
 	}
@@ -197,6 +211,10 @@ func (f *Flows) makeMaps(o FlowOptions) error {
 	}
 	defer coll.Close()
 	f.specs = specs
+	others := KernelFlowUnix{Id: uint64(now.Nano())>>8 - 1, Start: uint64(now.Nano())}
+	if err := coll.Maps["flow_unixes"].Put(uint64(0), &others); err != nil {
+		return fmt.Errorf("make the place of what finds no room: %w", err)
+	}
 	f.sweepNumber, f.sweeps = coll.Variables["flow_sweeps"], 1
 	for name := range specs {
 		f.maps[name] = coll.DetachMap(name)
@@ -218,6 +236,33 @@ func (f *Flows) load(object *ebpf.CollectionSpec, name string) error {
 	return nil
 }
 
+// start loads and attaches programs.
+func (f *Flows) start(object *ebpf.CollectionSpec, names ...string) error {
+	for _, name := range names {
+		if err := f.load(object, name); err != nil {
+			return err
+		}
+		if err := f.attach(object, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stop undoes start.
+func (f *Flows) stop(names ...string) {
+	for _, name := range names {
+		if l := f.links[name]; l != nil {
+			_ = l.Close()
+			delete(f.links, name)
+		}
+		if p := f.programs[name]; p != nil {
+			_ = p.Close()
+			delete(f.programs, name)
+		}
+	}
+}
+
 func (f *Flows) attach(object *ebpf.CollectionSpec, name string) (err error) {
 	var l link.Link
 	p := f.programs[name]
@@ -230,7 +275,7 @@ func (f *Flows) attach(object *ebpf.CollectionSpec, name string) (err error) {
 	if err != nil {
 		return fmt.Errorf("attach program %s: %w", name, err)
 	}
-	f.links = append(f.links, l)
+	f.links[name] = l
 	return nil
 }
 
@@ -277,6 +322,16 @@ func (f *Flows) Read(ctx context.Context, fn func(rec []byte) error) error {
 	}
 }
 
+// Drain calls fn with each record that is in the ring, and does not wait. It is for who does not use Read.
+func (f *Flows) Drain(fn func(rec []byte) error) error {
+	var rec ringbuf.Record
+	for {
+		if n, err := drain(f.ring, &rec, time.Now(), burst, fn); err != nil || n == 0 {
+			return err
+		}
+	}
+}
+
 // flowGrace is FLOW_GRACE: how long a program may still add to what it found before.
 const flowGrace = time.Second
 
@@ -293,7 +348,32 @@ func (f *Flows) Sweep(fn func(rec []byte) error) error {
 	if err := f.iterate("flow_sweep", link.IterOptions{Program: f.programs["flow_sweep"], Map: f.maps["flow_socks"]}, 0, fn); err != nil {
 		return err
 	}
-	return f.sweepPeers(fn)
+	if err := f.sweepPeers(fn); err != nil {
+		return err
+	}
+	return sweepMap[uint64](f, "flow_sweep_unix", "flow_unixes", fn)
+}
+
+// sweepMap runs an iterator over a map, which follows each record with the key that it is about, and takes away what has ended: whose end was told goes, whatever came after.
+func sweepMap[K any](f *Flows, program, name string, fn func(rec []byte) error) error {
+	var r KernelRecFlow
+	var k K
+	keySize := int(unsafe.Sizeof(k))
+	var ended []K
+	err := f.iterate(program, link.IterOptions{Program: f.programs[program], Map: f.maps[name]}, keySize, func(rec []byte) error {
+		n := len(rec) - keySize
+		if n >= int(unsafe.Sizeof(r)) && rec[unsafe.Offsetof(r.State)] == uint8(KernelFlowStateFLOW_CLOSED) {
+			copy(unsafe.Slice((*byte)(unsafe.Pointer(&k)), keySize), rec[n:])
+			ended = append(ended, k)
+		}
+		return fn(rec[:n])
+	})
+	for i := range ended {
+		if e := f.maps[name].Delete(&ended[i]); e != nil && !errors.Is(e, ebpf.ErrKeyNotExist) {
+			return errors.Join(err, fmt.Errorf("take an ended flow out of %s: %w", name, e))
+		}
+	}
+	return err
 }
 
 // sweepPeers tells of the peers of unconnected sockets, and takes away those that have ended.
@@ -314,26 +394,7 @@ func (f *Flows) sweepPeers(fn func(rec []byte) error) error {
 	if err := it.Err(); err != nil {
 		return fmt.Errorf("read which sockets are closed: %w", err)
 	}
-	const keySize = int(unsafe.Sizeof(KernelFlowPeerKey{}))
-	var ended []KernelFlowPeerKey
-	peers := f.maps["flow_peers"]
-	err := f.iterate("flow_sweep_peers", link.IterOptions{Program: f.programs["flow_sweep_peers"], Map: peers}, keySize, func(rec []byte) error {
-		var r KernelRecFlow
-		n := len(rec) - keySize
-		if n >= int(unsafe.Sizeof(r)) && rec[unsafe.Offsetof(r.State)] == uint8(KernelFlowStateFLOW_CLOSED) {
-			var key KernelFlowPeerKey
-			copy(unsafe.Slice((*byte)(unsafe.Pointer(&key)), keySize), rec[n:])
-			ended = append(ended, key)
-		}
-		return fn(rec[:n])
-	})
-	// Those whose end was told go, whatever came after.
-	for i := range ended {
-		if e := peers.Delete(&ended[i]); e != nil && !errors.Is(e, ebpf.ErrKeyNotExist) {
-			return errors.Join(err, fmt.Errorf("take away the peer of a socket: %w", e))
-		}
-	}
-	if err != nil {
+	if err := sweepMap[KernelFlowPeerKey](f, "flow_sweep_peers", "flow_peers", fn); err != nil {
 		return err
 	}
 	for _, id := range gone {
@@ -395,12 +456,13 @@ type FlowStats struct {
 	NoStorage          uint64 // sockets for which the kernel had no memory: their flows are not told, or not in full
 	Unowned            uint64 // flows that ended and whose process is not known
 	NoPeer             uint64 // packets whose peer found no room: they are counted with their socket, in a flow that has Others
+	NoUnix             uint64 // acts on Unix sockets that found no room: their bytes are told in a flow that has Others
 	Late               uint64 // packets of datagram sockets that nobody has any more, or whose headers make no sense: counted nowhere else
 }
 
 // Stats reads the counters.
 func (f *Flows) Stats() (s FlowStats, err error) {
-	for i, to := range []*uint64{&s.Made, &s.Lost, &s.LostBytes, &s.DataMade, &s.DataLost, &s.NoStorage, &s.Unowned, &s.NoPeer, &s.Late} {
+	for i, to := range []*uint64{&s.Made, &s.Lost, &s.LostBytes, &s.DataMade, &s.DataLost, &s.NoStorage, &s.Unowned, &s.NoPeer, &s.NoUnix, &s.Late} {
 		var each []uint64
 		if err := f.maps["flow_stats"].Lookup(uint32(i), &each); err != nil {
 			return s, fmt.Errorf("read the counters of flows: %w", err)

@@ -213,6 +213,37 @@ const (
 	KernelFlowStateFLOW_CLOSED     KernelFlowState = 2
 )
 
+type KernelFlowUnix struct {
+	_            structs.HostLayout
+	Id           uint64
+	Start        uint64
+	Last         uint64
+	ExecId       uint64
+	RemoteExecId uint64
+	Sent         struct {
+		_       structs.HostLayout
+		Bytes   uint64
+		Packets uint64
+	}
+	Received struct {
+		_       structs.HostLayout
+		Bytes   uint64
+		Packets uint64
+	}
+	Report    uint32
+	Netns     uint32
+	Seen      uint32
+	Type      uint8
+	Direction uint8
+	Flags     uint8
+	Pad       uint8
+	RemoteLen uint16
+	LocalLen  uint16
+	Remote    [108]uint8
+	Local     [108]uint8
+	_         [4]byte
+}
+
 type KernelFold struct {
 	_     structs.HostLayout
 	Start uint64
@@ -796,6 +827,7 @@ const (
 	KernelMapFlowRing            = "flow_ring"
 	KernelMapFlowSocks           = "flow_socks"
 	KernelMapFlowStats           = "flow_stats"
+	KernelMapFlowUnixes          = "flow_unixes"
 	KernelMapFolds               = "folds"
 	KernelMapHelds               = "helds"
 	KernelMapHits                = "hits"
@@ -825,14 +857,23 @@ const (
 	KernelProgCgSendmsg4         = "cg_sendmsg4"
 	KernelProgCgSendmsg6         = "cg_sendmsg6"
 	KernelProgFindHost           = "find_host"
+	KernelProgFlowConnect4       = "flow_connect4"
+	KernelProgFlowConnect6       = "flow_connect6"
+	KernelProgFlowDgramReceived  = "flow_dgram_received"
+	KernelProgFlowDgramSent      = "flow_dgram_sent"
 	KernelProgFlowEgress         = "flow_egress"
 	KernelProgFlowFound          = "flow_found"
 	KernelProgFlowIngress        = "flow_ingress"
 	KernelProgFlowReceive        = "flow_receive"
+	KernelProgFlowRecvmsg        = "flow_recvmsg"
 	KernelProgFlowRelease        = "flow_release"
 	KernelProgFlowSend           = "flow_send"
+	KernelProgFlowSendmsg        = "flow_sendmsg"
+	KernelProgFlowStreamReceived = "flow_stream_received"
+	KernelProgFlowStreamSent     = "flow_stream_sent"
 	KernelProgFlowSweep          = "flow_sweep"
 	KernelProgFlowSweepPeers     = "flow_sweep_peers"
+	KernelProgFlowSweepUnix      = "flow_sweep_unix"
 	KernelProgFlowTcp            = "flow_tcp"
 	KernelProgFmodMmap           = "fmod_mmap"
 	KernelProgFoundTask          = "found_task"
@@ -916,6 +957,7 @@ const (
 	KernelVarFlowRingData        = "flow_ring_data"
 	KernelVarFlowSeq             = "flow_seq"
 	KernelVarFlowSweeps          = "flow_sweeps"
+	KernelVarFlowUnixesToo       = "flow_unixes_too"
 	KernelVarFlowWake            = "flow_wake"
 	KernelVarHost                = "host"
 	KernelVarIterPhase           = "iter_phase"
@@ -991,91 +1033,100 @@ type KernelSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelProgramSpecs struct {
-	CgBind4          *ebpf.ProgramSpec `ebpf:"cg_bind4"`
-	CgBind6          *ebpf.ProgramSpec `ebpf:"cg_bind6"`
-	CgConnect4       *ebpf.ProgramSpec `ebpf:"cg_connect4"`
-	CgConnect6       *ebpf.ProgramSpec `ebpf:"cg_connect6"`
-	CgSendmsg4       *ebpf.ProgramSpec `ebpf:"cg_sendmsg4"`
-	CgSendmsg6       *ebpf.ProgramSpec `ebpf:"cg_sendmsg6"`
-	FindHost         *ebpf.ProgramSpec `ebpf:"find_host"`
-	FlowEgress       *ebpf.ProgramSpec `ebpf:"flow_egress"`
-	FlowFound        *ebpf.ProgramSpec `ebpf:"flow_found"`
-	FlowIngress      *ebpf.ProgramSpec `ebpf:"flow_ingress"`
-	FlowReceive      *ebpf.ProgramSpec `ebpf:"flow_receive"`
-	FlowRelease      *ebpf.ProgramSpec `ebpf:"flow_release"`
-	FlowSend         *ebpf.ProgramSpec `ebpf:"flow_send"`
-	FlowSweep        *ebpf.ProgramSpec `ebpf:"flow_sweep"`
-	FlowSweepPeers   *ebpf.ProgramSpec `ebpf:"flow_sweep_peers"`
-	FlowTcp          *ebpf.ProgramSpec `ebpf:"flow_tcp"`
-	FmodMmap         *ebpf.ProgramSpec `ebpf:"fmod_mmap"`
-	FoundTask        *ebpf.ProgramSpec `ebpf:"found_task"`
-	LsmAccept        *ebpf.ProgramSpec `ebpf:"lsm_accept"`
-	LsmAnonInode     *ebpf.ProgramSpec `ebpf:"lsm_anon_inode"`
-	LsmBind          *ebpf.ProgramSpec `ebpf:"lsm_bind"`
-	LsmBpf           *ebpf.ProgramSpec `ebpf:"lsm_bpf"`
-	LsmBprmCheck     *ebpf.ProgramSpec `ebpf:"lsm_bprm_check"`
-	LsmCapset        *ebpf.ProgramSpec `ebpf:"lsm_capset"`
-	LsmChmod         *ebpf.ProgramSpec `ebpf:"lsm_chmod"`
-	LsmChown         *ebpf.ProgramSpec `ebpf:"lsm_chown"`
-	LsmChroot        *ebpf.ProgramSpec `ebpf:"lsm_chroot"`
-	LsmConnect       *ebpf.ProgramSpec `ebpf:"lsm_connect"`
-	LsmDigest        *ebpf.ProgramSpec `ebpf:"lsm_digest"`
-	LsmFileOpen      *ebpf.ProgramSpec `ebpf:"lsm_file_open"`
-	LsmFtruncate     *ebpf.ProgramSpec `ebpf:"lsm_ftruncate"`
-	LsmKeyAlloc      *ebpf.ProgramSpec `ebpf:"lsm_key_alloc"`
-	LsmKeyPermission *ebpf.ProgramSpec `ebpf:"lsm_key_permission"`
-	LsmKill          *ebpf.ProgramSpec `ebpf:"lsm_kill"`
-	LsmLink          *ebpf.ProgramSpec `ebpf:"lsm_link"`
-	LsmListen        *ebpf.ProgramSpec `ebpf:"lsm_listen"`
-	LsmLoadData      *ebpf.ProgramSpec `ebpf:"lsm_load_data"`
-	LsmMkdir         *ebpf.ProgramSpec `ebpf:"lsm_mkdir"`
-	LsmMknod         *ebpf.ProgramSpec `ebpf:"lsm_mknod"`
-	LsmMmap          *ebpf.ProgramSpec `ebpf:"lsm_mmap"`
-	LsmModuleRequest *ebpf.ProgramSpec `ebpf:"lsm_module_request"`
-	LsmMount         *ebpf.ProgramSpec `ebpf:"lsm_mount"`
-	LsmMoveMount     *ebpf.ProgramSpec `ebpf:"lsm_move_mount"`
-	LsmMprotect      *ebpf.ProgramSpec `ebpf:"lsm_mprotect"`
-	LsmPerf          *ebpf.ProgramSpec `ebpf:"lsm_perf"`
-	LsmPivotRoot     *ebpf.ProgramSpec `ebpf:"lsm_pivot_root"`
-	LsmProbe         *ebpf.ProgramSpec `ebpf:"lsm_probe"`
-	LsmPtrace        *ebpf.ProgramSpec `ebpf:"lsm_ptrace"`
-	LsmReadFile      *ebpf.ProgramSpec `ebpf:"lsm_read_file"`
-	LsmRemoveAcl     *ebpf.ProgramSpec `ebpf:"lsm_remove_acl"`
-	LsmRemovexattr   *ebpf.ProgramSpec `ebpf:"lsm_removexattr"`
-	LsmRename        *ebpf.ProgramSpec `ebpf:"lsm_rename"`
-	LsmRmdir         *ebpf.ProgramSpec `ebpf:"lsm_rmdir"`
-	LsmSendmsg       *ebpf.ProgramSpec `ebpf:"lsm_sendmsg"`
-	LsmSetAcl        *ebpf.ProgramSpec `ebpf:"lsm_set_acl"`
-	LsmSetgid        *ebpf.ProgramSpec `ebpf:"lsm_setgid"`
-	LsmSetgroups     *ebpf.ProgramSpec `ebpf:"lsm_setgroups"`
-	LsmSetuid        *ebpf.ProgramSpec `ebpf:"lsm_setuid"`
-	LsmSetxattr      *ebpf.ProgramSpec `ebpf:"lsm_setxattr"`
-	LsmSocket        *ebpf.ProgramSpec `ebpf:"lsm_socket"`
-	LsmSymlink       *ebpf.ProgramSpec `ebpf:"lsm_symlink"`
-	LsmTraceme       *ebpf.ProgramSpec `ebpf:"lsm_traceme"`
-	LsmTruncate      *ebpf.ProgramSpec `ebpf:"lsm_truncate"`
-	LsmUmount        *ebpf.ProgramSpec `ebpf:"lsm_umount"`
-	LsmUnixConnect   *ebpf.ProgramSpec `ebpf:"lsm_unix_connect"`
-	LsmUnixSend      *ebpf.ProgramSpec `ebpf:"lsm_unix_send"`
-	LsmUnlink        *ebpf.ProgramSpec `ebpf:"lsm_unlink"`
-	LsmUringCmd      *ebpf.ProgramSpec `ebpf:"lsm_uring_cmd"`
-	LsmUringCreds    *ebpf.ProgramSpec `ebpf:"lsm_uring_creds"`
-	LsmUringSqpoll   *ebpf.ProgramSpec `ebpf:"lsm_uring_sqpoll"`
-	LsmUserns        *ebpf.ProgramSpec `ebpf:"lsm_userns"`
-	LsmVerity        *ebpf.ProgramSpec `ebpf:"lsm_verity"`
-	OnExec           *ebpf.ProgramSpec `ebpf:"on_exec"`
-	OnExit           *ebpf.ProgramSpec `ebpf:"on_exit"`
-	OnFork           *ebpf.ProgramSpec `ebpf:"on_fork"`
-	OnOpened         *ebpf.ProgramSpec `ebpf:"on_opened"`
-	OnSysExit        *ebpf.ProgramSpec `ebpf:"on_sys_exit"`
-	ProbeCgroup      *ebpf.ProgramSpec `ebpf:"probe_cgroup"`
-	ProbeReturn      *ebpf.ProgramSpec `ebpf:"probe_return"`
-	Resolve          *ebpf.ProgramSpec `ebpf:"resolve"`
-	RunConnect       *ebpf.ProgramSpec `ebpf:"run_connect"`
-	RunExec          *ebpf.ProgramSpec `ebpf:"run_exec"`
-	RunJudge         *ebpf.ProgramSpec `ebpf:"run_judge"`
-	RunOpen          *ebpf.ProgramSpec `ebpf:"run_open"`
-	RunShadow        *ebpf.ProgramSpec `ebpf:"run_shadow"`
+	CgBind4            *ebpf.ProgramSpec `ebpf:"cg_bind4"`
+	CgBind6            *ebpf.ProgramSpec `ebpf:"cg_bind6"`
+	CgConnect4         *ebpf.ProgramSpec `ebpf:"cg_connect4"`
+	CgConnect6         *ebpf.ProgramSpec `ebpf:"cg_connect6"`
+	CgSendmsg4         *ebpf.ProgramSpec `ebpf:"cg_sendmsg4"`
+	CgSendmsg6         *ebpf.ProgramSpec `ebpf:"cg_sendmsg6"`
+	FindHost           *ebpf.ProgramSpec `ebpf:"find_host"`
+	FlowConnect4       *ebpf.ProgramSpec `ebpf:"flow_connect4"`
+	FlowConnect6       *ebpf.ProgramSpec `ebpf:"flow_connect6"`
+	FlowDgramReceived  *ebpf.ProgramSpec `ebpf:"flow_dgram_received"`
+	FlowDgramSent      *ebpf.ProgramSpec `ebpf:"flow_dgram_sent"`
+	FlowEgress         *ebpf.ProgramSpec `ebpf:"flow_egress"`
+	FlowFound          *ebpf.ProgramSpec `ebpf:"flow_found"`
+	FlowIngress        *ebpf.ProgramSpec `ebpf:"flow_ingress"`
+	FlowReceive        *ebpf.ProgramSpec `ebpf:"flow_receive"`
+	FlowRecvmsg        *ebpf.ProgramSpec `ebpf:"flow_recvmsg"`
+	FlowRelease        *ebpf.ProgramSpec `ebpf:"flow_release"`
+	FlowSend           *ebpf.ProgramSpec `ebpf:"flow_send"`
+	FlowSendmsg        *ebpf.ProgramSpec `ebpf:"flow_sendmsg"`
+	FlowStreamReceived *ebpf.ProgramSpec `ebpf:"flow_stream_received"`
+	FlowStreamSent     *ebpf.ProgramSpec `ebpf:"flow_stream_sent"`
+	FlowSweep          *ebpf.ProgramSpec `ebpf:"flow_sweep"`
+	FlowSweepPeers     *ebpf.ProgramSpec `ebpf:"flow_sweep_peers"`
+	FlowSweepUnix      *ebpf.ProgramSpec `ebpf:"flow_sweep_unix"`
+	FlowTcp            *ebpf.ProgramSpec `ebpf:"flow_tcp"`
+	FmodMmap           *ebpf.ProgramSpec `ebpf:"fmod_mmap"`
+	FoundTask          *ebpf.ProgramSpec `ebpf:"found_task"`
+	LsmAccept          *ebpf.ProgramSpec `ebpf:"lsm_accept"`
+	LsmAnonInode       *ebpf.ProgramSpec `ebpf:"lsm_anon_inode"`
+	LsmBind            *ebpf.ProgramSpec `ebpf:"lsm_bind"`
+	LsmBpf             *ebpf.ProgramSpec `ebpf:"lsm_bpf"`
+	LsmBprmCheck       *ebpf.ProgramSpec `ebpf:"lsm_bprm_check"`
+	LsmCapset          *ebpf.ProgramSpec `ebpf:"lsm_capset"`
+	LsmChmod           *ebpf.ProgramSpec `ebpf:"lsm_chmod"`
+	LsmChown           *ebpf.ProgramSpec `ebpf:"lsm_chown"`
+	LsmChroot          *ebpf.ProgramSpec `ebpf:"lsm_chroot"`
+	LsmConnect         *ebpf.ProgramSpec `ebpf:"lsm_connect"`
+	LsmDigest          *ebpf.ProgramSpec `ebpf:"lsm_digest"`
+	LsmFileOpen        *ebpf.ProgramSpec `ebpf:"lsm_file_open"`
+	LsmFtruncate       *ebpf.ProgramSpec `ebpf:"lsm_ftruncate"`
+	LsmKeyAlloc        *ebpf.ProgramSpec `ebpf:"lsm_key_alloc"`
+	LsmKeyPermission   *ebpf.ProgramSpec `ebpf:"lsm_key_permission"`
+	LsmKill            *ebpf.ProgramSpec `ebpf:"lsm_kill"`
+	LsmLink            *ebpf.ProgramSpec `ebpf:"lsm_link"`
+	LsmListen          *ebpf.ProgramSpec `ebpf:"lsm_listen"`
+	LsmLoadData        *ebpf.ProgramSpec `ebpf:"lsm_load_data"`
+	LsmMkdir           *ebpf.ProgramSpec `ebpf:"lsm_mkdir"`
+	LsmMknod           *ebpf.ProgramSpec `ebpf:"lsm_mknod"`
+	LsmMmap            *ebpf.ProgramSpec `ebpf:"lsm_mmap"`
+	LsmModuleRequest   *ebpf.ProgramSpec `ebpf:"lsm_module_request"`
+	LsmMount           *ebpf.ProgramSpec `ebpf:"lsm_mount"`
+	LsmMoveMount       *ebpf.ProgramSpec `ebpf:"lsm_move_mount"`
+	LsmMprotect        *ebpf.ProgramSpec `ebpf:"lsm_mprotect"`
+	LsmPerf            *ebpf.ProgramSpec `ebpf:"lsm_perf"`
+	LsmPivotRoot       *ebpf.ProgramSpec `ebpf:"lsm_pivot_root"`
+	LsmProbe           *ebpf.ProgramSpec `ebpf:"lsm_probe"`
+	LsmPtrace          *ebpf.ProgramSpec `ebpf:"lsm_ptrace"`
+	LsmReadFile        *ebpf.ProgramSpec `ebpf:"lsm_read_file"`
+	LsmRemoveAcl       *ebpf.ProgramSpec `ebpf:"lsm_remove_acl"`
+	LsmRemovexattr     *ebpf.ProgramSpec `ebpf:"lsm_removexattr"`
+	LsmRename          *ebpf.ProgramSpec `ebpf:"lsm_rename"`
+	LsmRmdir           *ebpf.ProgramSpec `ebpf:"lsm_rmdir"`
+	LsmSendmsg         *ebpf.ProgramSpec `ebpf:"lsm_sendmsg"`
+	LsmSetAcl          *ebpf.ProgramSpec `ebpf:"lsm_set_acl"`
+	LsmSetgid          *ebpf.ProgramSpec `ebpf:"lsm_setgid"`
+	LsmSetgroups       *ebpf.ProgramSpec `ebpf:"lsm_setgroups"`
+	LsmSetuid          *ebpf.ProgramSpec `ebpf:"lsm_setuid"`
+	LsmSetxattr        *ebpf.ProgramSpec `ebpf:"lsm_setxattr"`
+	LsmSocket          *ebpf.ProgramSpec `ebpf:"lsm_socket"`
+	LsmSymlink         *ebpf.ProgramSpec `ebpf:"lsm_symlink"`
+	LsmTraceme         *ebpf.ProgramSpec `ebpf:"lsm_traceme"`
+	LsmTruncate        *ebpf.ProgramSpec `ebpf:"lsm_truncate"`
+	LsmUmount          *ebpf.ProgramSpec `ebpf:"lsm_umount"`
+	LsmUnixConnect     *ebpf.ProgramSpec `ebpf:"lsm_unix_connect"`
+	LsmUnixSend        *ebpf.ProgramSpec `ebpf:"lsm_unix_send"`
+	LsmUnlink          *ebpf.ProgramSpec `ebpf:"lsm_unlink"`
+	LsmUringCmd        *ebpf.ProgramSpec `ebpf:"lsm_uring_cmd"`
+	LsmUringCreds      *ebpf.ProgramSpec `ebpf:"lsm_uring_creds"`
+	LsmUringSqpoll     *ebpf.ProgramSpec `ebpf:"lsm_uring_sqpoll"`
+	LsmUserns          *ebpf.ProgramSpec `ebpf:"lsm_userns"`
+	LsmVerity          *ebpf.ProgramSpec `ebpf:"lsm_verity"`
+	OnExec             *ebpf.ProgramSpec `ebpf:"on_exec"`
+	OnExit             *ebpf.ProgramSpec `ebpf:"on_exit"`
+	OnFork             *ebpf.ProgramSpec `ebpf:"on_fork"`
+	OnOpened           *ebpf.ProgramSpec `ebpf:"on_opened"`
+	OnSysExit          *ebpf.ProgramSpec `ebpf:"on_sys_exit"`
+	ProbeCgroup        *ebpf.ProgramSpec `ebpf:"probe_cgroup"`
+	ProbeReturn        *ebpf.ProgramSpec `ebpf:"probe_return"`
+	Resolve            *ebpf.ProgramSpec `ebpf:"resolve"`
+	RunConnect         *ebpf.ProgramSpec `ebpf:"run_connect"`
+	RunExec            *ebpf.ProgramSpec `ebpf:"run_exec"`
+	RunJudge           *ebpf.ProgramSpec `ebpf:"run_judge"`
+	RunOpen            *ebpf.ProgramSpec `ebpf:"run_open"`
+	RunShadow          *ebpf.ProgramSpec `ebpf:"run_shadow"`
 }
 
 // KernelMapSpecs contains maps before they are loaded into the kernel.
@@ -1093,6 +1144,7 @@ type KernelMapSpecs struct {
 	FlowRing      *ebpf.MapSpec `ebpf:"flow_ring"`
 	FlowSocks     *ebpf.MapSpec `ebpf:"flow_socks"`
 	FlowStats     *ebpf.MapSpec `ebpf:"flow_stats"`
+	FlowUnixes    *ebpf.MapSpec `ebpf:"flow_unixes"`
 	Folds         *ebpf.MapSpec `ebpf:"folds"`
 	Helds         *ebpf.MapSpec `ebpf:"helds"`
 	Hits          *ebpf.MapSpec `ebpf:"hits"`
@@ -1134,6 +1186,7 @@ type KernelVariableSpecs struct {
 	FlowRingData        *ebpf.VariableSpec `ebpf:"flow_ring_data"`
 	FlowSeq             *ebpf.VariableSpec `ebpf:"flow_seq"`
 	FlowSweeps          *ebpf.VariableSpec `ebpf:"flow_sweeps"`
+	FlowUnixesToo       *ebpf.VariableSpec `ebpf:"flow_unixes_too"`
 	FlowWake            *ebpf.VariableSpec `ebpf:"flow_wake"`
 	Host                *ebpf.VariableSpec `ebpf:"host"`
 	IterPhase           *ebpf.VariableSpec `ebpf:"iter_phase"`
@@ -1198,6 +1251,7 @@ type KernelMaps struct {
 	FlowRing      *ebpf.Map `ebpf:"flow_ring"`
 	FlowSocks     *ebpf.Map `ebpf:"flow_socks"`
 	FlowStats     *ebpf.Map `ebpf:"flow_stats"`
+	FlowUnixes    *ebpf.Map `ebpf:"flow_unixes"`
 	Folds         *ebpf.Map `ebpf:"folds"`
 	Helds         *ebpf.Map `ebpf:"helds"`
 	Hits          *ebpf.Map `ebpf:"hits"`
@@ -1235,6 +1289,7 @@ func (m *KernelMaps) Close() error {
 		m.FlowRing,
 		m.FlowSocks,
 		m.FlowStats,
+		m.FlowUnixes,
 		m.Folds,
 		m.Helds,
 		m.Hits,
@@ -1277,6 +1332,7 @@ type KernelVariables struct {
 	FlowRingData        *ebpf.Variable `ebpf:"flow_ring_data"`
 	FlowSeq             *ebpf.Variable `ebpf:"flow_seq"`
 	FlowSweeps          *ebpf.Variable `ebpf:"flow_sweeps"`
+	FlowUnixesToo       *ebpf.Variable `ebpf:"flow_unixes_too"`
 	FlowWake            *ebpf.Variable `ebpf:"flow_wake"`
 	Host                *ebpf.Variable `ebpf:"host"`
 	IterPhase           *ebpf.Variable `ebpf:"iter_phase"`
@@ -1314,91 +1370,100 @@ type KernelVariables struct {
 //
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelPrograms struct {
-	CgBind4          *ebpf.Program `ebpf:"cg_bind4"`
-	CgBind6          *ebpf.Program `ebpf:"cg_bind6"`
-	CgConnect4       *ebpf.Program `ebpf:"cg_connect4"`
-	CgConnect6       *ebpf.Program `ebpf:"cg_connect6"`
-	CgSendmsg4       *ebpf.Program `ebpf:"cg_sendmsg4"`
-	CgSendmsg6       *ebpf.Program `ebpf:"cg_sendmsg6"`
-	FindHost         *ebpf.Program `ebpf:"find_host"`
-	FlowEgress       *ebpf.Program `ebpf:"flow_egress"`
-	FlowFound        *ebpf.Program `ebpf:"flow_found"`
-	FlowIngress      *ebpf.Program `ebpf:"flow_ingress"`
-	FlowReceive      *ebpf.Program `ebpf:"flow_receive"`
-	FlowRelease      *ebpf.Program `ebpf:"flow_release"`
-	FlowSend         *ebpf.Program `ebpf:"flow_send"`
-	FlowSweep        *ebpf.Program `ebpf:"flow_sweep"`
-	FlowSweepPeers   *ebpf.Program `ebpf:"flow_sweep_peers"`
-	FlowTcp          *ebpf.Program `ebpf:"flow_tcp"`
-	FmodMmap         *ebpf.Program `ebpf:"fmod_mmap"`
-	FoundTask        *ebpf.Program `ebpf:"found_task"`
-	LsmAccept        *ebpf.Program `ebpf:"lsm_accept"`
-	LsmAnonInode     *ebpf.Program `ebpf:"lsm_anon_inode"`
-	LsmBind          *ebpf.Program `ebpf:"lsm_bind"`
-	LsmBpf           *ebpf.Program `ebpf:"lsm_bpf"`
-	LsmBprmCheck     *ebpf.Program `ebpf:"lsm_bprm_check"`
-	LsmCapset        *ebpf.Program `ebpf:"lsm_capset"`
-	LsmChmod         *ebpf.Program `ebpf:"lsm_chmod"`
-	LsmChown         *ebpf.Program `ebpf:"lsm_chown"`
-	LsmChroot        *ebpf.Program `ebpf:"lsm_chroot"`
-	LsmConnect       *ebpf.Program `ebpf:"lsm_connect"`
-	LsmDigest        *ebpf.Program `ebpf:"lsm_digest"`
-	LsmFileOpen      *ebpf.Program `ebpf:"lsm_file_open"`
-	LsmFtruncate     *ebpf.Program `ebpf:"lsm_ftruncate"`
-	LsmKeyAlloc      *ebpf.Program `ebpf:"lsm_key_alloc"`
-	LsmKeyPermission *ebpf.Program `ebpf:"lsm_key_permission"`
-	LsmKill          *ebpf.Program `ebpf:"lsm_kill"`
-	LsmLink          *ebpf.Program `ebpf:"lsm_link"`
-	LsmListen        *ebpf.Program `ebpf:"lsm_listen"`
-	LsmLoadData      *ebpf.Program `ebpf:"lsm_load_data"`
-	LsmMkdir         *ebpf.Program `ebpf:"lsm_mkdir"`
-	LsmMknod         *ebpf.Program `ebpf:"lsm_mknod"`
-	LsmMmap          *ebpf.Program `ebpf:"lsm_mmap"`
-	LsmModuleRequest *ebpf.Program `ebpf:"lsm_module_request"`
-	LsmMount         *ebpf.Program `ebpf:"lsm_mount"`
-	LsmMoveMount     *ebpf.Program `ebpf:"lsm_move_mount"`
-	LsmMprotect      *ebpf.Program `ebpf:"lsm_mprotect"`
-	LsmPerf          *ebpf.Program `ebpf:"lsm_perf"`
-	LsmPivotRoot     *ebpf.Program `ebpf:"lsm_pivot_root"`
-	LsmProbe         *ebpf.Program `ebpf:"lsm_probe"`
-	LsmPtrace        *ebpf.Program `ebpf:"lsm_ptrace"`
-	LsmReadFile      *ebpf.Program `ebpf:"lsm_read_file"`
-	LsmRemoveAcl     *ebpf.Program `ebpf:"lsm_remove_acl"`
-	LsmRemovexattr   *ebpf.Program `ebpf:"lsm_removexattr"`
-	LsmRename        *ebpf.Program `ebpf:"lsm_rename"`
-	LsmRmdir         *ebpf.Program `ebpf:"lsm_rmdir"`
-	LsmSendmsg       *ebpf.Program `ebpf:"lsm_sendmsg"`
-	LsmSetAcl        *ebpf.Program `ebpf:"lsm_set_acl"`
-	LsmSetgid        *ebpf.Program `ebpf:"lsm_setgid"`
-	LsmSetgroups     *ebpf.Program `ebpf:"lsm_setgroups"`
-	LsmSetuid        *ebpf.Program `ebpf:"lsm_setuid"`
-	LsmSetxattr      *ebpf.Program `ebpf:"lsm_setxattr"`
-	LsmSocket        *ebpf.Program `ebpf:"lsm_socket"`
-	LsmSymlink       *ebpf.Program `ebpf:"lsm_symlink"`
-	LsmTraceme       *ebpf.Program `ebpf:"lsm_traceme"`
-	LsmTruncate      *ebpf.Program `ebpf:"lsm_truncate"`
-	LsmUmount        *ebpf.Program `ebpf:"lsm_umount"`
-	LsmUnixConnect   *ebpf.Program `ebpf:"lsm_unix_connect"`
-	LsmUnixSend      *ebpf.Program `ebpf:"lsm_unix_send"`
-	LsmUnlink        *ebpf.Program `ebpf:"lsm_unlink"`
-	LsmUringCmd      *ebpf.Program `ebpf:"lsm_uring_cmd"`
-	LsmUringCreds    *ebpf.Program `ebpf:"lsm_uring_creds"`
-	LsmUringSqpoll   *ebpf.Program `ebpf:"lsm_uring_sqpoll"`
-	LsmUserns        *ebpf.Program `ebpf:"lsm_userns"`
-	LsmVerity        *ebpf.Program `ebpf:"lsm_verity"`
-	OnExec           *ebpf.Program `ebpf:"on_exec"`
-	OnExit           *ebpf.Program `ebpf:"on_exit"`
-	OnFork           *ebpf.Program `ebpf:"on_fork"`
-	OnOpened         *ebpf.Program `ebpf:"on_opened"`
-	OnSysExit        *ebpf.Program `ebpf:"on_sys_exit"`
-	ProbeCgroup      *ebpf.Program `ebpf:"probe_cgroup"`
-	ProbeReturn      *ebpf.Program `ebpf:"probe_return"`
-	Resolve          *ebpf.Program `ebpf:"resolve"`
-	RunConnect       *ebpf.Program `ebpf:"run_connect"`
-	RunExec          *ebpf.Program `ebpf:"run_exec"`
-	RunJudge         *ebpf.Program `ebpf:"run_judge"`
-	RunOpen          *ebpf.Program `ebpf:"run_open"`
-	RunShadow        *ebpf.Program `ebpf:"run_shadow"`
+	CgBind4            *ebpf.Program `ebpf:"cg_bind4"`
+	CgBind6            *ebpf.Program `ebpf:"cg_bind6"`
+	CgConnect4         *ebpf.Program `ebpf:"cg_connect4"`
+	CgConnect6         *ebpf.Program `ebpf:"cg_connect6"`
+	CgSendmsg4         *ebpf.Program `ebpf:"cg_sendmsg4"`
+	CgSendmsg6         *ebpf.Program `ebpf:"cg_sendmsg6"`
+	FindHost           *ebpf.Program `ebpf:"find_host"`
+	FlowConnect4       *ebpf.Program `ebpf:"flow_connect4"`
+	FlowConnect6       *ebpf.Program `ebpf:"flow_connect6"`
+	FlowDgramReceived  *ebpf.Program `ebpf:"flow_dgram_received"`
+	FlowDgramSent      *ebpf.Program `ebpf:"flow_dgram_sent"`
+	FlowEgress         *ebpf.Program `ebpf:"flow_egress"`
+	FlowFound          *ebpf.Program `ebpf:"flow_found"`
+	FlowIngress        *ebpf.Program `ebpf:"flow_ingress"`
+	FlowReceive        *ebpf.Program `ebpf:"flow_receive"`
+	FlowRecvmsg        *ebpf.Program `ebpf:"flow_recvmsg"`
+	FlowRelease        *ebpf.Program `ebpf:"flow_release"`
+	FlowSend           *ebpf.Program `ebpf:"flow_send"`
+	FlowSendmsg        *ebpf.Program `ebpf:"flow_sendmsg"`
+	FlowStreamReceived *ebpf.Program `ebpf:"flow_stream_received"`
+	FlowStreamSent     *ebpf.Program `ebpf:"flow_stream_sent"`
+	FlowSweep          *ebpf.Program `ebpf:"flow_sweep"`
+	FlowSweepPeers     *ebpf.Program `ebpf:"flow_sweep_peers"`
+	FlowSweepUnix      *ebpf.Program `ebpf:"flow_sweep_unix"`
+	FlowTcp            *ebpf.Program `ebpf:"flow_tcp"`
+	FmodMmap           *ebpf.Program `ebpf:"fmod_mmap"`
+	FoundTask          *ebpf.Program `ebpf:"found_task"`
+	LsmAccept          *ebpf.Program `ebpf:"lsm_accept"`
+	LsmAnonInode       *ebpf.Program `ebpf:"lsm_anon_inode"`
+	LsmBind            *ebpf.Program `ebpf:"lsm_bind"`
+	LsmBpf             *ebpf.Program `ebpf:"lsm_bpf"`
+	LsmBprmCheck       *ebpf.Program `ebpf:"lsm_bprm_check"`
+	LsmCapset          *ebpf.Program `ebpf:"lsm_capset"`
+	LsmChmod           *ebpf.Program `ebpf:"lsm_chmod"`
+	LsmChown           *ebpf.Program `ebpf:"lsm_chown"`
+	LsmChroot          *ebpf.Program `ebpf:"lsm_chroot"`
+	LsmConnect         *ebpf.Program `ebpf:"lsm_connect"`
+	LsmDigest          *ebpf.Program `ebpf:"lsm_digest"`
+	LsmFileOpen        *ebpf.Program `ebpf:"lsm_file_open"`
+	LsmFtruncate       *ebpf.Program `ebpf:"lsm_ftruncate"`
+	LsmKeyAlloc        *ebpf.Program `ebpf:"lsm_key_alloc"`
+	LsmKeyPermission   *ebpf.Program `ebpf:"lsm_key_permission"`
+	LsmKill            *ebpf.Program `ebpf:"lsm_kill"`
+	LsmLink            *ebpf.Program `ebpf:"lsm_link"`
+	LsmListen          *ebpf.Program `ebpf:"lsm_listen"`
+	LsmLoadData        *ebpf.Program `ebpf:"lsm_load_data"`
+	LsmMkdir           *ebpf.Program `ebpf:"lsm_mkdir"`
+	LsmMknod           *ebpf.Program `ebpf:"lsm_mknod"`
+	LsmMmap            *ebpf.Program `ebpf:"lsm_mmap"`
+	LsmModuleRequest   *ebpf.Program `ebpf:"lsm_module_request"`
+	LsmMount           *ebpf.Program `ebpf:"lsm_mount"`
+	LsmMoveMount       *ebpf.Program `ebpf:"lsm_move_mount"`
+	LsmMprotect        *ebpf.Program `ebpf:"lsm_mprotect"`
+	LsmPerf            *ebpf.Program `ebpf:"lsm_perf"`
+	LsmPivotRoot       *ebpf.Program `ebpf:"lsm_pivot_root"`
+	LsmProbe           *ebpf.Program `ebpf:"lsm_probe"`
+	LsmPtrace          *ebpf.Program `ebpf:"lsm_ptrace"`
+	LsmReadFile        *ebpf.Program `ebpf:"lsm_read_file"`
+	LsmRemoveAcl       *ebpf.Program `ebpf:"lsm_remove_acl"`
+	LsmRemovexattr     *ebpf.Program `ebpf:"lsm_removexattr"`
+	LsmRename          *ebpf.Program `ebpf:"lsm_rename"`
+	LsmRmdir           *ebpf.Program `ebpf:"lsm_rmdir"`
+	LsmSendmsg         *ebpf.Program `ebpf:"lsm_sendmsg"`
+	LsmSetAcl          *ebpf.Program `ebpf:"lsm_set_acl"`
+	LsmSetgid          *ebpf.Program `ebpf:"lsm_setgid"`
+	LsmSetgroups       *ebpf.Program `ebpf:"lsm_setgroups"`
+	LsmSetuid          *ebpf.Program `ebpf:"lsm_setuid"`
+	LsmSetxattr        *ebpf.Program `ebpf:"lsm_setxattr"`
+	LsmSocket          *ebpf.Program `ebpf:"lsm_socket"`
+	LsmSymlink         *ebpf.Program `ebpf:"lsm_symlink"`
+	LsmTraceme         *ebpf.Program `ebpf:"lsm_traceme"`
+	LsmTruncate        *ebpf.Program `ebpf:"lsm_truncate"`
+	LsmUmount          *ebpf.Program `ebpf:"lsm_umount"`
+	LsmUnixConnect     *ebpf.Program `ebpf:"lsm_unix_connect"`
+	LsmUnixSend        *ebpf.Program `ebpf:"lsm_unix_send"`
+	LsmUnlink          *ebpf.Program `ebpf:"lsm_unlink"`
+	LsmUringCmd        *ebpf.Program `ebpf:"lsm_uring_cmd"`
+	LsmUringCreds      *ebpf.Program `ebpf:"lsm_uring_creds"`
+	LsmUringSqpoll     *ebpf.Program `ebpf:"lsm_uring_sqpoll"`
+	LsmUserns          *ebpf.Program `ebpf:"lsm_userns"`
+	LsmVerity          *ebpf.Program `ebpf:"lsm_verity"`
+	OnExec             *ebpf.Program `ebpf:"on_exec"`
+	OnExit             *ebpf.Program `ebpf:"on_exit"`
+	OnFork             *ebpf.Program `ebpf:"on_fork"`
+	OnOpened           *ebpf.Program `ebpf:"on_opened"`
+	OnSysExit          *ebpf.Program `ebpf:"on_sys_exit"`
+	ProbeCgroup        *ebpf.Program `ebpf:"probe_cgroup"`
+	ProbeReturn        *ebpf.Program `ebpf:"probe_return"`
+	Resolve            *ebpf.Program `ebpf:"resolve"`
+	RunConnect         *ebpf.Program `ebpf:"run_connect"`
+	RunExec            *ebpf.Program `ebpf:"run_exec"`
+	RunJudge           *ebpf.Program `ebpf:"run_judge"`
+	RunOpen            *ebpf.Program `ebpf:"run_open"`
+	RunShadow          *ebpf.Program `ebpf:"run_shadow"`
 }
 
 func (p *KernelPrograms) Close() error {
@@ -1410,14 +1475,23 @@ func (p *KernelPrograms) Close() error {
 		p.CgSendmsg4,
 		p.CgSendmsg6,
 		p.FindHost,
+		p.FlowConnect4,
+		p.FlowConnect6,
+		p.FlowDgramReceived,
+		p.FlowDgramSent,
 		p.FlowEgress,
 		p.FlowFound,
 		p.FlowIngress,
 		p.FlowReceive,
+		p.FlowRecvmsg,
 		p.FlowRelease,
 		p.FlowSend,
+		p.FlowSendmsg,
+		p.FlowStreamReceived,
+		p.FlowStreamSent,
 		p.FlowSweep,
 		p.FlowSweepPeers,
+		p.FlowSweepUnix,
 		p.FlowTcp,
 		p.FmodMmap,
 		p.FoundTask,

@@ -56,6 +56,11 @@ func limits(t testing.TB, spec *ebpf.CollectionSpec) map[string]uint32 {
 // agents says whether an agent that uses BPF LSM may load a program: not those of tests and benchmarks, nor those of the rungs below, which are in the place of
 // others.
 func agents(name string) bool {
+	for _, p := range flowPrograms {
+		if slices.Contains(p.instead, name) {
+			return false
+		}
+	}
 	return !strings.HasPrefix(name, "run_") && !strings.HasPrefix(name, "cg_") && !strings.HasPrefix(name, "fmod_")
 }
 
@@ -153,7 +158,7 @@ func TestKernelLoad(t *testing.T) {
 					t.Fatalf("this kernel has no hook for it (%v)", err)
 				}
 			case ebpf.Tracing:
-				if p.AttachType == ebpf.AttachModifyReturn || p.AttachType == ebpf.AttachTraceFExit {
+				if p.AttachType == ebpf.AttachModifyReturn || p.AttachType == ebpf.AttachTraceFExit || p.AttachType == ebpf.AttachTraceFEntry {
 					kerntest.Require(t, kerntest.Trampoline)
 				}
 				if optional[name] != "" {
