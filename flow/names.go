@@ -20,6 +20,8 @@ const (
 	maxNames = 16
 	// maxChain is how many CNAME records are followed.
 	maxChain = 16
+	// maxKept is how many addresses are passed over, for Keep, before one goes all the same: so no call takes long.
+	maxKept = 16
 	// nameCost and addressCost are what a name and an address take beside their strings, about.
 	nameCost, addressCost = 160, 192
 )
@@ -37,6 +39,9 @@ const (
 //
 // Time is that of a clock that never goes back, the same in all calls, and goes on in suspend (CLOCK_BOOTTIME): so the wall clock may jump as it likes.
 type Names struct {
+	// Keep, where it is set, tells of an answer whether it is needed (a rule asks about its names): what is not goes first. It is not to call back.
+	Keep func(netNS uint32, server netip.Addr, names []string) bool
+
 	addresses, bytes int // at most
 	table            *lru[addressKey, addressNames]
 	size             int
@@ -105,9 +110,24 @@ func (n *Names) Learn(d *pavise.DNS, exe string, now time.Duration) {
 	}
 	n.sweep(now)
 	for len(n.table.nodes) > n.addresses || n.size > n.bytes && len(n.table.nodes) > 1 {
-		n.drop(n.table.oldest())
+		o := n.table.oldest()
+		for range min(maxKept, len(n.table.nodes)-1) {
+			if !n.keeps(o, now) {
+				break
+			}
+			n.table.get(o.key)
+			o = n.table.oldest()
+		}
+		n.drop(o)
 		n.stats.PushedAddresses++
 	}
+}
+
+// keeps tells whether an address has a name that is needed.
+func (n *Names) keeps(o *node[addressKey, addressNames], now time.Duration) bool {
+	return n.Keep != nil && slices.ContainsFunc(o.value.names, func(b bond) bool {
+		return b.expires+grace >= now && n.Keep(o.key.netNS, b.server, b.names)
+	})
 }
 
 func (n *Names) tie(k addressKey, b bond, now time.Duration) {
@@ -116,14 +136,21 @@ func (n *Names) tie(k addressKey, b bond, now time.Duration) {
 		a = n.table.add(k)
 	}
 	a.names = slices.DeleteFunc(a.names, func(old bond) bool {
-		same := old.exe == b.exe && slices.Equal(old.names, b.names)
+		same := old.exe == b.exe && old.server == b.server && slices.Equal(old.names, b.names)
 		if same { // a cache may still hold an answer before this one, of a longer life
 			b.expires = max(b.expires, old.expires)
 		}
 		return same || old.expires+grace < now
 	})
 	if len(a.names) >= maxNames {
-		a.names = a.names[:maxNames-1]
+		i := maxNames - 1
+		for n.Keep != nil && i > 0 && n.Keep(k.netNS, a.names[i].server, a.names[i].names) {
+			i--
+		}
+		if i == 0 { // all are needed
+			i = maxNames - 1
+		}
+		a.names = slices.Delete(a.names, i, i+1)
 		n.stats.PushedNames++
 	}
 	a.names = slices.Insert(a.names, 0, b)

@@ -216,3 +216,55 @@ func TestNamesAreBounded(t *testing.T) {
 		t.Errorf("%+v, want one address", s)
 	}
 }
+
+// What is needed stays when others fill the table, or give the same address other names; and not for ever.
+func TestNamesKeepWhatIsNeeded(t *testing.T) {
+	at := func(i int) string { return netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}).String() }
+	needed := netip.MustParseAddr("192.0.2.1")
+	for _, keep := range []bool{false, true} {
+		n := NewNames(100, 1<<20)
+		if keep {
+			n.Keep = func(netNS uint32, server netip.Addr, names []string) bool {
+				return netNS == 1 && server == netip.MustParseAddr("192.0.2.53") && slices.Contains(names, "db.example.org")
+			}
+		}
+		n.Learn(answer("db.example.org", "db.example.org A 300 192.0.2.1"), "", 0)
+		// Another server says the same: that is another answer.
+		other := answer("db.example.org", "db.example.org A 300 192.0.2.1")
+		other.Server.Address = netip.MustParseAddr("203.0.113.1")
+		n.Learn(other, "", 0)
+		for i := range 1000 {
+			n.Learn(answer("x.org", "x.org A 300 "+at(i)), "", 1)
+			if name := fmt.Sprintf("n%d.org", i); i < 3*maxNames {
+				n.Learn(answer(name, name+" A 300 192.0.2.1"), "", 1)
+			}
+		}
+		if live, _ := n.Within(1, needed, "db.example.org", 1); live != keep {
+			t.Errorf("keep %t: the needed name is live: %t", keep, live)
+		}
+		if s := n.Stats(); s.Addresses != 100 || s.PushedNames < 2*maxNames {
+			t.Errorf("keep %t: %+v", keep, s)
+		}
+		// Its time is over: then it goes as the rest.
+		for i := range 1000 {
+			n.Learn(answer("x.org", "x.org A 300 "+at(i)), "", 2*time.Hour)
+		}
+		if n.table.nodes[keyOf(1, needed)] != nil {
+			t.Errorf("keep %t: the name is there after its time", keep)
+		}
+	}
+	// Where all are needed, the oldest goes.
+	n := NewNames(100, 1<<20)
+	n.Keep = func(uint32, netip.Addr, []string) bool { return true }
+	for i := range 1000 {
+		n.Learn(answer("x.org", "x.org A 300 "+at(i)), "", 1)
+		name := fmt.Sprintf("n%d.org", i)
+		n.Learn(answer(name, name+" A 300 192.0.2.1"), "", 1)
+	}
+	if s := n.Stats(); s.Addresses != 100 || s.PushedAddresses != 901 || s.PushedNames != 1000-maxNames {
+		t.Errorf("%+v", s)
+	}
+	if name, _ := n.Lookup(1, needed, "", 1); name.Asked != "n999.org" {
+		t.Errorf("the last name is %q", name.Asked)
+	}
+}
