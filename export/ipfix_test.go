@@ -3,7 +3,9 @@ package export
 import (
 	"errors"
 	"io"
+	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -238,6 +240,22 @@ func TestIPFIXLost(t *testing.T) {
 	must(t, s.Flush())
 	if n != 20 {
 		t.Errorf("%d lost of 20", n)
+	}
+}
+
+// TestIPFIXStalled holds that a collector that does not read is an error, and not waited for.
+func TestIPFIXStalled(t *testing.T) {
+	here, there := net.Pipe() // of which a write waits for a read
+	defer here.Close()
+	defer there.Close()
+	s := NewIPFIX(here, IPFIXOptions{Stream: true, Timeout: time.Millisecond})
+	must(t, s.Flow(sampleFlow()))
+	var lost *LostError
+	if err := s.Flush(); !errors.Is(err, os.ErrDeadlineExceeded) || !errors.As(err, &lost) || lost.Records != 1 {
+		t.Errorf("got %v", err)
+	}
+	if err := s.Flow(sampleFlow()); !errors.Is(err, ErrBroken) {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -550,9 +550,9 @@ func (l *zeekLog) value(s string, within bool) {
 	}
 	for i := 0; i < len(s); {
 		c := s[i]
-		r, n := rune(c), 1
-		harmless := c >= 0x20 && c < 0x7f && c != '\\' && (c != ',' || !within)
+		n, harmless := 1, c >= 0x20 && c < 0x7f && c != '\\' && (c != ',' || !within)
 		if c >= utf8.RuneSelf {
+			var r rune
 			r, n = utf8.DecodeRuneInString(s[i:])
 			harmless = (r != utf8.RuneError || n > 1) && !pavise.HostileRune(r)
 		}

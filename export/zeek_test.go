@@ -108,8 +108,11 @@ func TestZeekUID(t *testing.T) {
 			}
 		}
 	}
-	if uid("a", 5) != uid("a", 5) || uid("a", 0) != "{" {
-		t.Error("not stable")
+	if got := uid("a", 5); seen[got] != "a5" {
+		t.Errorf("not stable: %s", got)
+	}
+	if got := uid("a", 0); got != "{" {
+		t.Errorf("the uid of no flow is %s", got)
 	}
 }
 
