@@ -130,7 +130,8 @@ func TestKernelFlowCurl(t *testing.T) {
 	}
 	// The other end tells the same the other way round.
 	o := endedFlow(t, c, `process.exe.name == "world" && net.local.port == 443`).Flow
-	if o.Direction != pavise.FlowInbound || o.Sent.Bytes != f.Received.Bytes || o.Received.Bytes != f.Sent.Bytes || o.Remote.Process == nil || o.Remote.Process.ExecID != p.ExecID {
+	// (What it sent to say goodbye may have come when the client was gone.)
+	if o.Direction != pavise.FlowInbound || o.Sent.Bytes-f.Received.Bytes > 100 || o.Received.Bytes != f.Sent.Bytes || o.Remote.Process == nil || o.Remote.Process.ExecID != p.ExecID {
 		t.Errorf("the server's end: %s, sent %+v, received %+v; the client's %+v, %+v", o.Direction, o.Sent, o.Received, f.Sent, f.Received)
 	}
 }

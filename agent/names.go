@@ -34,6 +34,8 @@ type DomainKernel interface {
 	// Named gives an address names, NamedAre replaces all names.
 	Named(a enforce.NamedAddress, names []string) error
 	NamedAre(all iter.Seq2[enforce.NamedAddress, []string]) error
+	// DomainServers says whom rules believe.
+	DomainServers(list []enforce.DomainServer) error
 	// Domains are the names that policies ask about; one that begins with a dot stands for all below it.
 	Domains() []string
 }
@@ -47,6 +49,8 @@ type names struct {
 	reader    *flow.Reader
 	table     *flow.Names
 	servers   []netip.Addr
+	told      bool     // to the kernel
+	domains   []string // that policies ask about
 	hostNetNS uint32
 	warmed    map[string]time.Duration // when names of policies were looked up
 }
@@ -59,6 +63,7 @@ func (a *Agent) newNames() *names {
 	if st, err := os.Stat("/proc/self/ns/net"); err == nil {
 		n.hostNetNS = uint32(st.Sys().(*syscall.Stat_t).Ino) //nolint:gosec // such a number has 32 bits
 	}
+	n.table.Keep = n.keep
 	n.readServers()
 	return n
 }
@@ -73,9 +78,29 @@ func (n *names) readServers() {
 		}
 		servers = append(servers, parseServers(string(b))...)
 	}
+	slices.SortFunc(servers, netip.Addr.Compare)
+	servers = slices.Compact(servers)
 	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.told && slices.Equal(servers, n.servers) {
+		return
+	}
 	n.servers = servers
-	n.mu.Unlock()
+	if n.kernel == nil {
+		return
+	}
+	var list []enforce.DomainServer
+	for _, a := range servers {
+		s := enforce.DomainServer{Address: a}
+		if a.IsLoopback() && !slices.Contains(n.a.cfg.DNSServers, a) {
+			s.NetNS = n.hostNetNS
+		}
+		list = append(list, s)
+	}
+	if err := n.kernel.DomainServers(list); err != nil {
+		n.a.log.Error("rules on domain names do not believe all servers", "err", err)
+	}
+	n.told = true
 }
 
 // parseServers reads resolv.conf(5).
@@ -88,6 +113,11 @@ func parseServers(text string) (servers []netip.Addr) {
 		}
 	}
 	return servers
+}
+
+// keep tells whether rules need what a server says of some names.
+func (n *names) keep(netNS uint32, server netip.Addr, names []string) bool {
+	return n.kernel != nil && n.believed(netNS, server) && slices.ContainsFunc(names, func(name string) bool { return asked(n.domains, name) })
 }
 
 // believed tells whether rules believe a server's answers in a network namespace. Whoever may make processes in a namespace of his own can be any loopback address there.
@@ -107,12 +137,13 @@ func (n *names) data(d *pavise.FlowData) (answers []*pavise.DNS, tls *pavise.TLS
 	defer n.mu.Unlock()
 	got, tls := n.reader.Data(d)
 	for _, dns := range got {
-		asker := n.a.table.Lookup(dns.Client.ExecID)
-		exe := ""
-		if asker != nil {
-			exe = asker.Exe.Path
+		side, exe := &dns.Client, ""
+		if dns.Outgoing {
+			side = &dns.Server
 		}
-		dns.Client.Process = asker
+		if side.Process = n.a.table.Lookup(side.ExecID); side.Process != nil {
+			exe = side.Process.Exe.Path
+		}
 		n.table.Learn(dns, exe, sinceBoot())
 		n.enforce(dns)
 	}
@@ -124,12 +155,8 @@ func (n *names) enforce(d *pavise.DNS) {
 	if n.kernel == nil || d.Outgoing || !n.believed(d.NetNS, d.Server.Address) {
 		return
 	}
-	domains := n.kernel.Domains()
-	if len(domains) == 0 {
-		return
-	}
 	for _, t := range flow.Ties(d) {
-		if !slices.ContainsFunc(t.Names, func(name string) bool { return asked(domains, name) }) {
+		if !slices.ContainsFunc(t.Names, func(name string) bool { return asked(n.domains, name) }) {
 			continue
 		}
 		if err := n.kernel.Named(enforce.NamedAddress{NetNS: d.NetNS, Address: t.Address}, t.Names); err != nil {
@@ -151,10 +178,11 @@ func (n *names) forget(id uint64) *pavise.TLS {
 }
 
 // name is what an address is called, and the executable that asked.
-func (n *names) name(netNS uint32, a netip.Addr) (name, askedBy string) {
+// exe is who wants to know: it may have asked itself.
+func (n *names) name(netNS uint32, a netip.Addr, exe string) (name, askedBy string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	found, ok := n.table.Lookup(netNS, a, "", sinceBoot())
+	found, ok := n.table.Lookup(netNS, a, exe, sinceBoot())
 	if !ok {
 		return "", ""
 	}
@@ -167,7 +195,7 @@ func (n *names) tell(e *pavise.Event) {
 	if !e.Op.OnSocket() || e.Process == nil || e.Net.Remote == [16]byte{} {
 		return
 	}
-	e.Net.RemoteName, _ = n.name(e.Process.Namespaces.Net, netip.AddrFrom16(e.Net.Remote).Unmap())
+	e.Net.RemoteName, _ = n.name(e.Process.Namespaces.Net, netip.AddrFrom16(e.Net.Remote).Unmap(), e.Process.Exe.Path)
 }
 
 // tick takes away what is over, and looks whether the host asks others now, and whether the names of policies have other addresses.
@@ -199,6 +227,7 @@ func (n *names) prepare(domains []string) {
 func (n *names) give(domains []string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.domains = domains
 	err := n.kernel.NamedAre(func(yield func(enforce.NamedAddress, []string) bool) {
 		if len(domains) == 0 {
 			return

@@ -44,6 +44,7 @@ type Status struct {
 	NoIdentity uint64 `json:"kernel_no_identity"`
 	NoTexts    uint64 `json:"kernel_no_texts"`
 	NoCount    uint64 `json:"kernel_no_count"`
+	NoName     uint64 `json:"kernel_no_name"` // no room for the domain name of an address, which rules then know a moment later, or not
 	NoEngine   uint64 `json:"kernel_no_engine"`
 	Missed     uint64 `json:"kernel_missed"`
 	MapBytes   uint64 `json:"kernel_map_bytes"`

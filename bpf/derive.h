@@ -18,7 +18,9 @@
 /* Which string an entry is, in the first word that is hashed. */
 enum {
 	SET_WHOLE,
-	SET_NAME
+	SET_NAME,
+	SET_DOMAIN, /* of domain names */
+	SET_BELOW /* ".example.com", of those that end so */
 };
 
 /*

@@ -84,3 +84,14 @@ func (k *Kernel) innerAt(outer string, slot uint32) *ebpf.Map {
 	defer k.mu.Unlock()
 	return k.inner[innerSlot{outer, slot}]
 }
+
+// PutMap writes an entry of one of the object's maps.
+func (k *Kernel) PutMap(name string, key, value any) error {
+	k.mu.Lock()
+	m := k.maps[name]
+	k.mu.Unlock()
+	if m == nil {
+		return fmt.Errorf("write an entry of %s: there is no such map", name)
+	}
+	return m.Put(key, value)
+}

@@ -74,6 +74,13 @@ type KernelDigests struct {
 	Raw      [72]uint8
 }
 
+type KernelDomainServer struct {
+	_       structs.HostLayout
+	Address [16]uint8
+	Netns   uint32
+	Used    uint32
+}
+
 type KernelFlowDataKind uint32
 
 const (
@@ -819,6 +826,7 @@ const (
 	KernelMapCgroupsTold         = "cgroups_told"
 	KernelMapControls            = "controls"
 	KernelMapCritical            = "critical"
+	KernelMapDomainServers       = "domain_servers"
 	KernelMapErrors              = "errors"
 	KernelMapFirstMounts         = "first_mounts"
 	KernelMapFlowListens         = "flow_listens"
@@ -931,6 +939,7 @@ const (
 	KernelProgLsmUringSqpoll     = "lsm_uring_sqpoll"
 	KernelProgLsmUserns          = "lsm_userns"
 	KernelProgLsmVerity          = "lsm_verity"
+	KernelProgOnAnswer           = "on_answer"
 	KernelProgOnExec             = "on_exec"
 	KernelProgOnExit             = "on_exit"
 	KernelProgOnFork             = "on_fork"
@@ -973,6 +982,7 @@ const (
 	KernelVarReleaseAt           = "release_at"
 	KernelVarSipKey              = "sip_key"
 	KernelVarSysOp               = "sys_op"
+	KernelVarUnusedDomainServer  = "unused_domain_server"
 	KernelVarUnusedFlowDataKind  = "unused_flow_data_kind"
 	KernelVarUnusedFlowDirection = "unused_flow_direction"
 	KernelVarUnusedFlowEnd       = "unused_flow_end"
@@ -1114,6 +1124,7 @@ type KernelProgramSpecs struct {
 	LsmUringSqpoll     *ebpf.ProgramSpec `ebpf:"lsm_uring_sqpoll"`
 	LsmUserns          *ebpf.ProgramSpec `ebpf:"lsm_userns"`
 	LsmVerity          *ebpf.ProgramSpec `ebpf:"lsm_verity"`
+	OnAnswer           *ebpf.ProgramSpec `ebpf:"on_answer"`
 	OnExec             *ebpf.ProgramSpec `ebpf:"on_exec"`
 	OnExit             *ebpf.ProgramSpec `ebpf:"on_exit"`
 	OnFork             *ebpf.ProgramSpec `ebpf:"on_fork"`
@@ -1136,6 +1147,7 @@ type KernelMapSpecs struct {
 	CgroupsTold   *ebpf.MapSpec `ebpf:"cgroups_told"`
 	Controls      *ebpf.MapSpec `ebpf:"controls"`
 	Critical      *ebpf.MapSpec `ebpf:"critical"`
+	DomainServers *ebpf.MapSpec `ebpf:"domain_servers"`
 	Errors        *ebpf.MapSpec `ebpf:"errors"`
 	FirstMounts   *ebpf.MapSpec `ebpf:"first_mounts"`
 	FlowListens   *ebpf.MapSpec `ebpf:"flow_listens"`
@@ -1202,6 +1214,7 @@ type KernelVariableSpecs struct {
 	ReleaseAt           *ebpf.VariableSpec `ebpf:"release_at"`
 	SipKey              *ebpf.VariableSpec `ebpf:"sip_key"`
 	SysOp               *ebpf.VariableSpec `ebpf:"sys_op"`
+	UnusedDomainServer  *ebpf.VariableSpec `ebpf:"unused_domain_server"`
 	UnusedFlowDataKind  *ebpf.VariableSpec `ebpf:"unused_flow_data_kind"`
 	UnusedFlowDirection *ebpf.VariableSpec `ebpf:"unused_flow_direction"`
 	UnusedFlowEnd       *ebpf.VariableSpec `ebpf:"unused_flow_end"`
@@ -1243,6 +1256,7 @@ type KernelMaps struct {
 	CgroupsTold   *ebpf.Map `ebpf:"cgroups_told"`
 	Controls      *ebpf.Map `ebpf:"controls"`
 	Critical      *ebpf.Map `ebpf:"critical"`
+	DomainServers *ebpf.Map `ebpf:"domain_servers"`
 	Errors        *ebpf.Map `ebpf:"errors"`
 	FirstMounts   *ebpf.Map `ebpf:"first_mounts"`
 	FlowListens   *ebpf.Map `ebpf:"flow_listens"`
@@ -1281,6 +1295,7 @@ func (m *KernelMaps) Close() error {
 		m.CgroupsTold,
 		m.Controls,
 		m.Critical,
+		m.DomainServers,
 		m.Errors,
 		m.FirstMounts,
 		m.FlowListens,
@@ -1348,6 +1363,7 @@ type KernelVariables struct {
 	ReleaseAt           *ebpf.Variable `ebpf:"release_at"`
 	SipKey              *ebpf.Variable `ebpf:"sip_key"`
 	SysOp               *ebpf.Variable `ebpf:"sys_op"`
+	UnusedDomainServer  *ebpf.Variable `ebpf:"unused_domain_server"`
 	UnusedFlowDataKind  *ebpf.Variable `ebpf:"unused_flow_data_kind"`
 	UnusedFlowDirection *ebpf.Variable `ebpf:"unused_flow_direction"`
 	UnusedFlowEnd       *ebpf.Variable `ebpf:"unused_flow_end"`
@@ -1451,6 +1467,7 @@ type KernelPrograms struct {
 	LsmUringSqpoll     *ebpf.Program `ebpf:"lsm_uring_sqpoll"`
 	LsmUserns          *ebpf.Program `ebpf:"lsm_userns"`
 	LsmVerity          *ebpf.Program `ebpf:"lsm_verity"`
+	OnAnswer           *ebpf.Program `ebpf:"on_answer"`
 	OnExec             *ebpf.Program `ebpf:"on_exec"`
 	OnExit             *ebpf.Program `ebpf:"on_exit"`
 	OnFork             *ebpf.Program `ebpf:"on_fork"`
@@ -1549,6 +1566,7 @@ func (p *KernelPrograms) Close() error {
 		p.LsmUringSqpoll,
 		p.LsmUserns,
 		p.LsmVerity,
+		p.OnAnswer,
 		p.OnExec,
 		p.OnExit,
 		p.OnFork,

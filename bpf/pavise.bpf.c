@@ -26,6 +26,7 @@
 #include "task.bpf.c"
 #include "kern.bpf.c"
 #include "return.bpf.c"
+#include "domain.bpf.c"
 #include "flow.bpf.c"
 #include "test.bpf.c"
 
@@ -45,6 +46,7 @@ enum flow_end *unused_flow_end __attribute__((unused));
 enum flow_direction *unused_flow_direction __attribute__((unused));
 struct set_string *unused_set_string __attribute__((unused));
 struct set_prefix *unused_set_prefix __attribute__((unused));
+struct domain_server *unused_domain_server __attribute__((unused));
 struct rate_key *unused_rate_key __attribute__((unused));
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

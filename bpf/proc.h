@@ -49,6 +49,7 @@ enum err {
 	ERR_TEXTS, /* no room for a process's texts */
 	ERR_RATE, /* no memory for a count */
 	ERR_ENGINE, /* a hook without what judges for it */
+	ERR_DOMAIN, /* no room for the name of an address */
 	NUM_ERRS = 8
 };
 

@@ -23,7 +23,7 @@ import (
 const (
 	// maxNamed is how many addresses can have a name that some policy asks about, each in one network namespace. 1.5 MiB while there is such a policy.
 	maxNamed = 16384
-	// strangers is how long entries are believed that an agent before this one made: it cannot tell how long.
+	// strangers is after how long, about, entries go that this agent knows nothing of: an agent before it made them, or the kernel, and the agent was not told.
 	strangers = time.Hour
 )
 
@@ -45,7 +45,7 @@ func (n NamedAddress) key() bpf.KernelSetPrefix {
 type domains struct {
 	mu    sync.Mutex
 	names map[NamedAddress][]string
-	// What a map of an agent before this one has beside these goes at that time; zero for never.
+	// What the maps have beside these goes at that time.
 	purge time.Time
 }
 
@@ -102,8 +102,11 @@ func (e *Enforcer) NamedAre(all iter.Seq2[NamedAddress, []string]) error {
 			errs = append(errs, e.rename(a, names))
 		}
 	}
-	if !d.purge.IsZero() && time.Now().After(d.purge) {
-		d.purge = time.Time{}
+	switch now := time.Now(); {
+	case d.purge.IsZero():
+		d.purge = now.Add(strangers)
+	case now.After(d.purge):
+		d.purge = now.Add(strangers)
 		errs = append(errs, e.purgeNamed())
 	}
 	return errors.Join(errs...)
@@ -176,6 +179,32 @@ func (e *Enforcer) purgeNamed() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// DomainServer is a server whose answers rules believe: in one network namespace, or, where NetNS is 0, in all.
+type DomainServer struct {
+	Address netip.Addr
+	NetNS   uint32
+}
+
+// maxServers is how many there can be.
+const maxServers = 32
+
+// DomainServers says whom rules on domain names believe.
+func (e *Enforcer) DomainServers(list []DomainServer) error {
+	if len(list) > maxServers {
+		return fmt.Errorf("believe %d name servers: %d are the limit", len(list), maxServers)
+	}
+	for i := range maxServers {
+		var s bpf.KernelDomainServer
+		if i < len(list) {
+			s = bpf.KernelDomainServer{Address: list[i].Address.As16(), Netns: list[i].NetNS, Used: 1}
+		}
+		if err := e.k.PutMap("domain_servers", uint32(i), s); err != nil {
+			return fmt.Errorf("tell the kernel whom rules believe: %w", err)
+		}
+	}
+	return nil
 }
 
 // Domains are the names that the active policies and the shadow ask about, as policy.Image.Domains has them.

@@ -478,6 +478,9 @@ func (e *Enforcer) programs(img *policy.Image) map[string]pavise.Op {
 		}
 	}
 	digestPrograms(img, need)
+	if len(img.Domains()) > 0 {
+		need["on_answer"] = pavise.OpConnect
+	}
 	return need
 }
 
@@ -619,6 +622,7 @@ type Counters struct {
 	// running already.
 	NoScratch, NoIdentity, NoTexts, Missed uint64
 	NoCount                                uint64 // no memory for the count of a rate
+	NoName                                 uint64 // no room for the name of an address
 	NoEngine                               uint64 // a hook without what judges for it: what an enforced rule judges was refused
 	Unread                                 uint64 // records that an agent of another build had left, in a layout that this one does not know
 	MapBytes                               uint64 // kernel memory of all maps
@@ -645,7 +649,7 @@ func (e *Enforcer) Counters() (c Counters, err error) {
 			return c, fmt.Errorf("read the counters of %s: %w", pavise.Op(op), err)
 		}
 	}
-	for i, n := range []*uint64{&c.NoScratch, &c.NoIdentity, &c.NoTexts, &c.NoCount, &c.NoEngine} {
+	for i, n := range []*uint64{&c.NoScratch, &c.NoIdentity, &c.NoTexts, &c.NoCount, &c.NoEngine, &c.NoName} {
 		var per []uint64
 		if err := e.k.Map("errors").Lookup(uint32(i), &per); err != nil {
 			return c, fmt.Errorf("read the error counters: %w", err)

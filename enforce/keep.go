@@ -567,9 +567,6 @@ func (e *Enforcer) resume(img *policy.Image) (a Applied, ok bool, err error) {
 		e.sets.slots[t.SetSlot], e.sets.used[live.side] = ids, 1+int(t.SetSlot)
 		if len(img.Domains()) > 0 {
 			e.sets.setImage(int(t.SetSlot), img)
-			e.sets.domains.mu.Lock()
-			e.sets.domains.purge = time.Now().Add(strangers)
-			e.sets.domains.mu.Unlock()
 		}
 	}
 	live.names.remove(e.k, stale)

@@ -153,10 +153,15 @@ func count(lists ...[]*policy.Set) (n int) {
 }
 
 // What is hashed before a string, as in bpf/derive.h.
+const (
+	setDomain = 2
+	setBelow  = 3
+)
+
 var stringKinds = map[policy.SetKind]uint64{policy.SetStrings: 0, policy.SetNames: 1}
 
 func stringEntries(key [2]uint64, img *policy.Image) entries[bpf.KernelSetString] {
-	n := count(img.Sets[policy.SetStrings], img.Sets[policy.SetNames])
+	n := count(img.Sets[policy.SetStrings], img.Sets[policy.SetNames]) + len(img.Domains())
 	return merged(n, func(add func(bpf.KernelSetString, int)) {
 		for kind, first := range stringKinds {
 			for bit, set := range img.Sets[kind] {
@@ -164,6 +169,16 @@ func stringEntries(key [2]uint64, img *policy.Image) entries[bpf.KernelSetString
 					lo, hi := sip(key, first, text)
 					add(bpf.KernelSetString{Lo: lo, Hi: hi}, bit)
 				}
+			}
+		}
+		for bit, set := range img.Sets[policy.SetAddresses] {
+			for _, d := range set.Domains {
+				first := uint64(setDomain)
+				if d[0] == '.' {
+					first = setBelow
+				}
+				lo, hi := sip(key, first, d)
+				add(bpf.KernelSetString{Lo: lo, Hi: hi}, bit)
 			}
 		}
 	})

@@ -23,8 +23,8 @@ const (
 type Options struct {
 	// Process is the process that had an exec_id; nil when it is not known.
 	Process func(execID uint64) *pavise.Process
-	// Name is the name that an address was looked up by, and the executable that did.
-	Name func(netns uint32, a netip.Addr) (name, askedBy string)
+	// Name is the name that an address was looked up by, if it can be by an executable, and the executable that did.
+	Name func(netns uint32, a netip.Addr, exe string) (name, askedBy string)
 	Max  int // 0: DefaultMax
 }
 
@@ -190,7 +190,11 @@ func (t *Table) link(e *entry) {
 
 func (t *Table) name(f *pavise.Flow) {
 	if t.o.Name != nil && f.Remote.Name == "" && f.Remote.Address.IsValid() {
-		f.Remote.Name, f.Remote.AskedBy = t.o.Name(f.NetNS, f.Remote.Address)
+		exe := ""
+		if p := f.Local.Process; p != nil {
+			exe = p.Exe.Path
+		}
+		f.Remote.Name, f.Remote.AskedBy = t.o.Name(f.NetNS, f.Remote.Address, exe)
 	}
 }
 

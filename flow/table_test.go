@@ -28,7 +28,7 @@ func testTable(max int) *Table {
 		Process: func(id uint64) *pavise.Process {
 			return map[uint64]*pavise.Process{1: {ExecID: 1, PID: 10}, 2: {ExecID: 2, PID: 20}}[id]
 		},
-		Name: func(netns uint32, a netip.Addr) (string, string) {
+		Name: func(netns uint32, a netip.Addr, exe string) (string, string) {
 			if netns == 7 && a == server.Addr() {
 				return "db.internal", "/usr/bin/psql"
 			}

@@ -123,6 +123,7 @@ func troubles(s *agent.Status) (out []string) {
 		{s.NoIdentity, "threads without an identity, judged strictly"},
 		{s.NoTexts, "processes whose arguments and ancestors found no room"},
 		{s.NoCount, "counts of rates that found no memory"},
+		{s.NoName, "addresses with a domain name that found no room"},
 		{s.NoEngine, "calls of hooks that had lost their engine: what an enforced rule judges was refused"},
 		{s.Missed, "calls of programs that the kernel skipped"},
 		{s.Containers.Refused, "containers beyond those that can be known"},
