@@ -106,6 +106,8 @@ type Config struct {
 	Kernel  Kernel
 	// Flows begins to follow flows, when the lifecycle is attached; nil: they are not followed.
 	Flows func() (FlowSource, error)
+	// Exports are what flows and answers of DNS are handed to.
+	Exports []Export
 	// DNSServers are believed what they say of names, for rules on net.remote.domain, beside those that the host asks.
 	DNSServers []netip.Addr
 	Log        *slog.Logger
@@ -156,7 +158,8 @@ type Agent struct {
 	names    *names
 	exePath  string
 	flows    atomic.Pointer[flows] // nil: they are not followed
-	flowsErr *string               // why not; set before the API answers
+	exports  []*exporter
+	flowsErr *string // why not; set before the API answers
 
 	mu       sync.Mutex // serialises changes of the policies
 	machine  *policy.Machine
@@ -284,6 +287,10 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 			}
 		})
 	}
+	stopExports, err := a.startExports()
+	if err != nil {
+		return err
+	}
 	if a.history != nil {
 		sub, err := a.hub.subscribeDeep(historyDepth)
 		if err != nil {
@@ -315,6 +322,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 			err = fmt.Errorf("detach from the kernel: %w", cerr)
 		}
 		a.hub.close()
+		stopExports()
 		told()
 		stop, done := context.WithTimeout(context.Background(), shutdownTime)
 		defer done()

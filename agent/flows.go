@@ -68,6 +68,8 @@ type FlowStatus struct {
 	Unowned    uint64 `json:"unowned"`    // flows that ended and whose process is not known
 	Undecoded  uint64 `json:"undecoded"`
 	MapsMemory uint64 `json:"maps_bytes"`
+
+	Exports []ExportStatus `json:"exports,omitempty"`
 }
 
 // flows is the agent's part of following flows; nil where it does not.
@@ -251,7 +253,7 @@ func (a *Agent) flowStatus() FlowStatus {
 		}
 		return s
 	}
-	s := FlowStatus{On: true, Lacking: f.source.Lacking(), Table: f.table.Stats(), Undecoded: f.undecoded.Load()}
+	s := FlowStatus{On: true, Lacking: f.source.Lacking(), Table: f.table.Stats(), Undecoded: f.undecoded.Load(), Exports: a.exportStatus()}
 	if why := f.trouble.Load(); why != nil {
 		s.Error = *why
 	}

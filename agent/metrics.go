@@ -50,6 +50,11 @@ var metricHelp = map[string]struct {
 	"history_events_total":   {"Events written to the history, dropped because it could not be written or they came too fast.", []string{"state"}},
 	"history_bytes":          {"Size of the history on disk.", nil},
 	"history_removed_total":  {"Files of the history that went for its limits or for room.", nil},
+	"flows":                  {"Flows that are open.", nil},
+	"flow_reports_total":     {"Records of flows: made and lost in the kernel; ended; and behind a later one of the same flow.", []string{"what"}},
+	"flow_lost_bytes":        {"Bytes that lost records of flows would have told.", nil},
+	"flow_unowned_total":     {"Flows that ended and whose process is not known.", nil},
+	"flow_exported_total":    {"Records that were exported, by where to: written, lost, or of a kind that the form has no place for.", []string{"to", "what"}},
 	"history_trouble":        {"1 while events are not kept as they should be.", nil},
 	"resident_bytes":         {"Resident memory of the agent.", nil},
 	"container_rules_behind": {"1 while rules on containers do not know of all of them.", nil},
@@ -125,6 +130,21 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge("history_bytes", float64(s.History.Bytes))
 	count("history_removed_total", s.History.Removed)
 	gauge("history_trouble", bit[s.History.Error != ""])
+	if f := &s.Flows; f.On {
+		gauge("flows", float64(f.Table.Open))
+		count("flow_reports_total", f.Made, "made")
+		count("flow_reports_total", f.Lost, "lost")
+		count("flow_reports_total", f.Table.Ended, "ended")
+		count("flow_reports_total", f.Table.Behind, "behind")
+		count("flow_lost_bytes", f.LostBytes)
+		count("flow_unowned_total", f.Unowned)
+		for _, x := range f.Exports {
+			to := x.Form + ":" + x.To
+			count("flow_exported_total", x.Written, to, "written")
+			count("flow_exported_total", x.Lost, to, "lost")
+			count("flow_exported_total", x.NoPlace, to, "no_place")
+		}
+	}
 	gauge("resident_bytes", float64(s.RSS))
 	gauge("container_rules_behind", bit[s.Containers.Behind != ""])
 }

@@ -337,6 +337,20 @@ class ExitInfo(_ExitInfo, total=False):
     signal: int
 
 
+class _ExportStatus(TypedDict):
+    form: str
+    lost: int  # that could not be written, or came too fast
+    no_place: int  # that the form has no place for
+    to: str
+    written: int  # records that were given on
+
+
+class ExportStatus(_ExportStatus, total=False):
+    """ExportStatus is what became of an export."""
+
+    error: str  # why it does not work now
+
+
 class Fact(TypedDict):
     """Fact is a field and its value in an event: a string, a number, a boolean, or a list or map of strings."""
 
@@ -425,6 +439,7 @@ class FlowStatus(_FlowStatus, total=False):
     """FlowStatus is what the status says of flows."""
 
     error: str  # why not, or what is wrong
+    exports: List[ExportStatus]
     lacking: List[str]  # what this kernel does not let be told
 
 
@@ -915,6 +930,7 @@ class _Status(TypedDict):
     kernel_no_count: int
     kernel_no_engine: int
     kernel_no_identity: int
+    kernel_no_name: int  # no room for the domain name of an address, which rules then know a moment later, or not
     kernel_no_scratch: int  # What should not happen in the kernel: no working memory for a judgement, a thread without an identity, no room for a process's arguments and ancestors, or for a count of a rate, a hook that had lost what judges for it, a program that was skipped because it was running already on that CPU.
     kernel_no_texts: int
     operations: List[OpCount]

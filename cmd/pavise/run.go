@@ -29,7 +29,7 @@ func (a *app) run() *cobra.Command {
 	var span, historyAge time.Duration
 	var historySize uint32
 	var flows bool
-	var servers []string
+	var servers, exports []string
 	c := &cobra.Command{
 		Use: "run", Short: "Run the agent in the foreground",
 		Long: `Run the agent in the foreground: load the policies into the kernel, print events, and answer on the socket.
@@ -82,6 +82,21 @@ a number. "pavise status" says which role you have.`,
 			if err != nil {
 				return usageError{fmt.Errorf("--keep %w", err)}
 			}
+			believed, err := addresses(servers)
+			if err != nil {
+				return usageError{fmt.Errorf("--dns-server: %w", err)}
+			}
+			var sinks []agent.Export
+			for _, s := range exports {
+				x, err := agent.ParseExport(s)
+				if err != nil {
+					return usageError{fmt.Errorf("--export %w", err)}
+				}
+				if !flows {
+					return usageError{fmt.Errorf("--export %s: there are no flows with --flows=false", s)}
+				}
+				sinks = append(sinks, x)
+			}
 			// A bad policy is told before the kernel is touched.
 			set, err := agent.LoadPolicies(policies)
 			if err != nil {
@@ -95,15 +110,13 @@ a number. "pavise status" says which role you have.`,
 			}
 			cfg := agent.Config{
 				Socket: a.socket, StateDir: state, Groups: groups, Metrics: metrics, HistoryBytes: int64(historySize) << 20, HistoryAge: historyAge, Policies: set, Version: buildVersion(), Kernel: k, Log: log, LogLevel: leveler, ContainerState: roots,
+				DNSServers: believed, Exports: sinks,
 				OnReady: func(s *agent.Status) {
 					a.banner(s, span)
 					if err := notify(os.Getenv("NOTIFY_SOCKET"), "READY=1"); err != nil {
 						log.Warn("say that the agent is ready", "err", err)
 					}
 				},
-			}
-			if cfg.DNSServers, err = addresses(servers); err != nil {
-				return usageError{fmt.Errorf("--dns-server: %w", err)}
 			}
 			if e, ok := k.(*enforce.Enforcer); ok && flows {
 				cfg.Flows = func() (agent.FlowSource, error) { return e.Flows(bpf.FlowOptions{Opens: true}) }
@@ -149,6 +162,7 @@ a number. "pavise status" says which role you have.`,
 	f.StringVar(&keep, "keep", "no", "how long enforcement goes on without the agent: no, forever, or a time (10m)")
 	f.StringVar(&pins, "pin-dir", enforce.DefaultPins, "where it is pinned then, on a bpf file system")
 	f.BoolVar(&flows, "flows", true, "follow connections (pavise flows), and the names that addresses are looked up by")
+	f.StringArrayVar(&exports, "export", nil, "write flows and answers of DNS for others: ndjson:FILE, eve:FILE, zeek:DIRECTORY, ipfix:udp://HOST:PORT\nor ipfix:tcp://HOST:PORT; may be given more than once")
 	f.StringArrayVar(&servers, "dns-server", nil, "a server that rules on net.remote.domain believe, beside those of /etc/resolv.conf; may be given more than once")
 	f.StringVar(&level, "log-level", "warn", "least level of the log: debug, info, warn or error")
 	f.StringVar(&format, "log-format", "text", "form of the log, on the standard error: text or json")

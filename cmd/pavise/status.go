@@ -54,6 +54,10 @@ func (a *app) statusText(s *agent.Status) error {
 	t.row("processes", strconv.Itoa(s.Processes))
 	t.row("containers", fmt.Sprintf("%d known, %d by their ids alone", s.Containers.Known, s.Containers.Unknown))
 	t.row("history", historyText(&s.History))
+	t.row("connections", flowsText(&s.Flows))
+	for _, x := range s.Flows.Exports {
+		t.row("exported to", fmt.Sprintf("%s:%s: %d written, %d lost, %d that have no place there", x.Form, x.To, x.Written, x.Lost, x.NoPlace))
+	}
 	t.row("memory", fmt.Sprintf("%d MiB resident, %d MiB of kernel maps", s.RSS>>20, s.MapBytes>>20))
 	if err := t.flush(); err != nil {
 		return err
@@ -72,6 +76,17 @@ func (a *app) statusText(s *agent.Status) error {
 		fmt.Fprintf(a.stdout, "\nwhat should not be\n  %s\n", strings.Join(trouble, "\n  "))
 	}
 	return nil
+}
+
+// flowsText says how flows are followed.
+func flowsText(f *agent.FlowStatus) string {
+	if !f.On {
+		if f.Error != "" {
+			return "not followed: " + f.Error
+		}
+		return "not followed"
+	}
+	return fmt.Sprintf("%d open, %d ended; %s of kernel maps", f.Table.Open, f.Table.Ended, bytesText(f.MapsMemory))
 }
 
 // historyText says how the history is.
@@ -126,6 +141,12 @@ func troubles(s *agent.Status) (out []string) {
 		{s.NoName, "addresses with a domain name that found no room"},
 		{s.NoEngine, "calls of hooks that had lost their engine: what an enforced rule judges was refused"},
 		{s.Missed, "calls of programs that the kernel skipped"},
+		{s.Flows.Lost, "reports of flows that found no room in the ring"},
+		{s.Flows.DataLost, "answers of DNS and ClientHellos that found no room in the ring"},
+		{s.Flows.NoStorage, "sockets for which the kernel had no memory: their flows are not told in full"},
+		{s.Flows.Undecoded, "reports of flows that could not be read"},
+		{s.Flows.Table.Crowded, "reports of flows beyond those that can be followed"},
+		{s.Flows.Table.EndsLost, "flows whose end was not told"},
 		{s.Containers.Refused, "containers beyond those that can be known"},
 		{s.History.Dropped, "events that are missing in the history: they could not be written, or came too fast"},
 		{s.History.Lost, "bytes of the history that are no events: damaged on the disk"},
@@ -136,6 +157,14 @@ func troubles(s *agent.Status) (out []string) {
 	}
 	if s.Containers.Behind != "" {
 		out = append(out, "rules on containers do not know of all of them: "+safe(s.Containers.Behind))
+	}
+	if s.Flows.Error != "" {
+		out = append(out, "connections are not followed as they should be: "+safe(s.Flows.Error))
+	}
+	for _, x := range s.Flows.Exports {
+		if x.Error != "" {
+			out = append(out, safe(x.Form+":"+x.To)+": "+safe(x.Error))
+		}
 	}
 	if s.History.Error != "" {
 		out = append(out, "the history: "+safe(s.History.Error))
