@@ -157,6 +157,7 @@ type KernelFlowSock struct {
 	Id      uint64
 	Start   uint64
 	ExecId  uint64
+	Actor   uint64
 	Latency uint64
 	Sent    struct {
 		_       structs.HostLayout
@@ -172,11 +173,14 @@ type KernelFlowSock struct {
 	Direction uint8
 	Flags     uint8
 	Claim     uint8
+	State     uint8
 	Copies    uint8
+	_         [3]byte
 	Base      uint32
 	Copied    uint32
 	Hello     uint32
 	Pad       uint32
+	_         [4]byte
 	Sk        uint64
 	Claimed   uint32
 	Peers     uint32
@@ -875,6 +879,7 @@ const (
 	KernelProgFlowSweepPeers     = "flow_sweep_peers"
 	KernelProgFlowSweepUnix      = "flow_sweep_unix"
 	KernelProgFlowTcp            = "flow_tcp"
+	KernelProgFlowTcpAgain       = "flow_tcp_again"
 	KernelProgFmodMmap           = "fmod_mmap"
 	KernelProgFoundTask          = "found_task"
 	KernelProgLsmAccept          = "lsm_accept"
@@ -1058,6 +1063,7 @@ type KernelProgramSpecs struct {
 	FlowSweepPeers     *ebpf.ProgramSpec `ebpf:"flow_sweep_peers"`
 	FlowSweepUnix      *ebpf.ProgramSpec `ebpf:"flow_sweep_unix"`
 	FlowTcp            *ebpf.ProgramSpec `ebpf:"flow_tcp"`
+	FlowTcpAgain       *ebpf.ProgramSpec `ebpf:"flow_tcp_again"`
 	FmodMmap           *ebpf.ProgramSpec `ebpf:"fmod_mmap"`
 	FoundTask          *ebpf.ProgramSpec `ebpf:"found_task"`
 	LsmAccept          *ebpf.ProgramSpec `ebpf:"lsm_accept"`
@@ -1395,6 +1401,7 @@ type KernelPrograms struct {
 	FlowSweepPeers     *ebpf.Program `ebpf:"flow_sweep_peers"`
 	FlowSweepUnix      *ebpf.Program `ebpf:"flow_sweep_unix"`
 	FlowTcp            *ebpf.Program `ebpf:"flow_tcp"`
+	FlowTcpAgain       *ebpf.Program `ebpf:"flow_tcp_again"`
 	FmodMmap           *ebpf.Program `ebpf:"fmod_mmap"`
 	FoundTask          *ebpf.Program `ebpf:"found_task"`
 	LsmAccept          *ebpf.Program `ebpf:"lsm_accept"`
@@ -1493,6 +1500,7 @@ func (p *KernelPrograms) Close() error {
 		p.FlowSweepPeers,
 		p.FlowSweepUnix,
 		p.FlowTcp,
+		p.FlowTcpAgain,
 		p.FmodMmap,
 		p.FoundTask,
 		p.LsmAccept,
