@@ -40,6 +40,7 @@ struct flow_sock {
 	__u64 id; /* of a connection; by that of a datagram socket its peers are known */
 	__u64 start;
 	__u64 exec_id; /* of who acted on it last */
+	__u64 actor; /* flow_stamp of that one */
 	__u64 latency;
 	struct traffic sent; /* of TCP the packets only: what the kernel has 32 bits for */
 	struct traffic received;
@@ -47,6 +48,7 @@ struct flow_sock {
 	__u8 direction;
 	__u8 flags;
 	__u8 claim; /* whether a datagram socket has a main peer: CLAIM_* */
+	__u8 state; /* of TCP, the last that was seen */
 	__u8 copies; /* of the ClientHello, of TCP or of the main peer's QUIC; HELLO_DONE when there is nothing more to copy */
 	__u32 base; /* TCP's sequence number of the first byte */
 	__u32 copied; /* how far from there was copied */
@@ -210,6 +212,14 @@ static __always_inline __u64 flow_actor(void)
 	struct proc *p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
 
 	return p ? p->exec_id : 0;
+}
+
+/* flow_stamp tells one image of a process from others as well as its exec_id does, and is had by three loads. */
+static __always_inline __u64 flow_stamp(void)
+{
+	struct task_struct *t = bpf_get_current_task_btf();
+
+	return t->group_leader->start_boottime + (t->self_exec_id << 48);
 }
 
 static __always_inline struct flow_sock *flow_of(struct sock *sk, bool create)
@@ -386,8 +396,7 @@ static __always_inline __u8 flow_tcp_end(struct sock *sk, int was)
  * Current is whoever made the system call in SYN_SENT and LISTEN only; else it may be anybody whom an interrupt found. A connection that comes in has a
  * socket when its handshake is done: until then it costs nothing here.
  */
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(flow_tcp, struct sock *sk, int was, int state)
+static __always_inline int flow_state(struct sock *sk, int was, int state)
 {
 	struct flow_sock *f;
 	struct rec_flow r;
@@ -395,20 +404,21 @@ int BPF_PROG(flow_tcp, struct sock *sk, int was, int state)
 	if (state != TCP_ESTABLISHED && state != TCP_SYN_SENT && state != TCP_SYN_RECV &&
 	    state != TCP_CLOSE && state != TCP_LISTEN)
 		return 0;
-	if (was == state || (state == TCP_CLOSE && was == TCP_LISTEN))
+	if (was == state || READ(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
-	if (READ(sk, sk_protocol) != IPPROTO_TCP)
+	f = flow_of(sk, was != TCP_LISTEN || state != TCP_CLOSE);
+	if (!f || f->state == state) /* the other program has seen it */
 		return 0;
-	f = flow_of(sk, true);
-	if (!f)
-		return 0;
+	f->state = state;
 	switch (state) {
 	case TCP_LISTEN:
 		f->exec_id = flow_actor();
+		f->actor = flow_stamp();
 		f->flags = 0;
 		return 0;
 	case TCP_SYN_SENT:
 		f->exec_id = flow_actor();
+		f->actor = flow_stamp();
 		flow_begin(f, sk, FLOW_OUTBOUND, 0);
 		return 0;
 	case TCP_SYN_RECV:
@@ -425,8 +435,10 @@ int BPF_PROG(flow_tcp, struct sock *sk, int was, int state)
 			return 0;
 		break;
 	default:
-		if (!(f->flags &
-		      FLOW_KNOWN)) /* it began before this was attached, and nothing found it */
+		if (was == TCP_LISTEN || !READ(sk, __sk_common.skc_dport))
+			return 0; /* nobody was at the other end */
+		/* It began before this was attached, and nothing found it. */
+		if (!(f->flags & FLOW_KNOWN))
 			flow_begin(f, sk, FLOW_UNKNOWN, FLOW_FOUND);
 	}
 	flow_head(&r, f, sk);
@@ -440,6 +452,22 @@ int BPF_PROG(flow_tcp, struct sock *sk, int was, int state)
 	}
 	flow_tell(&r);
 	return 0;
+}
+
+/*
+ * Two programs for the same: the kernel skips one that it has interrupted, and the handshake of one connection often interrupts the system call of another.
+ * While one of the two is interrupted the other is not running. Of ten thousand connections at once, some thirty were lost with one.
+ */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(flow_tcp, struct sock *sk, int was, int state)
+{
+	return flow_state(sk, was, state);
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(flow_tcp_again, struct sock *sk, int was, int state)
+{
+	return flow_state(sk, was, state);
 }
 
 /* Ports that are listened on when sockets are looked for at the start: who is connected to one of them did not begin. Freed after that; when full, it is said that they did. */
@@ -474,8 +502,9 @@ static __always_inline void flow_add(struct traffic *t, __u64 bytes, __u64 packe
 }
 
 /* flow_acts makes the current process the owner of a socket that it sends or receives by: the one that accepted, a child, or one that was given it. */
-static __always_inline void flow_acts(struct sock *sk, __u64 actor)
+static __always_inline void flow_acts(struct sock *sk)
 {
+	__u64 stamp = flow_stamp(), actor;
 	struct flow_sock *f = bpf_sk_storage_get(&flow_socks, sk, 0, 0);
 
 	if (!f) { /* it waited to be accepted when the others were found */
@@ -489,7 +518,13 @@ static __always_inline void flow_acts(struct sock *sk, __u64 actor)
 			return;
 		flow_found_tcp(f, sk, 0);
 	}
-	if (!actor || f->exec_id == actor)
+	if (f->actor == stamp)
+		return;
+	actor = flow_actor();
+	if (!actor)
+		return;
+	f->actor = stamp;
+	if (f->exec_id == actor)
 		return;
 	f->exec_id = actor;
 	if (f->peers) {
@@ -603,7 +638,7 @@ static __always_inline void flow_moved(struct sock *sk, int n, int flags, bool o
 	if (n <= 0)
 		return;
 	if (READ(sk, __sk_common.skc_family) != AF_UNIX)
-		flow_acts(sk, flow_actor());
+		flow_acts(sk);
 	else if (flow_unixes_too && (out || !(flags & MSG_PEEK)))
 		flow_unix_acts(sk, n, out, READ(sk, sk_type) != SOCK_STREAM);
 }
@@ -640,7 +675,7 @@ static __always_inline void flow_tries(struct socket *sock)
 	    !flow_of(sk, true))
 		return;
 	if (family != AF_UNIX)
-		flow_acts(sk, flow_actor());
+		flow_acts(sk);
 }
 
 SEC("fentry/security_socket_sendmsg")
@@ -824,8 +859,8 @@ static __always_inline bool flow_parse(struct __sk_buff *skb, struct flow_packet
 		/* fall through */
 	case IPPROTO_TCP:
 	case IPPROTO_SCTP:
-		p->ends.local_port = __builtin_bswap16(ports[!out]);
-		p->ends.remote_port = __builtin_bswap16(ports[out]);
+		p->ends.local_port = __builtin_bswap16(out ? ports[0] : ports[1]);
+		p->ends.remote_port = __builtin_bswap16(out ? ports[1] : ports[0]);
 		break;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6: {
@@ -876,15 +911,38 @@ static __always_inline bool flow_claim(struct flow_sock *f, const struct flow_en
 	return true;
 }
 
-/* flow_peer finds a peer, or makes it. */
-static __always_inline struct flow_peer *flow_peer(struct flow_sock *f, struct sock *sk,
-						   const struct flow_ends *e, bool out, __u32 type)
+static __noinline int flow_peer_new(struct flow_sock *f, struct flow_peer_key *key,
+				    struct flow_ends *e, __u32 type, __u32 direction)
 {
-	struct flow_peer_key key = { .socket = f->id,
-				     .port = e->remote_port,
-				     .protocol = e->protocol };
-	struct flow_peer *p, fresh = {};
+	struct flow_peer p;
 
+	__builtin_memset(&p, 0, sizeof(p));
+	p.id = flow_epoch + __sync_fetch_and_add(&flow_seq, 1);
+	p.start = bpf_ktime_get_boot_ns();
+	__builtin_memcpy(p.local, e->local, 16);
+	p.local_port = e->local_port;
+	p.family = e->family;
+	p.type = type;
+	p.direction = direction;
+	p.netns = flow_netns((struct sock *)f->sk);
+	if (!__sync_fetch_and_add(&f->peers, 1)) {
+		struct flow_owner o = { .exec_id = f->exec_id };
+
+		bpf_map_update_elem(&flow_owners, &f->id, &o, BPF_NOEXIST);
+	}
+	return bpf_map_update_elem(&flow_peers, key, &p, BPF_NOEXIST);
+}
+
+/* flow_peer finds a peer, or makes it. */
+static __always_inline struct flow_peer *flow_peer(struct flow_sock *f, struct flow_ends *e,
+						   bool out, __u32 type)
+{
+	struct flow_peer_key key = {};
+	struct flow_peer *p;
+
+	key.socket = f->id;
+	key.port = e->remote_port;
+	key.protocol = e->protocol;
 	__builtin_memcpy(key.remote, e->remote, 16);
 	p = bpf_map_lookup_elem(&flow_peers, &key);
 	if (p && p->dead) {
@@ -893,26 +951,11 @@ static __always_inline struct flow_peer *flow_peer(struct flow_sock *f, struct s
 	}
 	if (p)
 		return p;
-	fresh.id = flow_epoch + __sync_fetch_and_add(&flow_seq, 1);
-	fresh.start = bpf_ktime_get_boot_ns();
-	__builtin_memcpy(fresh.local, e->local, 16);
-	fresh.local_port = e->local_port;
-	fresh.family = e->family;
-	fresh.type = type;
-	fresh.direction = out ? FLOW_OUTBOUND : FLOW_INBOUND;
-	fresh.netns = flow_netns(sk);
-	if (!__sync_fetch_and_add(&f->peers, 1)) {
-		struct flow_owner o = { .exec_id = f->exec_id };
-
-		bpf_map_update_elem(&flow_owners, &f->id, &o, BPF_NOEXIST);
-	}
-	if (bpf_map_update_elem(&flow_peers, &key, &fresh, BPF_NOEXIST)) {
-		p = bpf_map_lookup_elem(&flow_peers, &key); /* made at the same time */
-		if (!p)
-			flow_count(FLOW_STAT_NO_PEER, 1);
-		return p;
-	}
-	return bpf_map_lookup_elem(&flow_peers, &key);
+	flow_peer_new(f, &key, e, type, out ? FLOW_OUTBOUND : FLOW_INBOUND);
+	p = bpf_map_lookup_elem(&flow_peers, &key); /* also when it was made at the same time */
+	if (!p)
+		flow_count(FLOW_STAT_NO_PEER, 1);
+	return p;
 }
 
 struct flow_copy {
@@ -1045,12 +1088,11 @@ static __always_inline void flow_look(struct __sk_buff *skb, struct flow_sock *f
 	flow_copy(skb, &c);
 }
 
-static __always_inline int flow_datagram(struct __sk_buff *skb, struct bpf_sock *bsk, bool out)
+static __noinline int flow_datagram(struct __sk_buff *skb, struct bpf_sock *bsk, bool out)
 {
 	struct flow_packet pkt = {};
 	struct flow_sock *f;
 	struct flow_peer *p;
-	struct sock *sk;
 
 	f = bpf_sk_storage_get(&flow_socks, bsk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!f) {
@@ -1061,7 +1103,7 @@ static __always_inline int flow_datagram(struct __sk_buff *skb, struct bpf_sock 
 		flow_count(FLOW_STAT_LATE, 1);
 		return 0;
 	}
-	sk = flow_dgram(f, bsk);
+	flow_dgram(f, bsk);
 	/* The first that it sends to, or is connected to; who writes to a server has a place of its own, and an end. */
 	if (!f->claimed && !f->peers && (out || bsk->state == TCP_ESTABLISHED))
 		flow_claim(f, &pkt.ends, out, 0);
@@ -1072,7 +1114,7 @@ static __always_inline int flow_datagram(struct __sk_buff *skb, struct bpf_sock 
 				  f->direction, &f->copies, out);
 		return 0;
 	}
-	p = flow_peer(f, sk, &pkt.ends, out, bsk->type);
+	p = flow_peer(f, &pkt.ends, out, bsk->type);
 	if (!p) {
 		if (!f->others_id)
 			__sync_val_compare_and_swap(
@@ -1133,23 +1175,27 @@ static __always_inline __u32 flow_tcp_ends(struct __sk_buff *skb, struct flow_en
 }
 
 /* flow_segment copies the ClientHello of a connection, and what a name server answers. */
-static __always_inline void flow_segment(struct __sk_buff *skb, struct bpf_sock *bsk, bool out)
+static __noinline int flow_segment(struct __sk_buff *skb, bool out)
 {
-	bool dns = bsk->dst_port == __builtin_bswap16(PORT_DNS);
+	struct bpf_sock *bsk = skb->sk;
+	bool dns;
 	struct flow_sock *f;
 	struct flow_copy c;
 	__u32 seq, off, len;
 	__u8 h[9];
 
+	if (!bsk)
+		return 0;
 	f = bpf_sk_storage_get(&flow_socks, bsk, 0, 0);
 	if (!f || f->copies == HELLO_DONE || !(f->flags & FLOW_KNOWN))
-		return;
+		return 0;
+	dns = bsk->dst_port == __builtin_bswap16(PORT_DNS);
 	if (out != (dns ? false : f->direction == FLOW_OUTBOUND))
-		return;
+		return 0;
 	__builtin_memset(&c, 0, sizeof(c));
 	c.at = flow_tcp_ends(skb, &c.ends, &seq, out);
 	if (!c.at)
-		return;
+		return 0;
 	len = skb->len - c.at;
 	if (!f->copied && !f->copies) {
 		f->base = seq;
@@ -1157,7 +1203,7 @@ static __always_inline void flow_segment(struct __sk_buff *skb, struct bpf_sock 
 			if (len < TLS_SHORTEST || bpf_skb_load_bytes(skb, c.at, h, sizeof(h)) ||
 			    h[0] != 22 || h[1] != 3 || h[TLS_RECORD] != 1) {
 				f->copies = HELLO_DONE;
-				return;
+				return 0;
 			}
 			/* How long it is, if it is one record; some more if it is not. */
 			len = (__u32)h[6] << 16 | (__u32)h[7] << 8 | h[8];
@@ -1176,7 +1222,7 @@ static __always_inline void flow_segment(struct __sk_buff *skb, struct bpf_sock 
 		for (int i = 0; i < 4 && len; i++) {
 			if (off >= flow_dns_stream) {
 				f->copies = HELLO_DONE;
-				return;
+				return 0;
 			}
 			c.seq = off;
 			c.len = len > FLOW_COPY && i < 3 ? FLOW_COPY : len;
@@ -1186,13 +1232,13 @@ static __always_inline void flow_segment(struct __sk_buff *skb, struct bpf_sock 
 			off += c.len;
 			len -= c.len;
 		}
-		return;
+		return 0;
 	}
 	if (off + len <= f->copied) /* again */
-		return;
+		return 0;
 	if (off >= flow_hello_bytes) {
 		f->copies = HELLO_DONE;
-		return;
+		return 0;
 	}
 	c.what = FLOW_DATA_TLS;
 	c.seq = off;
@@ -1212,22 +1258,51 @@ static __always_inline void flow_segment(struct __sk_buff *skb, struct bpf_sock 
 	if (f->copies >= flow_hello_pieces || f->copied >= f->hello ||
 	    f->copied >= flow_hello_bytes)
 		f->copies = HELLO_DONE;
+	return 0;
+}
+
+/*
+ * flow_tcp_packet tells of most segments of TCP that they are of no interest, without a call. A socket with such a port is not a raw one, whose port is its
+ * protocol: so what it sends and receives is what it is itself.
+ */
+static __always_inline bool flow_tcp_packet(struct __sk_buff *skb, struct bpf_sock *sk, bool *empty)
+{
+	__u8 *h = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+
+	if (sk->src_port <= 255 || h + IP_HEADER + TCP_HEADER > end)
+		return false;
+	if (h[0] == 0x45) {
+		if (h[9] != IPPROTO_TCP)
+			return false;
+		*empty = skb->len == IP_HEADER + (h[IP_HEADER + 12] >> 4) * 4;
+		return true;
+	}
+	if (h[0] >> 4 != 6 || h[6] != IPPROTO_TCP || h + IP6_HEADER + TCP_HEADER > end)
+		return false;
+	*empty = skb->len == IP6_HEADER + (h[IP6_HEADER + 12] >> 4) * 4;
+	return true;
 }
 
 /* flow_skb looks at a packet on its way from or to a socket, and always lets it pass. */
 static __always_inline int flow_skb(struct __sk_buff *skb, bool out)
 {
 	struct bpf_sock *sk = skb->sk;
+	bool empty = false;
 
 	if (!sk)
 		return 1;
+	if (flow_tcp_packet(skb, sk, &empty)) {
+		if (flow_data && !empty)
+			flow_segment(skb, out);
+		return 1;
+	}
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
 		return 1;
 	if (sk->protocol != IPPROTO_TCP)
 		flow_datagram(skb, sk, out);
-	else if (flow_data && skb->len > IP_HEADER + TCP_HEADER)
-		flow_segment(skb, sk, out);
+	else if (flow_data)
+		flow_segment(skb, out);
 	return 1;
 }
 
@@ -1278,10 +1353,13 @@ static __always_inline void flow_main(struct rec_flow *r, struct flow_sock *f, s
 SEC("cgroup/sock_release")
 int flow_release(struct bpf_sock *ctx)
 {
-	struct flow_sock *f = bpf_sk_storage_get(&flow_socks, ctx, 0, 0);
+	struct flow_sock *f;
 	struct rec_flow r;
 	struct sock *sk;
 
+	if (ctx->protocol == IPPROTO_TCP)
+		return 1;
+	f = bpf_sk_storage_get(&flow_socks, ctx, 0, 0);
 	if (!f || !(f->flags & FLOW_DGRAM))
 		return 1;
 	f->flags |= FLOW_RELEASED;
@@ -1485,7 +1563,10 @@ int flow_sweep_peers(struct bpf_iter__bpf_map_elem *ctx)
 	return 0;
 }
 
-/* Reports Unix sockets, each followed by its key. One that flow_sweep, which runs before, has not found any more has ended when it last did something. */
+/*
+ * Reports Unix sockets, each followed by its key. One that flow_sweep, which runs before, has not found twice has ended when it last did something: once it
+ * may have been left out, when others came and went meanwhile.
+ */
 SEC("iter/bpf_map_elem")
 int flow_sweep_unix(struct bpf_iter__bpf_map_elem *ctx)
 {
@@ -1510,7 +1591,7 @@ int flow_sweep_unix(struct bpf_iter__bpf_map_elem *ctx)
 	r.time = bpf_ktime_get_boot_ns();
 	if (!key) {
 		r.flags = FLOW_OTHERS;
-	} else if (e->seen != flow_sweeps) {
+	} else if (flow_sweeps - e->seen >= 2) {
 		r.state = FLOW_CLOSED;
 		r.end = FLOW_DONE;
 		r.time = e->last;

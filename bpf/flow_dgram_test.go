@@ -209,17 +209,24 @@ func TestKernelFlowPeers(t *testing.T) {
 		}
 		return told, others, t
 	}
-	told, others, got := sum(w.sweep())
-	if told != room+1 || others != 1 || got != (pavise.Traffic{Bytes: sent, Packets: peers * each}) {
-		t.Errorf("%d flows, %d of others, %+v; want %d, 1, %d bytes in %d packets", told, others, got, room+1, sent, peers*each)
+	// Others on this machine may have taken some of the room.
+	want := pavise.Traffic{Bytes: sent, Packets: peers * each}
+	if told, others, got := sum(w.sweep()); told < 2 || told > room+1 || others != 1 || got != want {
+		t.Errorf("%d flows, %d of others, %+v; want %d, 1, %+v", told, others, got, room+1, want)
 	}
 	unix.Close(server)
-	told, others, got = sum(w.ended(room+1, "all", ours))
-	if told != room+1 || others != 1 || got != (pavise.Traffic{Bytes: sent, Packets: peers * each}) {
-		t.Errorf("at the end %d flows, %d of others, %+v; want %d, 1, %d bytes in %d packets", told, others, got, room+1, sent, peers*each)
+	var ended []pavise.Flow
+	for deadline := time.Now().Add(20 * time.Second); ; { // until all has been told
+		ended = w.ended(1, "the rest", ours)
+		if _, _, got := sum(ended); got == want || time.Now().After(deadline) {
+			break
+		}
 	}
-	if s := w.stats(); s.NoPeer != (peers-room)*each {
-		t.Errorf("counters: %+v; want %d packets without room", s, (peers-room)*each)
+	if told, others, got := sum(ended); told > room+1 || others != 1 || got != want {
+		t.Errorf("at the end %d flows, %d of others, %+v; want %d, 1, %+v", told, others, got, room+1, want)
+	}
+	if s := w.stats(); s.NoPeer < (peers-room)*each {
+		t.Errorf("counters: %+v; want %d packets without room or more", s, (peers-room)*each)
 	}
 }
 

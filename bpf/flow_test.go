@@ -144,9 +144,10 @@ func (w *watch) wait(n int, what string, want func(f *pavise.Flow) bool) []pavis
 		select {
 		case <-more:
 		case <-deadline:
+			open := w.sweep()
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			w.t.Fatalf("%s: %d flows of %d; counters %+v; all there are:%s", what, len(got), n, w.stats(), show(w.all))
+			w.t.Fatalf("%s: %d flows of %d; counters %+v; all there are:%s\nand of a sweep:%s", what, len(got), n, w.stats(), show(w.all), show(open))
 		}
 	}
 }
@@ -157,7 +158,7 @@ func show(all []pavise.Flow) string {
 		f := &all[i]
 		fmt.Fprintf(&b, "\n%s %s %s %d/%d %v:%d%s (%x) - %v:%d%s (%x), sent %v, received %v, found %v, others %v, report %d, ns %d", f.State, f.Direction, f.End, f.Family, f.Protocol,
 			f.Local.Address, f.Local.Port, f.Local.Path, f.Local.ExecID, f.Remote.Address, f.Remote.Port, f.Remote.Path, f.Remote.ExecID, f.Sent, f.Received, f.Found, f.Others, f.Report, f.NetNS)
-		if i > 20 {
+		if i > 9 {
 			break
 		}
 	}
@@ -844,19 +845,21 @@ func TestKernelFlowSweep(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		seen := map[uint64]bool{}
+		// When other sockets on this machine come and go, one may be told twice, or left out of a sweep.
+		seen := map[uint64]pavise.Flow{}
+		for try := 0; len(seen) < 2*n && try < 5; try++ {
+			for _, f := range w.sweep() {
+				if !ours(&f) {
+					continue
+				}
+				if was, ok := seen[f.ID]; f.State != pavise.FlowOpen || int(f.Report) < round+1 || ok && f.Report <= was.Report {
+					t.Errorf("state %s, report %d after %d", f.State, f.Report, was.Report)
+				}
+				seen[f.ID] = f
+			}
+		}
 		var sent, received uint64
-		for _, f := range w.sweep() {
-			if !ours(&f) {
-				continue
-			}
-			if seen[f.ID] {
-				t.Errorf("%x is told twice in one sweep", f.ID)
-			}
-			seen[f.ID] = true
-			if f.State != pavise.FlowOpen || int(f.Report) != round+1 {
-				t.Errorf("state %s, report %d, want %d", f.State, f.Report, round+1)
-			}
+		for _, f := range seen {
 			sent, received = sent+f.Sent.Bytes, received+f.Received.Bytes
 		}
 		if want := uint64((round + 1) * n * (n - 1) / 2); len(seen) != 2*n || sent != want || received != want {
@@ -867,8 +870,8 @@ func TestKernelFlowSweep(t *testing.T) {
 		clients[i].Close()
 		servers[i].Close()
 	}
-	if closed := w.wait(2*n, "closed", func(f *pavise.Flow) bool { return ours(f) && f.State == pavise.FlowClosed }); len(closed) != 2*n || closed[0].Report != 4 {
-		t.Errorf("%d were told to end, want %d; report %d, want 4", len(closed), 2*n, closed[0].Report)
+	if closed := w.wait(2*n, "closed", func(f *pavise.Flow) bool { return ours(f) && f.State == pavise.FlowClosed }); len(closed) != 2*n || closed[0].Report < 4 {
+		t.Errorf("%d were told to end, want %d; report %d, want 4 or more", len(closed), 2*n, closed[0].Report)
 	}
 	if left := w.sweep(); slices.ContainsFunc(left, func(f pavise.Flow) bool { return ours(&f) }) {
 		t.Errorf("after all ended: %s", show(left))

@@ -100,6 +100,7 @@ var flowPrograms = []struct {
 	{"flow_egress", nil, "what datagram sockets send, and names: cgroup programs on packets"},
 	{"flow_ingress", nil, "what datagram sockets receive, and names: cgroup programs on packets"},
 	{"flow_tcp", nil, ""},
+	{"flow_tcp_again", nil, ""},
 }
 
 // OpenFlows makes the maps of flows and attaches their programs. What processes do must be followed already: a flow's owner is the identity of the process
@@ -337,7 +338,7 @@ const flowGrace = time.Second
 
 // Sweep calls fn with a report of each flow that goes on; for peers of unconnected sockets it is also what ends their flows, when they are idle, or their
 // socket is closed. It sees a flow in between two others that the ring has of it, and may be told after the last: what comes after a flow's end, or has a lower number
-// than one that was seen, is to be left out. The record is valid only during the call.
+// than one that was seen, is to be left out. When sockets come and go meanwhile, the kernel may show one twice, or not until the next Sweep. The record is valid only during the call.
 func (f *Flows) Sweep(fn func(rec []byte) error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -164,6 +164,7 @@ type KernelFlowSock struct {
 	Id      uint64
 	Start   uint64
 	ExecId  uint64
+	Actor   uint64
 	Latency uint64
 	Sent    struct {
 		_       structs.HostLayout
@@ -179,11 +180,14 @@ type KernelFlowSock struct {
 	Direction uint8
 	Flags     uint8
 	Claim     uint8
+	State     uint8
 	Copies    uint8
+	_         [3]byte
 	Base      uint32
 	Copied    uint32
 	Hello     uint32
 	Pad       uint32
+	_         [4]byte
 	Sk        uint64
 	Claimed   uint32
 	Peers     uint32
@@ -883,6 +887,7 @@ const (
 	KernelProgFlowSweepPeers     = "flow_sweep_peers"
 	KernelProgFlowSweepUnix      = "flow_sweep_unix"
 	KernelProgFlowTcp            = "flow_tcp"
+	KernelProgFlowTcpAgain       = "flow_tcp_again"
 	KernelProgFmodMmap           = "fmod_mmap"
 	KernelProgFoundTask          = "found_task"
 	KernelProgLsmAccept          = "lsm_accept"
@@ -1068,6 +1073,7 @@ type KernelProgramSpecs struct {
 	FlowSweepPeers     *ebpf.ProgramSpec `ebpf:"flow_sweep_peers"`
 	FlowSweepUnix      *ebpf.ProgramSpec `ebpf:"flow_sweep_unix"`
 	FlowTcp            *ebpf.ProgramSpec `ebpf:"flow_tcp"`
+	FlowTcpAgain       *ebpf.ProgramSpec `ebpf:"flow_tcp_again"`
 	FmodMmap           *ebpf.ProgramSpec `ebpf:"fmod_mmap"`
 	FoundTask          *ebpf.ProgramSpec `ebpf:"found_task"`
 	LsmAccept          *ebpf.ProgramSpec `ebpf:"lsm_accept"`
@@ -1411,6 +1417,7 @@ type KernelPrograms struct {
 	FlowSweepPeers     *ebpf.Program `ebpf:"flow_sweep_peers"`
 	FlowSweepUnix      *ebpf.Program `ebpf:"flow_sweep_unix"`
 	FlowTcp            *ebpf.Program `ebpf:"flow_tcp"`
+	FlowTcpAgain       *ebpf.Program `ebpf:"flow_tcp_again"`
 	FmodMmap           *ebpf.Program `ebpf:"fmod_mmap"`
 	FoundTask          *ebpf.Program `ebpf:"found_task"`
 	LsmAccept          *ebpf.Program `ebpf:"lsm_accept"`
@@ -1510,6 +1517,7 @@ func (p *KernelPrograms) Close() error {
 		p.FlowSweepPeers,
 		p.FlowSweepUnix,
 		p.FlowTcp,
+		p.FlowTcpAgain,
 		p.FmodMmap,
 		p.FoundTask,
 		p.LsmAccept,
