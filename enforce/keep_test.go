@@ -318,7 +318,7 @@ func TestKernelKeepRelease(t *testing.T) {
 	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.TpBtf)
 	span := 2 * time.Second
 	if kerntest.VM() != "" {
-		span = 10 * time.Second
+		span = 5 * time.Second
 	}
 	o := Options{Keep: Keep(span), PinDir: pinDir(t)}
 	var would atomic.Uint64
