@@ -91,7 +91,7 @@ func newEffect() (*effect, error) {
 	}
 	limit := 5 * time.Minute
 	if kerntest.VM() != "" {
-		limit = 45 * time.Minute
+		limit = 20 * time.Minute
 	}
 	time.AfterFunc(limit, func() {
 		fmt.Fprintln(os.Stderr, "the enforcer under test is past its deadline")
