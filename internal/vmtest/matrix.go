@@ -311,22 +311,23 @@ func (m *Matrix) boot(ctx context.Context, j job) (r result) {
 }
 
 // Which tests run where: with BPF LSM, all of them in each kernel, but for those below. TestKernelOld* are for the kernel below the floor, and nothing else is.
-// TestKernelUnderLoad* are about load and not about the kernel: they run on the machine itself. So does here: it has the kernel patch its own code while others run it, at which the
-// emulator of a 6.1 stood still.
-var here = regexp.MustCompile(`^TestKernelRuns$`)
+// TestKernelUnderLoad* are about load and not about the kernel: they run on the machine itself. So do those of here: Runs has the kernel patch its own code while others run it, at
+// which the emulator of a 6.1 stood still; KeepGarbage is about what stands in a directory.
+var here = regexp.MustCompile(`^TestKernel(Runs|KeepGarbage)$`)
 
-// in are tests that take a minute in an emulated machine, and ask of the kernel what others ask of each: they run in one kernel, with BPF LSM. Killed is what Kept does, at random points and
-// for as long as it is given; Unconfirmed waits; KeepGarbage is about what stands in a directory; Learn is about what an agent makes of events.
+// in are tests that take long in an emulated machine, and ask of the kernel what others ask of each: they run in one kernel, with BPF LSM. Killed is what Kept does, at random points and
+// for as long as it is given; Unconfirmed waits; Learn is about what an agent makes of events; DoctorCommand prints what Doctor finds.
 var in = map[string]*regexp.Regexp{
-	"newest": regexp.MustCompile(`^TestKernel(Agent(Killed|Unconfirmed)|KeepGarbage)$`),
-	"6.12":   regexp.MustCompile(`^TestKernelLearn.*$`),
+	"newest": regexp.MustCompile(`^TestKernelAgent(Killed|Unconfirmed)$`),
+	"6.12":   regexp.MustCompile(`^TestKernelLearnServer$`),
+	"6.1":    regexp.MustCompile(`^TestKernel(LearnInstall|DoctorCommand)$`),
 }
 
-// Without BPF LSM, the newest kernel runs what those with it do, but for what is the same there: engine are tests of what judges, called without a hook, and agents those of how
-// an agent ends and begins. The others run withoutLSM: what differs with the rungs that are left.
+// Without BPF LSM, the newest kernel runs what those with it do, but for what is the same there: engine are tests of what judges, called without a hook, and agents those of
+// agents, which do not know by which rung. Older ones run withoutLSM: what differs with the rungs that are left.
 var (
 	engine     = regexp.MustCompile(`^TestKernel(Judge.*|ShadowJudge|Set(Strings|Names|Addresses|Slots))$`)
-	agents     = regexp.MustCompile(`^TestKernel(Agent.*|Uninstall)$`)
+	agents     = regexp.MustCompile(`^TestKernel(Agent.*|Uninstall|ContainerImage|StarterPolicies|ProtectedByItself|ShadowThroughAPI)$`)
 	withoutLSM = regexp.MustCompile(`^TestKernel(Doctor|Features|Smoke|NoLSM|Load|Share|Alone|FileAccess|FileAliases|FileCase|Exec|Connect|Ops.*)$`)
 )
 

@@ -55,7 +55,7 @@ func TestCheck(t *testing.T) {
 }
 
 func TestSelected(t *testing.T) {
-	all := []string{"Old", "X", "UnderLoadX", "Runs", "Doctor", "Judge", "AgentKept", "AgentKilled", "LearnX"}
+	all := []string{"Old", "X", "UnderLoadX", "Runs", "Doctor", "Judge", "AgentKept", "AgentKilled", "LearnServer"}
 	for _, c := range []struct {
 		kernel string
 		noLSM  bool
@@ -63,7 +63,7 @@ func TestSelected(t *testing.T) {
 	}{
 		{"5.10", false, "Old"},
 		{"6.1", false, "X Doctor Judge AgentKept"},
-		{"6.12", false, "X Doctor Judge AgentKept LearnX"},
+		{"6.12", false, "X Doctor Judge AgentKept LearnServer"},
 		{"newest", false, "X Doctor Judge AgentKept AgentKilled"},
 		{"6.1", true, "Doctor"},
 		{"newest", true, "X Doctor"},
