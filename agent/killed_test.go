@@ -313,9 +313,7 @@ func TestKernelAgentKilled(t *testing.T) {
 	case *kills > 0:
 		rounds = *kills
 	case vm == "newest":
-		limit = 100 * time.Second // emulated, a round takes seconds: -kills 100 takes what it takes
-	case vm != "":
-		rounds = 10
+		limit = 30 * time.Second // emulated, a round takes seconds: -kills 100 takes what it takes
 	}
 	var up time.Duration
 	done := 0
@@ -399,7 +397,7 @@ func TestKernelAgentUnconfirmed(t *testing.T) {
 	}
 	within := 3 * time.Second
 	if kerntest.VM() != "" {
-		within = 15 * time.Second // an agent starts in that
+		within = 8 * time.Second // an agent starts in that
 	}
 	denied := func(net byte) bool {
 		t.Helper()

@@ -144,6 +144,9 @@ func (k *Kernel) object(types *btf.Cache) (*ebpf.CollectionSpec, error) {
 // absent is no function of any kernel: what calls it is never reached.
 const absent = asm.BuiltinFunc(0xbad_face)
 
+// loadAddress loads, among other things, the address of a kernel function.
+var loadAddress = asm.LoadImmOp(asm.DWord)
+
 // dropMissing takes out the uses of kernel functions that the kernel does not have, and that are weak. The library would do the same, but look for each of some
 // hundred uses in a program through every BTF object that is loaded, in case that a module has it: on 6.1 that took longer than the verifier.
 func dropMissing(spec *ebpf.CollectionSpec, types *btf.Cache) error {
@@ -155,8 +158,11 @@ func dropMissing(spec *ebpf.CollectionSpec, types *btf.Cache) error {
 	for _, p := range spec.Programs {
 		for i := range p.Instructions {
 			ins := &p.Instructions[i]
+			if !ins.IsKfuncCall() {
+				continue
+			}
 			name := ins.Reference()
-			if _, seen := missing[name]; !seen && ins.IsKfuncCall() {
+			if _, seen := missing[name]; !seen {
 				var f *btf.Func
 				err := kernel.TypeByName(name, &f)
 				if err != nil && !errors.Is(err, btf.ErrNotFound) {
@@ -169,7 +175,8 @@ func dropMissing(spec *ebpf.CollectionSpec, types *btf.Cache) error {
 	for _, p := range spec.Programs {
 		for i := range p.Instructions {
 			ins := &p.Instructions[i]
-			if !missing[ins.Reference()] {
+			// There are nearly a million, and few that can name one.
+			if !ins.IsKfuncCall() && ins.OpCode != loadAddress || !missing[ins.Reference()] {
 				continue
 			}
 			with := asm.LoadImm(ins.Dst, 0, asm.DWord) // its address, by which the programs know that it is there
@@ -639,6 +646,10 @@ func TimePrograms() (io.Closer, error) {
 
 // Close detaches and frees everything; what is pinned goes on without this process.
 func (k *Kernel) Close() error {
+	// Not all ends at once: a hook whose engine is gone, or without the programs that give new processes their identity, would refuse what it cannot judge.
+	if !k.Pinned() {
+		k.release()
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var errs []error

@@ -251,17 +251,17 @@ func (p *Pins) Clean(but ...string) error {
 // Remove removes all that is pinned, and the directory. It returns what it removed.
 func (p *Pins) Remove() (removed []string, err error) {
 	r := remover{}
-	err = p.walk(r.detached, r.remove)
+	err = p.walk(r.release, r.remove)
 	return r.removed, err
 }
 
 // List is what Remove would remove.
 func (p *Pins) List() (names []string, err error) {
-	return names, p.walk(func() error { return nil }, func(name string) error { names = append(names, name); return nil })
+	return names, p.walk(func(string) {}, func(name string) error { names = append(names, name); return nil })
 }
 
 // walk calls fn with all that this file says of, in the order in which it is to be removed.
-func (p *Pins) walk(detached func() error, fn func(name string) error) error {
+func (p *Pins) walk(release func(set string), fn func(name string) error) error {
 	sets, err := p.sets()
 	if err != nil {
 		return err
@@ -273,7 +273,7 @@ func (p *Pins) walk(detached func() error, fn func(name string) error) error {
 		}
 	}
 	for _, s := range sets {
-		if err := walkPins(filepath.Join(p.dir, s), detached, fn); err != nil {
+		if err := walkPins(filepath.Join(p.dir, s), release, fn); err != nil {
 			return err
 		}
 	}
@@ -281,8 +281,8 @@ func (p *Pins) walk(detached func() error, fn func(name string) error) error {
 }
 
 // walkPins goes through a set: links first, and of these the ones of the lifecycle last, since without them all processes would be judged strictly. A hook must be gone
-// before its engine, or it would refuse what it cannot judge: detached is called between them.
-func walkPins(set string, detached func() error, fn func(name string) error) error {
+// before its engine, or it would refuse what it cannot judge: release is called between them.
+func walkPins(set string, release func(set string), fn func(name string) error) error {
 	kinds := []string{"links", "engines", "programs", "maps"}
 	entries, err := os.ReadDir(set)
 	if err != nil {
@@ -299,9 +299,7 @@ func walkPins(set string, detached func() error, fn func(name string) error) err
 	}
 	for _, kind := range kinds {
 		if kind == "engines" {
-			if err := detached(); err != nil {
-				return err
-			}
+			release(set)
 		}
 		dir := filepath.Join(set, kind)
 		entries, err := os.ReadDir(dir)
@@ -335,11 +333,11 @@ func lifecycleLast(name string) int {
 
 func removePins(set string) error {
 	r := remover{}
-	return walkPins(set, r.detached, r.remove)
+	return walkPins(set, r.release, r.remove)
 }
 
 // unpin removes the pins of a set that this process holds.
-func unpin(set string) error { return walkPins(set, func() error { return nil }, os.Remove) }
+func unpin(set string) error { return walkPins(set, func(string) {}, os.Remove) }
 
 // remover removes pins. The kernel detaches what was pinned a while later.
 type remover struct {
@@ -363,8 +361,8 @@ func (r *remover) remove(name string) error {
 	return nil
 }
 
-// detached waits until what was removed is detached, or is held by a process.
-func (r *remover) detached() error {
+// release waits until what was removed is gone, or is held by a process, and has it refuse nothing any more: the kernel gives up the number of a link before it detaches it.
+func (r *remover) release(set string) {
 	for end := time.Now().Add(5 * time.Second); len(r.links) > 0 && time.Now().Before(end); {
 		l, err := link.NewFromID(r.links[0])
 		if err != nil {
@@ -375,7 +373,26 @@ func (r *remover) detached() error {
 		time.Sleep(time.Millisecond)
 	}
 	r.links = nil
-	return nil
+	m, err := readManifest(set)
+	if err != nil {
+		return // nothing of it is attached, or it is of nobody's making
+	}
+	k := newKernel(nil)
+	defer func() { _ = k.Close() }()
+	k.vars = m.Variables
+	section := m.Variables[releaseAt].Section
+	if k.maps[section], err = ebpf.LoadPinnedMap((&pinned{&Pins{dir: filepath.Dir(set)}, filepath.Base(set)}).name("maps", section), nil); err != nil {
+		delete(k.maps, section)
+	}
+	k.release()
+}
+
+// releaseAt is the variable that says from when on nothing is refused.
+const releaseAt = "release_at"
+
+// release has what is attached refuse nothing any more, for good.
+func (k *Kernel) release() {
+	_ = k.SetVariable(releaseAt, 1) // of an object that has none, or is not there, nothing is attached
 }
 
 // Build names what a set consists of: the object, and what the loader makes of it on every machine of this architecture. Within one boot, in which pins live, the

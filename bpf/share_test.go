@@ -44,7 +44,7 @@ func TestSplit(t *testing.T) {
 	}
 }
 
-// TestKernelShare: what a hook does is done by the engine that it shares. Without it, it refuses what an enforced rule judges, and nothing else.
+// TestKernelShare: what a hook does is done by the engine that it shares. Without it, it refuses what an enforced rule judges, and nothing else, and once it is released, nothing.
 func TestKernelShare(t *testing.T) {
 	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.Trampoline)
 	k, err := Load()
@@ -118,6 +118,8 @@ func TestKernelShare(t *testing.T) {
 	}
 	clear(k.engines.links)
 	try("without", true)
+	k.release()
+	try("without, released", false)
 	var per []uint64
 	if err := k.Map("errors").Lookup(uint32(4), &per); err != nil {
 		t.Fatal(err)

@@ -188,7 +188,7 @@ func TestKernelExamples(t *testing.T) {
 		x.forget()
 		pid := user.pid(t)
 		o, ran := runs(t, user, curl)
-		if ran || rung == pavise.RungLSM && (o.Killed || o.Errno != unix.EPERM) || rung == pavise.RungKillOnReturn && !o.Killed {
+		if ran || atHook(rung) && (o.Killed || o.Errno != unix.EPERM) || rung == pavise.RungKillOnReturn && !o.Killed {
 			t.Errorf("a user in a container, rung %s: %s, ran: %v", rung, o, ran)
 		}
 		told(t, pavise.OpExec, "curl")
@@ -266,7 +266,7 @@ func TestKernelExamples(t *testing.T) {
 			}
 			x.forget()
 			user.stop() // of another process it is no repeat, which would be folded
-			if o := user.do(t, "accept", addr); rung == pavise.RungLSM && (o.Killed || o.Errno != unix.EPERM) || rung == pavise.RungKillOnReturn && !o.Killed {
+			if o := user.do(t, "accept", addr); atHook(rung) && (o.Killed || o.Errno != unix.EPERM) || rung == pavise.RungKillOnReturn && !o.Killed {
 				t.Errorf("%s, %s, rung %s: %s", c.day, c.clock, rung, o)
 			}
 			told(t, pavise.OpAccept, "after-hours")

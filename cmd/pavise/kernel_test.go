@@ -24,8 +24,8 @@ func invoke(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	return code, out.String(), errs.String()
 }
 
-// TestKernelDoctor: pavise doctor names the rung of each operation. Which one is right in which kernel is enforce's test of the same name.
-func TestKernelDoctor(t *testing.T) {
+// TestKernelDoctorCommand: pavise doctor names the rung of each operation. Which one is right in which kernel is what enforce's TestKernelDoctor knows.
+func TestKernelDoctorCommand(t *testing.T) {
 	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.TpBtf)
 	code, stdout, stderr := invoke(t, "doctor", "-o", "json")
 	if code != exitOK || stderr != "" {

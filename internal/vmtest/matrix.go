@@ -310,44 +310,58 @@ func (m *Matrix) boot(ctx context.Context, j job) (r result) {
 	return r
 }
 
-// Which tests run where. TestKernelOld* are for the kernel below the floor, and nothing else is. TestKernelUnderLoad* are about load and not
-// about the kernel: they run on the machine itself. A kernel without BPF LSM differs in the rungs that are left: withoutLSM are the tests of these.
-var withoutLSM = regexp.MustCompile(`^TestKernel(Doctor|Features|Smoke|FileAccess|FileAliases|FileCase|Exec|Connect|Ops.*)$`)
+// Which tests run where: with BPF LSM, all of them in each kernel, but for those below. TestKernelOld* are for the kernel below the floor, and nothing else is.
+// TestKernelUnderLoad* are about load and not about the kernel: they run on the machine itself. So do those of here: Runs has the kernel patch its own code while others run it, at
+// which the emulator of a 6.1 stood still; KeepGarbage is about what stands in a directory.
+var here = regexp.MustCompile(`^TestKernel(Runs|KeepGarbage)$`)
 
-// once are tests that take long in an emulated machine, and are not about what differs in the kernel between the oldest and the newest: they run in these two, and without BPF LSM in
-// the newest only. TestKernelLoad has every kernel's verifier see the programs.
-var once = regexp.MustCompile(`^TestKernel(Doctor|FileDeep|Judge.*|Set.*|Subject.*|Rate|BusinessHours|Shadow.*|Examples)$`)
+// in are tests that take long in an emulated machine, and ask of the kernel what others ask of each: they run in one kernel, with BPF LSM. Killed is what Kept does, at random points and
+// for as long as it is given; Unconfirmed waits; Learn is about what an agent makes of events; DoctorCommand prints what Doctor finds.
+var in = map[string]*regexp.Regexp{
+	"newest": regexp.MustCompile(`^TestKernelAgent(Killed|Unconfirmed)$`),
+	"6.12":   regexp.MustCompile(`^TestKernelLearnServer$`),
+	"6.1":    regexp.MustCompile(`^TestKernel(LearnInstall|DoctorCommand)$`),
+}
 
-// newest are tests of agents that are ended and begun again: minutes in an emulated machine, and about the kernel no more than those above. here are such ones that run
-// on the machine itself alone, and Runs: it has the kernel patch its own code, at which the emulator of a 6.1 stood still.
+// Without BPF LSM, the newest kernel runs what those with it do, but for what is the same there: engine are tests of what judges, called without a hook, and agents those of
+// agents, which do not know by which rung. Older ones run withoutLSM: what differs with the rungs that are left.
 var (
-	newest = regexp.MustCompile(`^TestKernel(Keep.*|Agent(Killed|Kept|Guarded))$`)
-	here   = regexp.MustCompile(`^TestKernel(AgentUnconfirmed|Learn.*|Runs)$`)
+	engine     = regexp.MustCompile(`^TestKernel(Judge.*|ShadowJudge|Set(Strings|Names|Addresses|Slots))$`)
+	agents     = regexp.MustCompile(`^TestKernel(Agent.*|Uninstall|ContainerImage|StarterPolicies|ProtectedByItself|ShadowThroughAPI)$`)
+	withoutLSM = regexp.MustCompile(`^TestKernel(Doctor|Features|Smoke|NoLSM|Load|Share|Alone|FileAccess|FileAliases|FileCase|Exec|Connect|Ops.*)$`)
 )
 
 // selected returns the suites with those of their tests that are to run in a kernel.
 func selected(suites []suite, kernel string, noLSM bool) []suite {
 	var chosen []suite
 	for _, s := range suites {
-		s.tests = slices.DeleteFunc(slices.Clone(s.tests), func(test string) bool {
-			old := strings.HasPrefix(test, "TestKernelOld")
-			switch {
-			case kernel == "5.10":
-				return !old
-			case noLSM && !withoutLSM.MatchString(test):
-				return true
-			case here.MatchString(test) || kernel != "newest" && newest.MatchString(test):
-				return true
-			case once.MatchString(test) && (kernel == "6.12" || noLSM && kernel != "newest"):
-				return true
-			}
-			return old || strings.HasPrefix(test, "TestKernelUnderLoad")
-		})
+		s.tests = slices.DeleteFunc(slices.Clone(s.tests), func(test string) bool { return !runs(test, kernel, noLSM) })
 		if len(s.tests) > 0 {
 			chosen = append(chosen, s)
 		}
 	}
 	return chosen
+}
+
+func runs(test, kernel string, noLSM bool) bool {
+	if old := strings.HasPrefix(test, "TestKernelOld"); old || kernel == "5.10" {
+		return old && kernel == "5.10"
+	}
+	if strings.HasPrefix(test, "TestKernelUnderLoad") || here.MatchString(test) {
+		return false
+	}
+	for k, tests := range in {
+		if tests.MatchString(test) {
+			return k == kernel && !noLSM
+		}
+	}
+	switch {
+	case !noLSM:
+		return true
+	case kernel == "newest":
+		return !engine.MatchString(test) && !agents.MatchString(test)
+	}
+	return withoutLSM.MatchString(test)
 }
 
 // toEvents turns the output of a test binary into the events of go test -json.

@@ -221,8 +221,10 @@ func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + 
 func (v *VM) startFileServer(ctx context.Context, dir string) (*exec.Cmd, error) {
 	socket := filepath.Join(dir, "fs.sock")
 	var log bytes.Buffer
+	// cache=always: by default each open of a file throws its pages away, so that each start of a test's program, or of a shell, read it anew: seconds. What is run does not
+	// change meanwhile, and what the guest writes goes through.
 	cmd := exec.CommandContext(ctx, "/usr/lib/qemu/virtiofsd", "-f", "--socket-path="+socket,
-		"-o", "source=/", "-o", "cache=auto", "-o", "sandbox=chroot", "-o", "log_level=err")
+		"-o", "source=/", "-o", "cache=always", "-o", "sandbox=chroot", "-o", "log_level=err")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Stdout, cmd.Stderr = &log, &log
 	if err := cmd.Start(); err != nil {

@@ -55,22 +55,27 @@ func TestCheck(t *testing.T) {
 }
 
 func TestSelected(t *testing.T) {
-	suites := []suite{{pkg: "a", tests: []string{"TestKernelOldRefused", "TestKernelX"}}, {pkg: "b", tests: []string{"TestKernelY"}}}
-	if got := selected(suites, "5.10", false); len(got) != 1 || got[0].tests[0] != "TestKernelOldRefused" {
-		t.Errorf("old: %+v", got)
-	}
-	if got := selected(suites, "6.1", false); len(got) != 2 || len(got[0].tests) != 1 || got[0].tests[0] != "TestKernelX" {
-		t.Errorf("not old: %+v", got)
-	}
-	suites = []suite{{pkg: "a", tests: []string{"TestKernelUnderLoadX", "TestKernelX", "TestKernelDoctor"}}}
-	if got := selected(suites, "6.1", false); len(got) != 1 || len(got[0].tests) != 2 {
-		t.Errorf("with LSM: %+v", got)
-	}
-	if got := selected(suites, "newest", true); len(got) != 1 || len(got[0].tests) != 1 || got[0].tests[0] != "TestKernelDoctor" {
-		t.Errorf("without LSM: %+v", got)
-	}
-	if got := selected(suites, "6.1", true); len(got) != 0 {
-		t.Errorf("an older kernel without LSM: %+v", got)
+	all := []string{"Old", "X", "UnderLoadX", "Runs", "Doctor", "Judge", "AgentKept", "AgentKilled", "LearnServer"}
+	for _, c := range []struct {
+		kernel string
+		noLSM  bool
+		want   string
+	}{
+		{"5.10", false, "Old"},
+		{"6.1", false, "X Doctor Judge AgentKept"},
+		{"6.12", false, "X Doctor Judge AgentKept LearnServer"},
+		{"newest", false, "X Doctor Judge AgentKept AgentKilled"},
+		{"6.1", true, "Doctor"},
+		{"newest", true, "X Doctor"},
+	} {
+		suites := []suite{{pkg: "a"}, {pkg: "b", tests: []string{"TestKernelUnderLoadY"}}}
+		for _, name := range all {
+			suites[0].tests = append(suites[0].tests, "TestKernel"+name)
+		}
+		got := selected(suites, c.kernel, c.noLSM)
+		if len(got) != 1 || strings.ReplaceAll(strings.Join(got[0].tests, " "), "TestKernel", "") != c.want {
+			t.Errorf("%s, without LSM %v: %+v, want %s", c.kernel, c.noLSM, got, c.want)
+		}
 	}
 }
 
