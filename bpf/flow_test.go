@@ -127,7 +127,7 @@ func (w *watch) take(rec []byte) error {
 // wait returns n flows that are as wanted, when there are so many.
 func (w *watch) wait(n int, what string, want func(f *pavise.Flow) bool) []pavise.Flow {
 	w.t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	var got []pavise.Flow
 	for at := 0; ; {
 		w.mu.Lock()
@@ -688,7 +688,7 @@ func TestFlowChild(t *testing.T) {
 // child starts this program again to do one thing, with a file as its descriptor 3.
 func child(t testing.TB, what string, f *os.File) *exec.Cmd {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	c := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^TestFlowChild$", "-test.count=1")
 	c.Env = append(os.Environ(), "PAVISE_FLOW_CHILD="+what)
