@@ -19,13 +19,13 @@ const maxSource = 2 << 20
 func (a *app) convert() *cobra.Command {
 	var opt convert.Options
 	c := &cobra.Command{
-		Use: "convert FILE|DIR...", Short: "Turn KubeArmor's and Tetragon's policies into Pavise's",
-		Long: `Turn KubeArmorPolicy, KubeArmorHostPolicy, KubeArmorClusterPolicy and TracingPolicy documents (also TracingPolicyNamespaced, and lists of them)
-into policies of Pavise, on standard output. FILE may be "-", standard input. It needs no privileges and no agent.
+		Use: "convert FILE|DIR...", Short: "Turn KubeArmor's, Tetragon's and Kubernetes's policies into Pavise's",
+		Long: `Turn KubeArmorPolicy, KubeArmorHostPolicy, KubeArmorClusterPolicy, TracingPolicy and NetworkPolicy documents (also TracingPolicyNamespaced, and
+lists of them) into policies of Pavise, on standard output. FILE may be "-", standard input. It needs no privileges and no agent.
 
 What differs, and what has no equivalent, is listed on standard error with its place and the reason, and stands as a comment beside the
 policy or rule that it concerns. Nothing is dropped silently. A condition without an equivalent never makes a rule deny more: the
-rule is made an audit rule, or, with Allow, left out.
+rule is made an audit rule, or, with Allow, left out. What a NetworkPolicy allows and cannot be said is not allowed.
 
 The policies are in mode: monitor, whatever they are there, and only tell what they would do. --enforce makes those that act there act here; what
 the kernel cannot decide exactly stays in mode: monitor, in a policy of its own, and is listed.
@@ -35,7 +35,7 @@ Exit codes beside those of all commands:
   2  a file is no policy that can be read: nothing is converted
   6  not all is converted: the rest is listed`,
 		Example: "  pavise convert ksp-nginx.yaml > nginx.yaml\n  kubectl get tracingpolicies -o yaml | pavise convert - > policies.yaml\n" +
-			"  pavise convert --subject 'process.unit == \"nginx.service\"' ksp-nginx.yaml\n  pavise check nginx.yaml",
+			"  pavise convert --subject 'process.unit == \"nginx.service\"' ksp-nginx.yaml\n  pavise convert --containers netpol-db.yaml\n  pavise check nginx.yaml",
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			files, err := a.sources(args)
@@ -70,6 +70,7 @@ Exit codes beside those of all commands:
 	}
 	c.Flags().BoolVar(&opt.Enforce, "enforce", false, "mode: enforce for what acts there; otherwise all only monitors")
 	c.Flags().StringVar(&opt.Subject, "subject", "", "a CEL condition in place of what selects Kubernetes pods, as 'process.unit == \"nginx.service\"'")
+	c.Flags().BoolVar(&opt.Containers, "containers", false, "what selects pods in a NetworkPolicy selects containers by their own labels, as Docker's")
 	return c
 }
 

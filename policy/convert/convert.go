@@ -1,5 +1,5 @@
-// Package convert turns the policies of other engines, KubeArmor's and Tetragon's, into Pavise's. What has no equivalent
-// becomes a finding, with its place and the reason. It is pure: bytes in, policies and findings out.
+// Package convert turns the policies of other engines, KubeArmor's, Tetragon's and Kubernetes's own, into Pavise's. What has no
+// equivalent becomes a finding, with its place and the reason. It is pure: bytes in, policies and findings out.
 package convert
 
 import (
@@ -25,6 +25,8 @@ type Options struct {
 	Enforce bool
 	// Subject, a condition, takes the place of what selects Kubernetes pods and containers.
 	Subject string
+	// Containers makes what selects pods in a NetworkPolicy select containers, by their own labels: there may be no Kubernetes.
+	Containers bool
 }
 
 // Result is what became of the files.
@@ -127,6 +129,7 @@ func Convert(files []File, opt Options) (*Result, error) {
 		})
 		return nil, c.errs
 	}
+	c.joinNetworkPolicies()
 	c.joinAllowLists()
 	res := &Result{}
 	for _, d := range c.drafts {
@@ -151,7 +154,7 @@ func (o *Options) subject() *cond {
 func (c *converter) joinAllowLists() {
 	for i, d := range c.drafts {
 		for _, o := range c.drafts[i+1:] {
-			if d.subject.String() != o.subject.String() || !slices.ContainsFunc(o.defaults, func(op string) bool { return slices.Contains(d.defaults, op) }) {
+			if d.net != nil || o.net != nil || d.subject.String() != o.subject.String() || !slices.ContainsFunc(o.defaults, func(op string) bool { return slices.Contains(d.defaults, op) }) {
 				continue
 			}
 			o.rules = slices.DeleteFunc(o.rules, func(r *rule) bool {
@@ -190,11 +193,12 @@ var sources = map[string]struct {
 	"KubeArmorClusterPolicy":  {armorGroups, (*converter).armorPolicy},
 	"TracingPolicy":           {[]string{"cilium.io"}, (*converter).tracingPolicy},
 	"TracingPolicyNamespaced": {[]string{"cilium.io"}, (*converter).tracingPolicy},
+	"NetworkPolicy":           {[]string{"networking.k8s.io"}, (*converter).networkPolicy},
 }
 
 var armorGroups = []string{"security.kubearmor.com", "security.accuknox.com"}
 
-const knownKinds = "it is one of KubeArmorPolicy, KubeArmorHostPolicy, KubeArmorClusterPolicy, TracingPolicy and TracingPolicyNamespaced"
+const knownKinds = "it is one of KubeArmorPolicy, KubeArmorHostPolicy, KubeArmorClusterPolicy, TracingPolicy, TracingPolicyNamespaced and NetworkPolicy"
 
 // document converts one document, or each item of a list.
 func (c *converter) document(o *object) {
@@ -310,6 +314,7 @@ type draft struct {
 	monitor             bool // the source does not act either
 	lostAllow           bool // some of what the source allows is missing
 	joined              bool // what it allows is in another policy
+	net                 *netList
 	// Notes that depend on what becomes of it.
 	nameNote, allowNote *Finding
 	partNote            *Finding // of the draft that this one is a part of

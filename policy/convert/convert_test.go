@@ -70,7 +70,7 @@ func converted(t *testing.T, src string) (string, *policy.Image) {
 	var opt Options
 	if line, _, _ := strings.Cut(src, "\n"); strings.HasPrefix(line, "# options: ") {
 		line, opt.Subject, _ = strings.Cut(line, " subject=")
-		opt.Enforce = strings.Contains(line, "enforce")
+		opt.Enforce, opt.Containers = strings.Contains(line, "enforce"), strings.Contains(line, "containers")
 	}
 	res, err := Convert([]File{{"in.yaml", []byte(src)}}, opt)
 	if err != nil {
@@ -91,7 +91,7 @@ func converted(t *testing.T, src string) (string, *policy.Image) {
 	if len(ps) != len(res.Policies) {
 		t.Fatalf("%d policies instead of %d", len(ps), len(res.Policies))
 	}
-	img, _, err := policy.Compile(ps, machine)
+	img, _, err := policy.Compile(ps, podMachine)
 	if err != nil {
 		t.Fatalf("the converted policies do not compile: %v\n%s", err, b.String())
 	}
@@ -115,8 +115,27 @@ func judgeAll(t *testing.T, img *policy.Image, acts string) string {
 	return b.String()
 }
 
+// pods are there when policies are judged: by name, their namespace and labels. Their containers have the same labels.
+var pods = map[string]pavise.Pod{
+	"web":   {Namespace: "default", Labels: map[string]string{"app": "web"}},
+	"db":    {Namespace: "default", Labels: map[string]string{"app": "db", "role": "store"}},
+	"empty": {Namespace: "default", Labels: map[string]string{"app": ""}},
+	"bare":  {Namespace: "default"},
+	"other": {Namespace: "other", Labels: map[string]string{"app": "web"}},
+}
+
+var podMachine = func() *policy.Machine {
+	var list []policy.Container
+	for name, pod := range pods {
+		pod.Name = name
+		list = append(list, policy.Container{Cgroup: "/kubepods.slice/" + name, Pod: &pod,
+			Container: &pavise.Container{ID: strings.Repeat("ab", 32), Name: name, Labels: pod.Labels}})
+	}
+	return machine.WithContainers(list)
+}()
+
 // judge says what the policies do to an act: an operation, its object, and facts as key=value. The facts of sockets: tcp, udp, raw,
-// unix; of opening: read, write, exec, create, truncate; of others value, value2, name and new, as pavise.ActInfo says.
+// unix, local; of opening: read, write, exec, create, truncate; of others value, value2, name and new, as pavise.ActInfo says.
 func judge(img *policy.Image, act []string) (string, error) {
 	if img == nil {
 		return "", fmt.Errorf("there are no policies")
@@ -184,6 +203,14 @@ func judge(img *policy.Image, act []string) (string, error) {
 			p.Container = &pavise.Container{ID: id, Name: val, Labels: map[string]string{}}
 		case "unit":
 			p.Unit, p.Cgroup = val, "/system.slice/"+val
+		case "pod":
+			p.Cgroup = "/kubepods.slice/" + val + "/" + strings.Repeat("ab", 32)
+		case "local":
+			at, err := netip.ParseAddrPort(val)
+			if err != nil {
+				return "", err
+			}
+			e.Net.Local, e.Net.LocalPort = at.Addr().As16(), at.Port()
 		case "namespace":
 			p.Container.Labels["io.kubernetes.pod.namespace"] = val
 		case "value":
