@@ -157,17 +157,10 @@ func (a *Agent) getEvents(w http.ResponseWriter, r *http.Request) {
 	if n, err := strconv.Atoi(q.Get("limit")); err == nil {
 		limit = n
 	}
-	wanted := func(*pavise.Event) bool { return true }
-	if s := q.Get("where"); s != "" {
-		x, err := policy.CompileWhere(s)
-		if err != nil {
-			fail(w, whereCode(err), err)
-			return
-		}
-		wanted = func(e *pavise.Event) bool {
-			ok, err := x.Eval(a.withAncestors(e))
-			return err == nil && (ok || e.Op == pavise.OpLost)
-		}
+	wanted, err := a.wanted(q.Get("where"))
+	if err != nil {
+		fail(w, whereCode(err), err)
+		return
 	}
 	var recent []*item
 	var sub *subscription
@@ -227,6 +220,21 @@ func (a *Agent) getEvents(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+}
+
+// wanted tells whether a reader's condition holds for an event. What was lost is always wanted.
+func (a *Agent) wanted(where string) (func(*pavise.Event) bool, error) {
+	if where == "" {
+		return func(*pavise.Event) bool { return true }, nil
+	}
+	x, err := policy.CompileWhere(where)
+	if err != nil {
+		return nil, err
+	}
+	return func(e *pavise.Event) bool {
+		ok, err := x.Eval(a.withAncestors(e))
+		return err == nil && (ok || e.Op == pavise.OpLost)
+	}, nil
 }
 
 // whereCode is the status of a condition that cannot be compiled.

@@ -39,7 +39,7 @@ func ParseExport(s string) (Export, error) {
 	}
 	if form != "ipfix" {
 		if !filepath.IsAbs(to) {
-			return Export{}, fmt.Errorf("%q: want an absolute path behind %s:", s, form)
+			return Export{}, fmt.Errorf("%q: want %s:PATH with an absolute path", s, form)
 		}
 		return Export{form, to}, nil
 	}

@@ -14,7 +14,6 @@ import (
 	"github.com/pavise-project/pavise/bpf"
 	"github.com/pavise-project/pavise/decode"
 	"github.com/pavise-project/pavise/flow"
-	"github.com/pavise-project/pavise/policy"
 )
 
 // This file follows flows: it takes what the kernel reports of them to the table of the flow room, and what that makes of it to those who read.
@@ -277,17 +276,10 @@ func (a *Agent) getFlows(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusConflict, err)
 		return
 	}
-	wanted := func(*pavise.Event) bool { return true }
-	if s := q.Get("where"); s != "" {
-		x, err := policy.CompileWhere(s)
-		if err != nil {
-			fail(w, whereCode(err), err)
-			return
-		}
-		wanted = func(e *pavise.Event) bool {
-			ok, err := x.Eval(a.withAncestors(e))
-			return err == nil && (ok || e.Op == pavise.OpLost)
-		}
+	wanted, err := a.wanted(q.Get("where"))
+	if err != nil {
+		fail(w, whereCode(err), err)
+		return
 	}
 	if on(q, "follow") {
 		a.followFlows(w, r, wanted, on(q, "begun"))

@@ -37,9 +37,14 @@ func (a *app) events() *cobra.Command {
 
 // showEvents prints events until their end, or the command's.
 func (a *app) showEvents(c *cobra.Command, q agent.EventQuery) error {
+	return a.showStream(c, q.Follow, func(fn func([]byte) error) error { return a.client().Events(c.Context(), q, fn) })
+}
+
+// showStream prints the lines of a stream of events.
+func (a *app) showStream(c *cobra.Command, endless bool, stream func(fn func(line []byte) error) error) error {
 	form := a.streamForm(c)
 	write := a.eventWriter("text")
-	err := a.client().Events(c.Context(), q, func(line []byte) error {
+	err := stream(func(line []byte) error {
 		if form == "json" {
 			_, err := a.stdout.Write(append(line, '\n'))
 			return err
@@ -53,7 +58,7 @@ func (a *app) showEvents(c *cobra.Command, q agent.EventQuery) error {
 	if c.Context().Err() != nil {
 		return nil
 	}
-	if err == nil && q.Follow {
+	if err == nil && endless {
 		return fmt.Errorf("%w any more: it ended the stream", agent.ErrNoAgent)
 	}
 	return err

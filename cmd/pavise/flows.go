@@ -40,29 +40,10 @@ up by a field. A terminal gets text, a pipe gets lines of JSON, unless -o says o
 				}
 				return a.flowGroups(c.Context(), q, by)
 			}
-			form := a.streamForm(c)
-			if form == "text" && !q.Follow {
+			if !q.Follow && a.streamForm(c) == "text" {
 				return a.flowTable(c.Context(), q)
 			}
-			write := a.eventWriter("text")
-			err := a.client().Flows(c.Context(), q, func(line []byte) error {
-				if form == "json" {
-					_, err := a.stdout.Write(append(line, '\n'))
-					return err
-				}
-				var e pavise.Event
-				if err := json.Unmarshal(line, &e); err != nil {
-					return fmt.Errorf("read flow: %w", err)
-				}
-				return write(&e)
-			})
-			if c.Context().Err() != nil {
-				return nil
-			}
-			if err == nil && q.Follow {
-				return fmt.Errorf("%w any more: it ended the stream", agent.ErrNoAgent)
-			}
-			return err
+			return a.showStream(c, q.Follow, func(fn func([]byte) error) error { return a.client().Flows(c.Context(), q, fn) })
 		},
 	}
 	f := c.Flags()
