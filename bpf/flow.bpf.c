@@ -455,8 +455,8 @@ static __always_inline int flow_state(struct sock *sk, int was, int state)
 }
 
 /*
- * Two programs for the same: the kernel skips one that it has interrupted, and the handshake of one connection often interrupts the system call of another.
- * While one of the two is interrupted the other is not running. Of ten thousand connections at once, some thirty were lost with one.
+ * Two programs for the same: the kernel skips one that it has interrupted, and packets of one connection may interrupt the system call of another
+ * (TestKernelFlowInterrupted). While one of the two is interrupted the other is not running, mostly.
  */
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(flow_tcp, struct sock *sk, int was, int state)

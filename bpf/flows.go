@@ -458,6 +458,7 @@ type FlowStats struct {
 	Unowned            uint64 // flows that ended and whose process is not known
 	NoPeer             uint64 // packets whose peer found no room: they are counted with their socket, in a flow that has Others
 	NoUnix             uint64 // acts on Unix sockets that found no room: their bytes are told in a flow that has Others
+	Skipped            uint64 // how often the kernel left out a program that it had interrupted; of state changes another program sees nearly all of those
 	Late               uint64 // packets of datagram sockets that nobody has any more, or whose headers make no sense: counted nowhere else
 }
 
@@ -471,6 +472,13 @@ func (f *Flows) Stats() (s FlowStats, err error) {
 		for _, n := range each {
 			*to += n
 		}
+	}
+	for name, p := range f.programs {
+		stats, err := p.Stats()
+		if err != nil {
+			return s, fmt.Errorf("read the counters of program %s: %w", name, err)
+		}
+		s.Skipped += stats.RecursionMisses
 	}
 	return s, nil
 }
