@@ -312,8 +312,8 @@ func (m *Matrix) boot(ctx context.Context, j job) (r result) {
 
 // Which tests run where: with BPF LSM, all of them in each kernel, but for those below. TestKernelOld* are for the kernel below the floor, and nothing else is.
 // TestKernelUnderLoad* are about load and not about the kernel: they run on the machine itself. So do those of here: Runs has the kernel patch its own code while others run it, at
-// which the emulator of a 6.1 stood still; KeepGarbage is about what stands in a directory.
-var here = regexp.MustCompile(`^TestKernel(Runs|KeepGarbage)$`)
+// which the emulator of a 6.1 stood still; KeepGarbage is about what stands in a directory; FlowMany is about how quickly 10,000 connections are told.
+var here = regexp.MustCompile(`^TestKernel(Runs|KeepGarbage|FlowMany)$`)
 
 // in are tests that take long in an emulated machine, and ask of the kernel what others ask of each: they run in one kernel, with BPF LSM. Killed is what Kept does, at random points and
 // for as long as it is given; Unconfirmed waits; Learn is about what an agent makes of events; DoctorCommand prints what Doctor finds.
@@ -323,11 +323,12 @@ var in = map[string]*regexp.Regexp{
 	"6.1":    regexp.MustCompile(`^TestKernel(LearnInstall|DoctorCommand)$`),
 }
 
-// Without BPF LSM, the newest kernel runs what those with it do, but for what is the same there: engine are tests of what judges, called without a hook, and agents those of
-// agents, which do not know by which rung. Older ones run withoutLSM: what differs with the rungs that are left.
+// Without BPF LSM, the newest kernel runs what those with it do, but for what is the same there: engine are tests of what judges, called without a hook, agents those of
+// agents, which do not know by which rung, and flows those of programs that refuse nothing. Older ones run withoutLSM: what differs with the rungs that are left.
 var (
 	engine     = regexp.MustCompile(`^TestKernel(Judge.*|ShadowJudge|Set(Strings|Names|Addresses|Slots))$`)
 	agents     = regexp.MustCompile(`^TestKernel(Agent.*|Uninstall|ContainerImage|StarterPolicies|ProtectedByItself|ShadowThroughAPI)$`)
+	flows      = regexp.MustCompile(`^TestKernelFlow.*$`)
 	withoutLSM = regexp.MustCompile(`^TestKernel(Doctor|Features|Smoke|NoLSM|Load|Share|Alone|FileAccess|FileAliases|FileCase|Exec|Connect|Ops.*)$`)
 )
 
@@ -359,7 +360,7 @@ func runs(test, kernel string, noLSM bool) bool {
 	case !noLSM:
 		return true
 	case kernel == "newest":
-		return !engine.MatchString(test) && !agents.MatchString(test)
+		return !engine.MatchString(test) && !agents.MatchString(test) && !flows.MatchString(test)
 	}
 	return withoutLSM.MatchString(test)
 }
