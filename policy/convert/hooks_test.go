@@ -125,15 +125,23 @@ func TestDocs(t *testing.T) {
 	if !ok {
 		t.Fatal("no table")
 	}
-	blocks := strings.Split(before, "\n```") // text, commands, text, source, text, policy
-	if len(blocks) < 6 {
-		t.Fatal("no example")
+	blocks := strings.Split(before, "\n```") // text, commands, text, source, text, policy, text, source, text, policy
+	if len(blocks) < 10 {
+		t.Fatal("no examples")
 	}
-	_, src, _ := strings.Cut(blocks[3], "\n")
-	_, want, _ := strings.Cut(blocks[5], "\n")
-	res, err := Convert([]File{{"web-root.yaml", []byte(src)}}, Options{})
-	if err != nil || strings.TrimSpace(res.YAML()) != strings.TrimSpace(want) || res.Lost() != 1 {
-		t.Errorf("the example: %v\n%s", err, res.YAML())
+	for _, ex := range []struct {
+		name string
+		at   int
+		opt  Options
+	}{{"web-root.yaml", 3, Options{}}, {"db.yaml", 7, Options{Containers: true}}} {
+		_, src, _ := strings.Cut(blocks[ex.at], "\n")
+		_, want, _ := strings.Cut(blocks[ex.at+2], "\n")
+		res, err := Convert([]File{{ex.name, []byte(src)}}, ex.opt)
+		if err != nil {
+			t.Errorf("the example %s: %v", ex.name, err)
+		} else if strings.TrimSpace(res.YAML()) != strings.TrimSpace(want) || res.Lost() != 1 {
+			t.Errorf("the example %s becomes\n%s", ex.name, res.YAML())
+		}
 	}
 	names := map[string][]string{}
 	for _, name := range slices.Sorted(maps.Keys(hooks)) {

@@ -260,7 +260,7 @@ func (c *converter) netPeers(d *draft, r *rule, o *object, list *netList) (is *c
 		var except []string
 		for _, v := range b.list("except") {
 			p, valid := c.netPrefix(v)
-			if valid && cidr.IsValid() && !(cidr.Contains(p.Addr()) && p.Bits() >= cidr.Bits()) {
+			if valid && cidr.IsValid() && (!cidr.Contains(p.Addr()) || p.Bits() < cidr.Bits()) {
 				c.r.fail(v, "", "%s is not within %s", p, cidr)
 			}
 			except = append(except, p.String())

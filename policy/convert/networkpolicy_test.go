@@ -6,6 +6,9 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/policy"
 )
 
 // modelNet is a NetworkPolicy of the namespace default.
@@ -43,7 +46,7 @@ func modelAllows(ps []modelNet, egress bool, app, protocol string, peer netip.Ad
 				return true
 			}
 			for i, c := range r.cidrs {
-				if c.Contains(peer) && !(r.excepts[i].IsValid() && r.excepts[i].Contains(peer)) {
+				if c.Contains(peer) && !r.excepts[i].Contains(peer) {
 					return true
 				}
 			}
@@ -171,5 +174,37 @@ func TestNetworkPolicyModel(t *testing.T) {
 	}
 	if min(allowed, denied) < 1000 {
 		t.Errorf("%d allowed and %d denied are no test", allowed, denied)
+	}
+}
+
+// TestNetworkPolicyAccept holds what is said of ingress to machines: with ports alone it is enforced where the other end is not known yet,
+// and with addresses where that is known and accepting can only be answered with a kill, if the policy says so.
+func TestNetworkPolicyAccept(t *testing.T) {
+	const src = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: n, namespace: default}\nspec:\n  ingress: [{%sports: [{port: 80}]}]\n"
+	before, after := *machine, *machine
+	before.Ops[pavise.OpAccept].Missing = []policy.Dim{policy.DimRemoteAddr, policy.DimRemotePort}
+	after.Ops[pavise.OpAccept] = policy.Support{Rung: pavise.RungKillOnReturn, Kill: true}
+	for _, c := range []struct {
+		peers, fallback string
+		m               *policy.Machine
+		ok              bool
+	}{
+		{"", "", &before, true},
+		{"from: [{ipBlock: {cidr: 10.0.0.0/8}}], ", "", &before, false},
+		{"from: [{ipBlock: {cidr: 10.0.0.0/8}}], ", "", &after, false},
+		{"from: [{ipBlock: {cidr: 10.0.0.0/8}}], ", "  fallback: kill\n", &after, true},
+	} {
+		res, err := Convert([]File{{"in.yaml", fmt.Appendf(nil, src, c.peers)}}, Options{Enforce: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := strings.Replace(res.YAML(), "  mode: enforce\n", "  mode: enforce\n"+c.fallback, 1)
+		ps, err := policy.Parse("out.yaml", []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err = policy.Compile(ps, c.m); (err == nil) != c.ok {
+			t.Errorf("%q %q: %v\n%s", c.peers, c.fallback, err, text)
+		}
 	}
 }
