@@ -43,9 +43,9 @@ const (
 type IsolationRequest struct {
 	Subject IsolationSubject `json:"subject"`
 	Except  []string         `json:"exceptions,omitempty"` // what stays reachable: an address, a prefix, a name, each with a port or without, or a CEL condition on net.*
-	Unix    bool             `json:"unix,omitempty"`   // Unix sockets are cut off too
-	Kill    bool             `json:"kill,omitempty"`   // where the kernel cannot deny an operation, the process that does it is killed
-	Widen   bool             `json:"widen,omitempty"`  // of a process that cannot be isolated alone, isolate those too that look like it
+	Unix    bool             `json:"unix,omitempty"`       // Unix sockets are cut off too
+	Kill    bool             `json:"kill,omitempty"`       // where the kernel cannot deny an operation, the process that does it is killed
+	Widen   bool             `json:"widen,omitempty"`      // of a process that cannot be isolated alone, isolate those too that look like it
 }
 
 // IsolationSubject is who is to be isolated: one of them.
@@ -243,7 +243,7 @@ func (a *Agent) targetProcess(pid uint32, widen bool) (*target, error) {
 	for _, q := range others[:min(3, len(others))] {
 		names = append(names, strconv.FormatUint(uint64(q.PID), 10))
 	}
-	return nil, fmt.Errorf("%w: the kernel does not judge by process ids, and neither its cgroup nor its program and user are those of process %d alone: %d others are in the cgroup, and run %s as user id %d or were started by it, as %s; isolate its unit or container, or these too with --widen",
+	return nil, fmt.Errorf("%w: the kernel does not judge by process ids, and process %d is not alone in its cgroup, nor the only one with its program and user: %d others run %s as user id %d, or were started by it, as %s; isolate its unit or container, or these too with --widen",
 		ErrInexact, pid, len(others), exe, p.User.ID, strings.Join(names, ", "))
 }
 

@@ -106,7 +106,7 @@ func TestIsolate(t *testing.T) {
 		{"a process alone in its cgroup, with its child", IsolationRequest{Subject: IsolationSubject{PID: web}}, 200, `process.cgroup == "/system.slice/nginx.service" || process.cgroup.startsWith("/system.slice/nginx.service/")`, 2},
 		{"a child alone in its own", IsolationRequest{Subject: IsolationSubject{PID: child}}, 200, `process.cgroup == "/system.slice/nginx.service/sub"`, 1},
 		{"a program that runs once", IsolationRequest{Subject: IsolationSubject{PID: only}}, 200, `process.exe.path == "/usr/bin/socat" || process.ancestors.exists(a, a.exe.path == "/usr/bin/socat")`, 1},
-		{"a program that runs twice", IsolationRequest{Subject: IsolationSubject{PID: one}}, 409, fmt.Sprintf("not by process ids, and neither its cgroup nor its program and user are those of process %d alone: 1 others", one), 0},
+		{"a program that runs twice", IsolationRequest{Subject: IsolationSubject{PID: one}}, 409, fmt.Sprintf("process %d is not alone in its cgroup, nor the only one with its program and user: 1 others run", one), 0},
 		{"a program that runs twice, both", IsolationRequest{Subject: IsolationSubject{PID: one}, Widen: true}, 200, `process.exe.path == "/usr/bin/nc" && process.user.id == 0 ||`, 2},
 		{"a unit", IsolationRequest{Subject: IsolationSubject{Unit: "nginx.service"}}, 200, `process.unit == "nginx.service"`, 2},
 		{"a unit that does not run", IsolationRequest{Subject: IsolationSubject{Unit: "ngnix.service"}}, 404, `no process runs in a unit "ngnix.service"`, 0},
@@ -123,7 +123,7 @@ func TestIsolate(t *testing.T) {
 		got, err := c.Isolate(t.Context(), &tc.request, ApplyOptions{})
 		var ae *APIError
 		if tc.status != 200 {
-			if !errors.As(err, &ae) || ae.Status != tc.status || !strings.Contains(strings.ReplaceAll(ae.Message, "the kernel does not judge by", "not by"), tc.want) {
+			if !errors.As(err, &ae) || ae.Status != tc.status || !strings.Contains(ae.Message, tc.want) {
 				t.Errorf("%s: %v, want %d with %q", tc.name, err, tc.status, tc.want)
 			}
 			continue
@@ -219,7 +219,7 @@ func TestIsolateRungs(t *testing.T) {
 		}
 		for _, p := range got.Change.Policies {
 			for _, r := range p.Rules {
-				if r.State != "enforced" && r.Effective != "kill" {
+				if r.State != "enforced" && r.Effective != "kill" && (r.Action != "allow" || r.Effective != "") {
 					t.Errorf("%s: %s on %s is %s: %s", tc.name, r.Name, r.Op, r.State, r.Why)
 				}
 			}
