@@ -181,6 +181,7 @@ type Agent struct {
 	past       past
 	shadow     *candidate // nil when none was begun
 	learning   *learning  // or was; nil when nothing was
+	isolating  sync.Mutex // one at a time
 	closed     bool
 	background sync.WaitGroup         // beside Run's own
 	behind     atomic.Pointer[string] // why the active set is of other containers than those that are known; nil when it is not

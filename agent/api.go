@@ -134,11 +134,11 @@ func codeOf(err error) int {
 		return http.StatusUnprocessableEntity
 	case errors.As(err, &big):
 		return http.StatusRequestEntityTooLarge
-	case errors.Is(err, ErrNoPolicy), errors.Is(err, ErrNoShadow), errors.Is(err, ErrNoLearning), errors.Is(err, store.ErrNoRevision):
+	case errors.Is(err, ErrNoPolicy), errors.Is(err, ErrNoShadow), errors.Is(err, ErrNoLearning), errors.Is(err, ErrNoSubject), errors.Is(err, ErrNoIsolation), errors.Is(err, store.ErrNoRevision):
 		return http.StatusNotFound
-	case errors.Is(err, ErrTooStrict), errors.Is(err, errOtherShadow), errors.Is(err, ErrLearning), errors.Is(err, ErrNoState), errors.Is(err, ErrPending), errors.Is(err, ErrNotPending), errors.Is(err, errNoOlder):
+	case errors.Is(err, ErrTooStrict), errors.Is(err, ErrInexact), errors.Is(err, ErrCannotCut), errors.Is(err, errOtherShadow), errors.Is(err, ErrLearning), errors.Is(err, ErrNoState), errors.Is(err, ErrPending), errors.Is(err, ErrNotPending), errors.Is(err, errNoOlder):
 		return http.StatusConflict
-	case errors.Is(err, ErrBadConfirm), errors.Is(err, errBadLearning):
+	case errors.Is(err, ErrBadConfirm), errors.Is(err, errBadLearning), errors.Is(err, errBadIsolation):
 		return http.StatusBadRequest
 	case errors.Is(err, ErrStopping):
 		return http.StatusServiceUnavailable

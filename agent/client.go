@@ -247,6 +247,29 @@ func (c *Client) Delete(ctx context.Context, name string) (*Change, error) {
 	return &ch, c.call(ctx, "DELETE", "/v1/policies/"+name, nil, nil, &ch)
 }
 
+// Isolations asks who is cut off from the network.
+func (c *Client) Isolations(ctx context.Context) ([]Isolation, error) {
+	var l IsolationList
+	err := c.call(ctx, "GET", "/v1/isolations", nil, nil, &l)
+	return l.Isolations, err
+}
+
+// Isolate cuts a subject off.
+func (c *Client) Isolate(ctx context.Context, r *IsolationRequest, o ApplyOptions) (*Isolated, error) {
+	body, err := json.Marshal(r)
+	if err != nil {
+		return nil, err
+	}
+	var i Isolated
+	return &i, c.call(ctx, "POST", "/v1/isolations", o.query(), bytes.NewReader(body), &i)
+}
+
+// Release lets an isolated subject go.
+func (c *Client) Release(ctx context.Context, name string, o ApplyOptions) (*Change, error) {
+	var ch Change
+	return &ch, c.call(ctx, "DELETE", "/v1/isolations/"+url.PathEscape(name), o.query(), nil, &ch)
+}
+
 // Shadow asks for the candidate.
 func (c *Client) Shadow(ctx context.Context) (*Shadow, error) {
 	var s Shadow

@@ -82,6 +82,7 @@ type flows struct {
 	data pavise.FlowData
 
 	undecoded atomic.Uint64
+	cut       sync.Map // the ids of flows that an isolation ended, until their last report
 	trouble   atomic.Pointer[string]
 	waited    atomic.Int64 // when catchUp last did, ns since the Unix epoch
 
@@ -186,6 +187,9 @@ func (f *flows) report(raw *pavise.Flow) {
 	if raw.State == pavise.FlowClosed {
 		if tls := f.a.names.forget(raw.ID); tls != nil {
 			f.table.Hello(raw.ID, tls)
+		}
+		if _, cut := f.cut.LoadAndDelete(raw.ID); cut {
+			raw.End = pavise.FlowCutOff
 		}
 	}
 	if r := f.table.Report(raw); r != nil {

@@ -263,6 +263,17 @@ func (a *Agent) routeList() []route {
 			fails: []int{notFound}, serve: a.getLearned,
 		},
 		{
+			method: "GET", path: "/v1/isolations", role: RoleRead, id: "isolations", doc: "The subjects that are cut off from the network.", answer: IsolationList{}, serve: a.getIsolations,
+		},
+		{
+			method: "POST", path: "/v1/isolations", role: RoleWrite, id: "isolate", body: IsolationRequest{}, answer: Isolated{}, fails: changes, query: changeParams,
+			doc: "Cuts a subject off from the network: by a policy that the agent writes, and by ending what connections it has.", serve: a.postIsolation,
+		},
+		{
+			method: "DELETE", path: "/v1/isolations/{name}", role: RoleWrite, id: "release", doc: "Lets an isolated subject go.", answer: Change{}, fails: changes, query: changeParams,
+			serve: a.deleteIsolation,
+		},
+		{
 			method: "GET", path: "/v1/log", role: RoleRead, id: "log", doc: "The least level of the agent's log.", answer: LogLevel{}, fails: []int{notFound}, serve: a.getLog,
 		},
 		{

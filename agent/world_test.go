@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -36,7 +37,11 @@ var worldNames = map[string]netip.Addr{
 type world struct {
 	in  *json.Encoder
 	out *bufio.Scanner
+	pid int
 }
+
+// guest is the directory of a world that is only a program in another one.
+const guest = "guest"
 
 // deed is what the world is to do: run a program, or one of its own acts.
 type deed struct {
@@ -54,8 +59,30 @@ func newWorld(t *testing.T) *world {
 	if err := os.WriteFile(filepath.Join(dir, "nsswitch.conf"), []byte("hosts: dns\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	// A copy: rules can be about this program alone.
-	exe := filepath.Join(dir, "world")
+	return startWorld(t, filepath.Join(dir, "world"), dir, &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}, func(start func()) { start() })
+}
+
+// guest starts a program with the name in the world's network, which does deeds too.
+func (w *world) guest(t *testing.T, name string) *world {
+	t.Helper()
+	return startWorld(t, filepath.Join(t.TempDir(), name), guest, nil, func(start func()) {
+		runtime.LockOSThread()
+		here, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		must(t, err)
+		defer unix.Close(here)
+		there, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", w.pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		must(t, err)
+		defer unix.Close(there)
+		must(t, unix.Setns(there, unix.CLONE_NEWNET))
+		start()
+		must(t, unix.Setns(here, unix.CLONE_NEWNET))
+		runtime.UnlockOSThread()
+	})
+}
+
+// startWorld starts a copy of this program: rules can be about that alone.
+func startWorld(t *testing.T, exe, dir string, attr *syscall.SysProcAttr, in func(start func())) *world {
+	t.Helper()
 	b, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
 		t.Fatal(err)
@@ -66,8 +93,8 @@ func newWorld(t *testing.T) *world {
 	c := exec.Command(exe)
 	c.Env = append(os.Environ(), worldEnv+"="+dir)
 	c.Stderr = os.Stderr
-	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
-	in, err := c.StdinPipe()
+	c.SysProcAttr = attr
+	stdin, err := c.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,14 +102,15 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Start(); err != nil {
+	in(func() { err = c.Start() })
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		in.Close()
+		stdin.Close()
 		_ = c.Wait()
 	})
-	w := &world{json.NewEncoder(in), bufio.NewScanner(out)}
+	w := &world{json.NewEncoder(stdin), bufio.NewScanner(out), c.Process.Pid}
 	w.out.Buffer(nil, 1<<20)
 	if got := w.read(t); got != "ready" {
 		t.Fatal(got)
@@ -114,19 +142,21 @@ func (w *world) do(t *testing.T, d deed) string {
 // worldMain is the world's side.
 func worldMain(dir string) {
 	out := json.NewEncoder(os.Stdout)
-	if err := worldSetUp(dir); err != nil {
-		_ = out.Encode(err.Error())
-		os.Exit(1)
+	if dir != guest {
+		if err := worldSetUp(dir); err != nil {
+			_ = out.Encode(err.Error())
+			os.Exit(1)
+		}
 	}
 	_ = out.Encode("ready")
-	var held net.Conn
+	held := map[string]net.Conn{}
 	in := json.NewDecoder(os.Stdin)
 	for {
 		var d deed
 		if err := in.Decode(&d); err != nil {
 			os.Exit(0)
 		}
-		err := worldDo(&d, &held)
+		err := worldDo(&d, held)
 		if err == nil {
 			_ = out.Encode("")
 		} else {
@@ -267,7 +297,7 @@ func serveDNS(u net.PacketConn) {
 }
 
 // worldDo does one deed. Connections to a name resolve it as Go's own resolver does, by the world's server.
-func worldDo(d *deed, held *net.Conn) error {
+func worldDo(d *deed, held map[string]net.Conn) error {
 	if len(d.Run) > 0 {
 		b, err := exec.Command(d.Run[0], d.Run[1:]...).CombinedOutput()
 		if err != nil {
@@ -285,6 +315,13 @@ func worldDo(d *deed, held *net.Conn) error {
 		return talk(c)
 	case "mapped":
 		return connectMapped(netip.MustParseAddrPort(d.To))
+	case "hold-udp":
+		c, err := net.Dial("udp", d.To)
+		if err == nil {
+			held[d.To] = c
+			err = talk(c)
+		}
+		return err
 	case "udp":
 		c, err := net.Dial("udp", d.To)
 		if err != nil {
@@ -312,13 +349,15 @@ func worldDo(d *deed, held *net.Conn) error {
 		return lie(d.To)
 	case "hold":
 		c, err := net.DialTimeout("tcp", d.To, 3*time.Second)
-		*held = c
+		if err == nil {
+			held[d.To], held[""] = c, c // one that is asked for without its end is the last
+		}
 		return err
 	case "held":
-		if *held == nil {
+		if held[d.To] == nil {
 			return io.ErrClosedPipe
 		}
-		return talk(*held)
+		return talk(held[d.To])
 	}
 	return fmt.Errorf("no deed %q", d.Act)
 }

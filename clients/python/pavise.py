@@ -105,6 +105,17 @@ class ContainerCount(_ContainerCount, total=False):
     behind: str  # why the rules do not know of all that are known
 
 
+class _CutOff(TypedDict):
+    closed: int
+    kept: int  # they are excepted
+
+
+class CutOff(_CutOff, total=False):
+    """CutOff says what became of the connections of a subject that were there."""
+
+    failed: List[str]  # could not be closed, or not be looked for, and why
+
+
 class _DNS(TypedDict):
     client: FlowSide
     code: str  # "NOERROR", "NXDOMAIN", or "RCODE12"
@@ -520,6 +531,56 @@ class ICMP(TypedDict):
 
     code: int
     type: int
+
+
+class Isolated(TypedDict):
+    """Isolated is the answer to POST /v1/isolations."""
+
+    change: Change
+    cut: CutOff  # of the connections that were there
+    isolation: Isolation
+
+
+class _Isolation(TypedDict):
+    name: str  # of its policy
+    processes: int  # of the subject, that run
+    subject: str
+    what: str  # who is isolated, in words
+
+
+class Isolation(_Isolation, total=False):
+    """Isolation is one subject that is cut off."""
+
+    exceptions: List[str]
+    open: List[str]  # what this machine cannot cut off, and why
+    since: str
+
+
+class IsolationList(TypedDict):
+    """IsolationList is GET /v1/isolations."""
+
+    isolations: List[Isolation]
+
+
+class _IsolationRequest(TypedDict):
+    subject: IsolationSubject
+
+
+class IsolationRequest(_IsolationRequest, total=False):
+    """IsolationRequest is the body of POST /v1/isolations."""
+
+    exceptions: List[str]  # what stays reachable: an address, a prefix, a name, each with a port or without, or a CEL condition on net.*
+    kill: bool  # where the kernel cannot deny an operation, the process that does it is killed
+    unix: bool  # Unix sockets are cut off too
+    widen: bool  # of a process that cannot be isolated alone, isolate those too that look like it
+
+
+class IsolationSubject(TypedDict, total=False):
+    """IsolationSubject is who is to be isolated: one of them."""
+
+    container: str  # its id, the beginning of it, or its name
+    pid: int
+    unit: str  # of systemd, as "nginx.service"
 
 
 class KeepInfo(TypedDict, total=False):
@@ -1325,6 +1386,23 @@ class Client(_Base):
         """
         return self._lines("GET", "/v1/history", {"from": from_, "to": to, "where": where, "group": group, "limit": limit})
 
+    def isolate(self, body: IsolationRequest, *, dry_run: Optional[bool] = None, confirm_within: Optional[str] = None) -> Isolated:
+        """Cuts a subject off from the network: by a policy that the agent writes, and by ending what connections it has.
+
+        POST /v1/isolations, role write.
+
+        dry_run: Only say what would be.
+        confirm_within: Take the change back unless it is confirmed within this time, 1s to 24h.
+        """
+        return self._json("POST", "/v1/isolations", {"dry-run": dry_run, "confirm-within": confirm_within}, json.dumps(body).encode(), "application/json")
+
+    def isolations(self) -> IsolationList:
+        """The subjects that are cut off from the network.
+
+        GET /v1/isolations, role read.
+        """
+        return self._json("GET", "/v1/isolations", {})
+
     def learned(self) -> Iterator[Act]:
         """What was seen of the subject: acts that differ, one a line.
 
@@ -1400,6 +1478,17 @@ class Client(_Base):
         GET /readyz, role read.
         """
         return self._json("GET", "/readyz", {})
+
+    def release(self, name: str, *, dry_run: Optional[bool] = None, confirm_within: Optional[str] = None) -> Change:
+        """Lets an isolated subject go.
+
+        DELETE /v1/isolations/{name}, role write.
+
+        name: The name of a policy.
+        dry_run: Only say what would be.
+        confirm_within: Take the change back unless it is confirmed within this time, 1s to 24h.
+        """
+        return self._json("DELETE", f"/v1/isolations/{_segment(name)}", {"dry-run": dry_run, "confirm-within": confirm_within})
 
     def revision(self, number: int) -> RevisionStatus:
         """One revision, with its documents.

@@ -109,6 +109,9 @@ def main(path: str) -> None:
     refused(404, c.learning)
     assert c.start_learning({"subject": 'process.exe.path == "/x"', "for_ns": 60 * 10**9})["on"] and c.learning()["subject"]
     assert not c.end_learning()["on"] and list(c.learned()) == []
+    assert c.isolations() == {"isolations": []}
+    assert "ngnix.service" in refused(404, c.isolate, {"subject": {"unit": "ngnix.service"}, "exceptions": ["10.0.0.0/8"]}).message
+    refused(404, c.release, "isolate-1")
     assert c.why(event["id"])["event"]["id"] == event["id"]
     refused(404, c.why, 10**9)
 

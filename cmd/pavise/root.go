@@ -193,7 +193,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVarP(&a.output, "output", "o", "text", "form of the output: text or json")
 	f.StringVar(&a.socket, "socket", agent.DefaultSocket, "the agent's socket")
 	f.BoolVar(&a.noColor, "no-color", false, "never colour the output")
-	root.AddCommand(a.run(), a.events(), a.flows(), a.query(), a.replay(), a.why(), a.ps(), a.status(), a.top(), a.doctor(), a.check(), a.test(), a.explain(), a.convert(), a.shadow(), a.promote(), a.learn(), a.apply(), a.confirm(), a.rollback(), a.diff(), a.mode(), a.get(), a.delete(), a.uninstall(), a.version(), a.man())
+	root.AddCommand(a.run(), a.events(), a.flows(), a.query(), a.replay(), a.why(), a.ps(), a.status(), a.top(), a.doctor(), a.check(), a.test(), a.explain(), a.convert(), a.shadow(), a.promote(), a.learn(), a.apply(), a.confirm(), a.rollback(), a.diff(), a.mode(), a.get(), a.delete(), a.isolate(), a.release(), a.uninstall(), a.version(), a.man())
 	mark(root)
 	return root
 }

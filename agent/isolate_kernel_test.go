@@ -1,0 +1,102 @@
+package agent
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/internal/kerntest"
+)
+
+// TestKernelIsolate cuts one of two programs in a network off: what it holds ends, and it reaches nothing new but what is excepted. The other one notices nothing.
+func TestKernelIsolate(t *testing.T) {
+	k, c := flowAgent(t)
+	if !k.Machine()[pavise.OpConnect].Deny {
+		t.Skip(kerntest.NotExpected + "net.connect cannot be denied")
+	}
+	w := newWorld(t)
+	suspect, bystander := w.guest(t, "suspect"), w.guest(t, "bystander")
+	const anything, denied = "", "operation not permitted"
+	works := func(when string, w *world, d deed) {
+		t.Helper()
+		if got := w.do(t, d); got != "" {
+			t.Errorf("%s: %s %s: %s", when, d.Act, d.To, got)
+		}
+	}
+	fails := func(when string, d deed, how string) {
+		t.Helper()
+		if got := suspect.do(t, d); got == "" || !strings.Contains(got, how) {
+			t.Errorf("%s: %s %s: %q, want it to fail with %q", when, d.Act, d.To, got, how)
+		}
+	}
+	const off, kept, offUDP = "127.0.0.8:5432", "127.0.0.9:5432", "127.0.0.8:80"
+	for _, w := range []*world{suspect, bystander} {
+		for _, d := range []deed{{Act: "hold", To: off}, {Act: "hold", To: kept}, {Act: "hold-udp", To: offUDP}, {Act: "held", To: off}} {
+			works("before", w, d)
+		}
+	}
+	request := &IsolationRequest{Subject: IsolationSubject{PID: uint32(suspect.pid)}, Except: []string{kept}}
+	got, err := c.Isolate(t.Context(), request, ApplyOptions{DryRun: true})
+	must(t, err)
+	if got.Cut.Closed != 0 || got.Isolation.Processes != 1 {
+		t.Errorf("a dry run: %+v", got)
+	}
+	works("after a dry run", suspect, deed{Act: "held", To: off})
+
+	got, err = c.Isolate(t.Context(), request, ApplyOptions{})
+	must(t, err)
+	i := got.Isolation
+	t.Logf("%+v", got)
+	if i.Name != "isolate-1" || i.Processes != 1 || !strings.Contains(i.What, "/suspect") || !slices.Equal(i.Except, []string{kept}) {
+		t.Errorf("what is isolated: %+v", i)
+	}
+	if got.Cut.Closed != 2 || got.Cut.Kept != 1 || len(got.Cut.Failed) != 0 {
+		t.Errorf("of its connections: %+v, want 2 closed and 1 kept", got.Cut)
+	}
+	fails("isolated", deed{Act: "held", To: off}, anything)
+	fails("isolated", deed{Act: "held", To: offUDP}, anything)
+	fails("isolated", deed{Act: "connect", To: off}, denied)
+	fails("isolated", deed{Act: "mapped", To: "[::ffff:127.0.0.8]:5432"}, denied)
+	fails("isolated", deed{Act: "udp", To: off}, denied)
+	fails("isolated", deed{Act: "connect", To: "127.0.0.9:80"}, denied)
+	if k.Machine()[pavise.OpSend].Deny {
+		fails("isolated", deed{Act: "sendto", To: off}, denied)
+		works("excepted", suspect, deed{Act: "sendto", To: kept})
+	}
+	works("excepted", suspect, deed{Act: "held", To: kept})
+	works("excepted", suspect, deed{Act: "connect", To: kept})
+	works("excepted", suspect, deed{Act: "udp", To: kept})
+	for _, d := range []deed{{Act: "held", To: off}, {Act: "held", To: kept}, {Act: "held", To: offUDP}, {Act: "connect", To: off}, {Act: "udp", To: off}} {
+		works("another process", bystander, d)
+	}
+	e := endedFlow(t, c, `flow.end == "cut-off" && process.exe.name == "suspect" && net.protocol == "tcp"`)
+	if e.Flow.Remote.Address.String()+":5432" != off {
+		t.Errorf("the flow that was cut off: %s", e.AppendText(nil, false))
+	}
+	denial := endedFlow(t, c, `flow.end == "denied" && process.exe.name == "suspect" && net.remote.address == "127.0.0.8" && net.protocol == "tcp"`)
+	if denial.Policy != "isolate-1" {
+		t.Errorf("a denied flow: %s", denial.AppendText(nil, false))
+	}
+	list, err := c.Isolations(t.Context())
+	must(t, err)
+	if len(list) != 1 || list[0].Name != "isolate-1" || list[0].Since.IsZero() || !slices.Equal(list[0].Open, i.Open) {
+		t.Errorf("the list: %+v", list)
+	}
+
+	if _, err := c.Release(t.Context(), "isolate-1", ApplyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	works("released", suspect, deed{Act: "connect", To: off})
+	works("released", suspect, deed{Act: "udp", To: off})
+	fails("released", deed{Act: "held", To: off}, anything)
+
+	for name, s := range map[string]IsolationSubject{"the agent": {PID: uint32(os.Getpid())}, "the first process": {PID: 1}} {
+		var ae *APIError
+		if _, err := c.Isolate(t.Context(), &IsolationRequest{Subject: s, Widen: true}, ApplyOptions{}); !errors.As(err, &ae) || ae.Status != 400 {
+			t.Errorf("isolate %s: %v", name, err)
+		}
+	}
+}

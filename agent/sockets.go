@@ -1,0 +1,260 @@
+package agent
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"github.com/pavise-project/pavise"
+	"golang.org/x/sys/unix"
+)
+
+// This file asks the kernel for the sockets of a network namespace, and has it end connections: sock_diag(7), as ss(8) does.
+
+// Of linux/sock_diag.h and linux/inet_diag.h.
+const (
+	sockDiagByFamily = 20
+	sockDestroy      = 21
+	diagMsgLen       = 72
+	diagReqLen       = 56
+	diagIDLen        = 48
+)
+
+// The states of TCP in which there is, or may soon be, another end: not LISTEN, CLOSE, TIME_WAIT and NEW_SYN_RECV. UDP has one, that of a connected socket.
+const (
+	tcpStates = 1<<unix.BPF_TCP_ESTABLISHED | 1<<unix.BPF_TCP_SYN_SENT | 1<<unix.BPF_TCP_SYN_RECV | 1<<unix.BPF_TCP_FIN_WAIT1 | 1<<unix.BPF_TCP_FIN_WAIT2 |
+		1<<unix.BPF_TCP_CLOSE_WAIT | 1<<unix.BPF_TCP_LAST_ACK | 1<<unix.BPF_TCP_CLOSING
+	udpStates = 1 << unix.BPF_TCP_ESTABLISHED
+)
+
+// diagKinds are the sockets that can be listed and ended.
+var diagKinds = [...]struct {
+	family, protocol uint8
+	states           uint32
+}{
+	{unix.AF_INET, unix.IPPROTO_TCP, tcpStates}, {unix.AF_INET6, unix.IPPROTO_TCP, tcpStates},
+	{unix.AF_INET, unix.IPPROTO_UDP, udpStates}, {unix.AF_INET6, unix.IPPROTO_UDP, udpStates},
+}
+
+// diagSocket is one connection, as the kernel lists it.
+type diagSocket struct {
+	family, protocol uint8
+	inode            uint32
+	local, remote    netip.AddrPort // never IPv4-mapped IPv6
+	id               [diagIDLen]byte
+}
+
+func (s *diagSocket) String() string {
+	return fmt.Sprintf("%s %s to %s", map[uint8]string{pavise.ProtocolTCP: "tcp", pavise.ProtocolUDP: "udp"}[s.protocol], s.local, s.remote)
+}
+
+// netNSOf is the inode number of a process's network namespace.
+func netNSOf(pid uint32) (uint32, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(fmt.Sprintf("/proc/%d/ns/net", pid), &st); err != nil {
+		return 0, err
+	}
+	return uint32(st.Ino), nil //nolint:gosec // they are of 32 bits
+}
+
+// socketsOf are the inode numbers of the sockets that a process has open. What ends meanwhile has none.
+func socketsOf(pid uint32) ([]uint32, error) {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	var out []uint32
+	for _, name := range names {
+		to, err := os.Readlink(dir + "/" + name)
+		if err != nil {
+			continue // closed meanwhile
+		}
+		if s, ok := strings.CutPrefix(to, "socket:["); ok {
+			if n, err := strconv.ParseUint(strings.TrimSuffix(s, "]"), 10, 32); err == nil {
+				out = append(out, uint32(n))
+			}
+		}
+	}
+	return out, nil
+}
+
+// diag is a socket of sock_diag in one network namespace.
+type diag struct {
+	fd  int
+	seq uint32
+	buf []byte
+}
+
+// openDiag opens one in the network namespace of a process, and returns which that is. A netlink socket stays where it was made, so that the thread is
+// there for a moment only.
+func openDiag(pid uint32) (*diag, uint32, error) {
+	var d *diag
+	var in uint32
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		here, e := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if e != nil {
+			runtime.UnlockOSThread()
+			err = fmt.Errorf("open the agent's network namespace: %w", e)
+			return
+		}
+		defer unix.Close(here)
+		d, in, err = openDiagThere(pid)
+		if e := unix.Setns(here, unix.CLONE_NEWNET); e != nil {
+			err = errors.Join(err, fmt.Errorf("go back to the agent's network namespace: %w", e))
+			return // the thread ends with the goroutine: it is nobody's any more
+		}
+		runtime.UnlockOSThread()
+	}()
+	<-done
+	if err != nil {
+		if d != nil {
+			d.close()
+		}
+		return nil, 0, err
+	}
+	return d, in, nil
+}
+
+func openDiagThere(pid uint32) (*diag, uint32, error) {
+	there, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, 0, fmt.Errorf("open the network namespace of process %d: %w", pid, err)
+	}
+	defer unix.Close(there)
+	var st unix.Stat_t
+	if err := unix.Fstat(there, &st); err != nil {
+		return nil, 0, fmt.Errorf("look at the network namespace of process %d: %w", pid, err)
+	}
+	if err := unix.Setns(there, unix.CLONE_NEWNET); err != nil {
+		return nil, 0, fmt.Errorf("enter the network namespace of process %d: %w", pid, err)
+	}
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return nil, 0, fmt.Errorf("open a socket to list sockets: %w", err)
+	}
+	d := &diag{fd: fd, buf: make([]byte, 64<<10)}
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5}); err != nil {
+		d.close()
+		return nil, 0, fmt.Errorf("bound the wait for an answer: %w", err)
+	}
+	return d, uint32(st.Ino), nil //nolint:gosec // they are of 32 bits
+}
+
+func (d *diag) close() { unix.Close(d.fd) }
+
+// send sends a request about sockets.
+func (d *diag) send(kind, flags uint16, family, protocol uint8, states uint32, id *[diagIDLen]byte) error {
+	d.seq++
+	ne := binary.NativeEndian
+	b := make([]byte, 0, unix.NLMSG_HDRLEN+diagReqLen)
+	b = ne.AppendUint32(b, unix.NLMSG_HDRLEN+diagReqLen)
+	b = ne.AppendUint16(b, kind)
+	b = ne.AppendUint16(b, unix.NLM_F_REQUEST|flags)
+	b = ne.AppendUint32(b, d.seq)
+	b = ne.AppendUint32(b, 0)
+	b = append(b, family, protocol, 0, 0)
+	b = ne.AppendUint32(b, states)
+	b = append(b, id[:]...)
+	return unix.Sendto(d.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+}
+
+// receive calls fn with each message of the answer, until one ends it.
+func (d *diag) receive(fn func(b []byte)) error {
+	for {
+		n, _, err := unix.Recvfrom(d.fd, d.buf, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		end, err := readDiag(d.buf[:n], d.seq, fn)
+		if end || err != nil {
+			return err
+		}
+	}
+}
+
+var errDiagCut = errors.New("an answer of the kernel is cut off")
+
+// readDiag reads the messages of one datagram, and reports whether the answer has ended.
+func readDiag(b []byte, seq uint32, fn func(b []byte)) (end bool, err error) {
+	ne := binary.NativeEndian
+	for len(b) >= unix.NLMSG_HDRLEN {
+		n := int(ne.Uint32(b))
+		if n < unix.NLMSG_HDRLEN || n > len(b) {
+			return true, errDiagCut
+		}
+		body := b[unix.NLMSG_HDRLEN:n]
+		if ne.Uint32(b[8:]) == seq { // else it is of a request that was given up
+			switch ne.Uint16(b[4:]) {
+			case unix.NLMSG_DONE, unix.NLMSG_ERROR:
+				if len(body) < 4 {
+					return true, errDiagCut
+				}
+				if e := int32(ne.Uint32(body)); e < 0 { //nolint:gosec // an errno, negated
+					return true, unix.Errno(-e)
+				}
+				return true, nil
+			case sockDiagByFamily:
+				fn(body)
+			}
+		}
+		b = b[min((n+3)&^3, len(b)):]
+	}
+	return false, nil
+}
+
+// list calls fn with each connection of a kind.
+func (d *diag) list(family, protocol uint8, states uint32, fn func(*diagSocket)) error {
+	if err := d.send(sockDiagByFamily, unix.NLM_F_DUMP, family, protocol, states, new([diagIDLen]byte)); err != nil {
+		return err
+	}
+	return d.receive(func(b []byte) {
+		if s, ok := readSocket(b, protocol); ok {
+			fn(&s)
+		}
+	})
+}
+
+// readSocket reads an inet_diag_msg.
+func readSocket(b []byte, protocol uint8) (s diagSocket, ok bool) {
+	if len(b) < diagMsgLen {
+		return s, false
+	}
+	s.family, s.protocol = b[0], protocol
+	copy(s.id[:], b[4:])
+	end := func(port, at int) netip.AddrPort {
+		a := netip.AddrFrom16([16]byte(s.id[at:]))
+		if s.family == unix.AF_INET {
+			a = netip.AddrFrom4([4]byte(s.id[at:]))
+		}
+		return netip.AddrPortFrom(a.Unmap(), binary.BigEndian.Uint16(s.id[port:]))
+	}
+	s.local, s.remote = end(0, 4), end(2, 20)
+	s.inode = binary.NativeEndian.Uint32(b[68:])
+	return s, true
+}
+
+// destroy ends a connection: who waits on it gets ECONNABORTED, and the other end of TCP a reset.
+func (d *diag) destroy(s *diagSocket) error {
+	if err := d.send(sockDestroy, unix.NLM_F_ACK, s.family, s.protocol, 0, &s.id); err != nil {
+		return err
+	}
+	return d.receive(func([]byte) {})
+}
