@@ -647,7 +647,10 @@ func TimePrograms() (io.Closer, error) {
 // Close detaches and frees everything; what is pinned goes on without this process.
 func (k *Kernel) Close() error {
 	// Not all ends at once: a hook whose engine is gone, or without the programs that give new processes their identity, would refuse what it cannot judge.
-	if !k.Pinned() {
+	k.mu.Lock()
+	closed := k.maps == nil
+	k.mu.Unlock()
+	if !closed && !k.Pinned() {
 		k.release()
 	}
 	k.mu.Lock()

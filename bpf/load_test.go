@@ -283,3 +283,17 @@ func BenchmarkLoad(b *testing.B) {
 	b.ReportMetric(rate*float64(all), "all-s")
 	b.ReportMetric(1, "budget-all-s")
 }
+
+// TestKernelCloseTwice: whoever gives up closes what may be closed already.
+func TestKernelCloseTwice(t *testing.T) {
+	kerntest.Require(t, kerntest.Root, kerntest.Syscall)
+	k, err := Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := k.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
