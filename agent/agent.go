@@ -374,8 +374,9 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	told()
 	a.log.Info("agent is ready", "socket", a.cfg.Socket, "policies", len(a.set.Load().policies))
 
-	tick := time.NewTicker(time.Second)
+	tick, seldom := time.NewTicker(time.Second), time.NewTicker(sweepPause)
 	defer tick.Stop()
+	defer seldom.Stop()
 	var pace containerPace
 	containers, pause := a.containers.Changed(), (<-chan time.Time)(nil)
 	for {
@@ -394,6 +395,8 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 				return cause
 			}
 			return nil
+		case <-seldom.C:
+			a.names.tick()
 		case now := <-tick.C:
 			a.poll()
 			a.table.Tick(now)

@@ -125,7 +125,6 @@ func (a *Agent) startFlows(ctx context.Context) (stop func()) {
 			select {
 			case <-tick.C:
 				f.sweep()
-				a.names.tick()
 			case <-ctx.Done():
 				return
 			}
