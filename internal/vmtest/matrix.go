@@ -316,10 +316,10 @@ func (m *Matrix) boot(ctx context.Context, j job) (r result) {
 var here = regexp.MustCompile(`^TestKernel(Runs|KeepGarbage|FlowMany)$`)
 
 // in are tests that take long in an emulated machine, and ask of the kernel what others ask of each: they run in one kernel, with BPF LSM. Killed is what Kept does, at random points and
-// for as long as it is given; Unconfirmed waits; Learn is about what an agent makes of events; DoctorCommand prints what Doctor finds.
+// for as long as it is given; Unconfirmed waits; ClockJump is about the agent's clocks; Learn is about what an agent makes of events; DoctorCommand prints what Doctor finds.
 var in = map[string]*regexp.Regexp{
 	"newest": regexp.MustCompile(`^TestKernelAgent(Killed|Unconfirmed)$`),
-	"6.12":   regexp.MustCompile(`^TestKernelLearnServer$`),
+	"6.12":   regexp.MustCompile(`^TestKernel(LearnServer|ClockJump)$`),
 	"6.1":    regexp.MustCompile(`^TestKernel(LearnInstall|DoctorCommand)$`),
 }
 
