@@ -718,12 +718,12 @@ int BPF_PROG(flow_stream_received, struct socket *sock, struct msghdr *msg, unsi
 	return 0;
 }
 
-SEC("fexit/unix_dgram_recvmsg")
-int BPF_PROG(flow_dgram_received, struct socket *sock, struct msghdr *msg, unsigned long len,
-	     int flags, int ret)
+/* What unix_dgram_recvmsg calls, and what is compiled into that of SOCK_SEQPACKET. Since 5.15. */
+SEC("fexit/__unix_dgram_recvmsg")
+int BPF_PROG(flow_dgram_received, struct sock *sk, struct msghdr *msg, unsigned long len, int flags,
+	     int ret)
 {
-	if (sock->sk)
-		flow_moved(sock->sk, ret, flags, false);
+	flow_moved(sk, ret, flags, false);
 	return 0;
 }
 
