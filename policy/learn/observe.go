@@ -137,6 +137,9 @@ func appendKey(b []byte, e *pavise.Event) []byte {
 		part(p.path)
 	}
 	part(k.addr)
+	if k.addr != "" {
+		part(e.Net.RemoteName)
+	}
 	return b
 }
 

@@ -232,18 +232,20 @@ func (l *Learned) rule(g *group, rare bool, test string, of []Line) {
 // remotes makes the rules of connections: the ports that are reached at the same addresses are one rule.
 func (l *Learned) remotes(g *group) {
 	type place struct {
-		port string
-		rare bool
+		port  string
+		rare  bool
+		named bool
 	}
+	names := namesOf(g.acts)
 	by := map[place][]*Act{}
 	for _, a := range g.acts {
-		p := place{shapeOf(a.Event).value, isRare([]*Act{a})}
+		p := place{shapeOf(a.Event).value, isRare([]*Act{a}), names[shapeOf(a.Event).addr] != ""}
 		by[p] = append(by[p], a)
 	}
 	// What is also done often is not rare.
 	for p, acts := range by {
-		if usual, ok := by[place{p.port, false}]; ok && p.rare {
-			by[place{p.port, false}] = append(usual, acts...)
+		if usual, ok := by[place{p.port, false, p.named}]; ok && p.rare {
+			by[place{p.port, false, p.named}] = append(usual, acts...)
 			delete(by, p)
 		}
 	}
@@ -251,12 +253,23 @@ func (l *Learned) remotes(g *group) {
 		ports []string
 		acts  []*Act
 		rare  bool
+		named bool
+	}
+	where := func(named bool, acts []*Act) []string {
+		if !named {
+			return prefixes(acts)
+		}
+		all := map[string]bool{}
+		for _, a := range acts {
+			all[names[shapeOf(a.Event).addr]] = true
+		}
+		return keys(all)
 	}
 	to := map[string]*dest{}
 	for p, acts := range by {
-		key := fmt.Sprint(p.rare) + strings.Join(prefixes(acts), " ")
+		key := fmt.Sprint(p.rare) + strings.Join(where(p.named, acts), " ")
 		if to[key] == nil {
-			to[key] = &dest{rare: p.rare}
+			to[key] = &dest{rare: p.rare, named: p.named}
 		}
 		to[key].ports, to[key].acts = append(to[key].ports, p.port), append(to[key].acts, acts...)
 	}
@@ -271,10 +284,32 @@ func (l *Learned) remotes(g *group) {
 					acts = append(acts, a)
 				}
 			}
-			of = append(of, Line{What: strings.Join(prefixes(acts), " ") + " port " + port, Acts: acts})
+			of = append(of, Line{What: strings.Join(where(d.named, acts), " ") + " port " + port, Acts: acts})
 		}
-		l.rule(g, d.rare, listTest(g.list, d.ports)+"\n&& "+call("net.remote.address.within", prefixes(d.acts)), of)
+		at := call("net.remote.address.within", prefixes(d.acts))
+		if d.named {
+			at = call("net.remote.domain.glob", where(true, d.acts))
+		}
+		l.rule(g, d.rare, listTest(g.list, d.ports)+"\n&& "+at, of)
 	}
+}
+
+// namesOf are the domain names of addresses, where one is known and can stand in a rule. An address that was reached by its name is known by it when it is reached without.
+func namesOf(acts []*Act) map[string]string {
+	names := map[string]string{}
+	for _, a := range acts {
+		name := a.Event.Net.RemoteName
+		if at := shapeOf(a.Event).addr; at != "" && plainName(name) && (names[at] == "" || name < names[at]) {
+			names[at] = name
+		}
+	}
+	return names
+}
+
+// plainName tells whether a name is one of a host as hosts are called.
+func plainName(name string) bool {
+	return name != "" && strings.Contains(name, ".") && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-_.") == "" && !strings.Contains(name, "..") &&
+		!strings.HasPrefix(name, ".") && !strings.HasSuffix(name, ".")
 }
 
 // manyAddresses of a network stand for all of it.
