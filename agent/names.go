@@ -209,18 +209,22 @@ func (n *names) tick() {
 	n.warm(domains)
 }
 
-// prepare is called before policies that ask about these names are applied: whoever knows their addresses already may connect at once.
-func (n *names) prepare(domains []string) {
+// prepare is called before policies that ask about these names are applied: whoever knows their addresses already may connect at once. It does not wait for
+// answers where nothing is in force yet: the network may not be up, and is to find the policies there.
+func (n *names) prepare(domains []string, wait bool) {
 	if n.kernel == nil || len(domains) == 0 {
 		return
 	}
+	n.give(append(n.kernel.Domains(), domains...))
 	done := n.warm(domains)
+	if !wait {
+		return
+	}
 	select {
 	case <-done:
 	case <-time.After(warmTime):
 		n.a.log.Warn("not all names of the policies could be looked up in time; their addresses are known when they come", "after", warmTime)
 	}
-	n.give(append(n.kernel.Domains(), domains...))
 }
 
 // give tells the kernel of all that is known of some names.

@@ -268,7 +268,7 @@ func (a *Agent) activate(set *policySet) error {
 	old, book := a.set.Load(), a.rules.Load()
 	a.rules.Store(&ruleBook{gens: book.gens, shadow: book.shadow, pending: set.image.Rules})
 	a.noteRunning(set, nil)
-	a.names.prepare(set.image.Domains())
+	a.names.prepare(set.image.Domains(), a.set.Load().applied.Generation != 0)
 	applied, err := a.kernel.Apply(set.image)
 	if applied.Shadow != nil {
 		a.shadow = a.shadow.with(applied.Shadow)

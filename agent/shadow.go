@@ -160,7 +160,7 @@ func (a *Agent) shade(sh *candidate) error {
 	}
 	book := a.rules.Load()
 	a.rules.Store(&ruleBook{gens: book.gens, shadow: book.shadow, pending: set.image.Rules})
-	a.names.prepare(set.image.Domains())
+	a.names.prepare(set.image.Domains(), true)
 	applied, err := a.kernel.Shadow(set.image)
 	if applied.Shadow != nil {
 		a.shadow = a.shadow.with(applied.Shadow)
