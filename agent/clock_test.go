@@ -1,11 +1,8 @@
 package agent
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
-	"log/slog"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -18,38 +15,13 @@ import (
 // TestKernelClockJump sets the clock of a virtual machine an hour on, and two hours back: what is in force stays in force, a change that waits to be confirmed waits its
 // time and no other, events have the new time, and the history has all of them.
 func TestKernelClockJump(t *testing.T) {
-	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.TpBtf)
 	if kerntest.VM() == "" {
 		t.Skip(kerntest.NotExpected + "it sets the machine's clock")
 	}
-	k, err := enforce.Open(t.Context(), enforce.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	k, c := kernelAgent(t, func(_ *enforce.Enforcer, cfg *Config) { cfg.StateDir, cfg.HistoryBytes = t.TempDir(), 16<<20 })
 	if !k.Machine()[pavise.OpConnect].Deny {
-		k.Close()
 		t.Skip(kerntest.NotExpected + "net.connect cannot be denied")
 	}
-	dir := t.TempDir()
-	ready, done := make(chan struct{}), make(chan error, 1)
-	a, err := New(Config{
-		Socket: filepath.Join(dir, "s"), StateDir: filepath.Join(dir, "state"), HistoryBytes: 16 << 20, Kernel: k, Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
-		OnReady: func(*Status) { close(ready) },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	go func() { done <- a.Run(ctx) }()
-	<-ready
-	c := NewClient(a.cfg.Socket)
-	defer func() {
-		c.Close()
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
 	const wait = 40 * time.Second
 	begin := sinceBoot()
 	if _, err := c.Apply(t.Context(), "test.yaml", deniesNets(91), nil, ApplyOptions{ConfirmWithin: wait}); err != nil {
@@ -88,7 +60,7 @@ func TestKernelClockJump(t *testing.T) {
 		t.Errorf("confirm in time: %v", err)
 	}
 	denied := 0
-	err = c.History(t.Context(), HistoryQuery{Limit: -1, Where: `action == "deny"`}, func(l *HistoryLine) error {
+	err := c.History(t.Context(), HistoryQuery{Limit: -1, Where: `action == "deny"`}, func(l *HistoryLine) error {
 		if l.Event != nil {
 			denied++
 		}

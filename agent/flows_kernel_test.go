@@ -19,8 +19,8 @@ import (
 	"github.com/pavise-project/pavise/internal/kerntest"
 )
 
-// flowAgent runs an agent on this kernel that follows flows, until the test is over.
-func flowAgent(t *testing.T) (*enforce.Enforcer, *Client) {
+// kernelAgent runs an agent on this kernel until the test is over, five minutes at most.
+func kernelAgent(t *testing.T, change func(*enforce.Enforcer, *Config)) (*enforce.Enforcer, *Client) {
 	t.Helper()
 	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.TpBtf)
 	k, err := enforce.Open(t.Context(), enforce.Options{})
@@ -28,17 +28,20 @@ func flowAgent(t *testing.T) (*enforce.Enforcer, *Client) {
 		t.Fatal(err)
 	}
 	ready, done := make(chan struct{}), make(chan error, 1)
-	a, err := New(Config{
+	cfg := Config{
 		Socket: filepath.Join(t.TempDir(), "s"), Kernel: k, Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
-		Flows:      func() (FlowSource, error) { return k.Flows(bpf.FlowOptions{Opens: true}) },
-		DNSServers: []netip.Addr{netip.MustParseAddr("127.0.0.53")},
-		OnReady:    func(*Status) { close(ready) },
-	})
+		OnReady: func(*Status) { close(ready) },
+	}
+	change(k, &cfg)
+	a, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-	go func() { done <- a.Run(ctx) }()
+	go func() {
+		done <- a.Run(ctx)
+		close(done)
+	}()
 	c := NewClient(a.cfg.Socket)
 	t.Cleanup(func() {
 		c.Close()
@@ -53,6 +56,15 @@ func flowAgent(t *testing.T) (*enforce.Enforcer, *Client) {
 		t.Fatal(err)
 	}
 	return k, c
+}
+
+// flowAgent is kernelAgent of one that follows flows, and believes the world's DNS server.
+func flowAgent(t *testing.T) (*enforce.Enforcer, *Client) {
+	t.Helper()
+	return kernelAgent(t, func(k *enforce.Enforcer, cfg *Config) {
+		cfg.Flows = func() (FlowSource, error) { return k.Flows(bpf.FlowOptions{Opens: true}) }
+		cfg.DNSServers = []netip.Addr{netip.MustParseAddr("127.0.0.53")}
+	})
 }
 
 // endedFlow waits for a flow that has ended and for which a condition holds.
