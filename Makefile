@@ -15,7 +15,7 @@ GOLANGCI_LINT := .cache/bin/golangci-lint-v2.15.0
 
 # For generate and lint, for the virtual machines, and to read back what is exported.
 PACKAGES := clang-19 clang-format-19 llvm-19 libbpf-dev \
-	qemu-system-x86 qemu-system-common busybox-static kmod e2fsprogs mount xz-utils debian-archive-keyring python3 tshark
+	qemu-system-x86 qemu-system-common busybox-static kmod e2fsprogs mount xz-utils debian-archive-keyring python3 tshark curl
 
 .PHONY: help build run demo check test lint format bench fuzz generate deps install deb clean
 .DEFAULT_GOAL := help

@@ -104,7 +104,7 @@ func endedFlow(t *testing.T, c *Client, where string) *pavise.Event {
 // TestKernelFlowCurl: curl over HTTPS to a server on this host is one flow, with everything that is known of it.
 func TestKernelFlowCurl(t *testing.T) {
 	if _, err := exec.LookPath("curl"); err != nil {
-		t.Skip(kerntest.NotExpected + err.Error())
+		t.Fatalf("%v: make deps installs it", err)
 	}
 	_, c := flowAgent(t)
 	w := newWorld(t)
