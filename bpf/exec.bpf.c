@@ -87,6 +87,7 @@ int BPF_PROG(on_fork, struct task_struct *child, unsigned long clone_flags)
 	p->found = 0;
 	p->gen = 0; /* its parent is another */
 	texts_fork(s, si, pp, p);
+	keep(p);
 	if (exec_events) {
 		struct rec_proc *r = (void *)&s->bytes[OFF_REC];
 
@@ -316,6 +317,8 @@ __noinline int new_image(__u32 si, __u64 binprm, __u32 script)
 	texts_exec(si, old, p->forked);
 	p->image = p->exec_id;
 	p->forked = 0;
+	p->recalled = 0;
+	keep_current();
 	texts_drop(old);
 	if (exec_events)
 		finish_proc(s, si, r, t, exe, pos);
@@ -374,15 +377,17 @@ int BPF_PROG(on_exec, struct task_struct *t, int old_pid, struct linux_binprm *b
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(on_exit, struct task_struct *t)
 {
-	struct proc *p = bpf_task_storage_get(&procs, t, 0, 0);
+	struct proc *p = proc_of(t);
 	struct op_stats *st;
 	struct rec_exit r = {};
+	__u32 pid = t->tgid;
 	long err;
 
 	/* The last thread to go ends the process (do_exit has counted it down already). */
 	if (!p || READ((struct signal_struct *)READ_PTR(t, signal), live.counter) > 0)
 		return 0;
 	texts_drop(p->image);
+	bpf_map_delete_elem(&identities, &pid);
 	if (!exec_events)
 		return 0;
 	r.hdr.kind = REC_EXIT;
@@ -517,13 +522,15 @@ int found_task(struct bpf_iter__task *ctx)
 	if (!s)
 		return 0;
 	/* A thread takes its process's, which may be from an agent before this one. */
-	p = bpf_task_storage_get(&procs, t, 0, 0);
+	p = proc_of(t);
 	if (!p && iter_phase != 1)
 		p = bpf_task_storage_get(&procs, t, leader_of(t), BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!p)
 		goto out;
 	if (!p->exec_id)
 		found(s, si, t, p);
+	if (t->pid == t->tgid)
+		keep(p);
 	if (!iter_phase)
 		goto out;
 	if (!p->parent_exec_id && t->real_parent) {
@@ -531,6 +538,8 @@ int found_task(struct bpf_iter__task *ctx)
 		if (pp && pp != p) {
 			p->parent_exec_id = pp->exec_id;
 			p->gen = 0;
+			if (t->pid == t->tgid)
+				keep(p);
 		}
 	}
 	if (p->found && t->pid == t->tgid && !texts_of(p->image)) {

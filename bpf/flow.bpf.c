@@ -209,9 +209,7 @@ static __always_inline void flow_count(__u32 what, __u64 n)
 /* flow_actor is the current process; only where it acts on a socket. */
 static __always_inline __u64 flow_actor(void)
 {
-	struct proc *p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
-
-	return p ? p->exec_id : 0;
+	return exec_id_of(bpf_get_current_task_btf());
 }
 
 /* flow_stamp tells one image of a process from others as well as its exec_id does, and is had by three loads. */
@@ -1395,7 +1393,6 @@ int flow_found(struct bpf_iter__task_file *ctx)
 	struct flow_listen l;
 	struct flow_sock *f;
 	struct sock *sk;
-	struct proc *p;
 	__u16 family, protocol;
 	__u64 owner;
 	__u8 one = 1;
@@ -1413,8 +1410,7 @@ int flow_found(struct bpf_iter__task_file *ctx)
 		return 0;
 	l.netns = flow_netns(sk);
 	l.port = READ(sk, __sk_common.skc_num);
-	p = bpf_task_storage_get(&procs, task, 0, 0);
-	owner = p ? p->exec_id : 0;
+	owner = exec_id_of(task);
 	protocol = READ(sk, sk_protocol);
 	if (READ(sk, __sk_common.skc_state) == TCP_LISTEN)
 		bpf_map_update_elem(&flow_listens, &l, &one, BPF_ANY);

@@ -9,7 +9,7 @@
 #include "texts.h"
 
 #define CLASSES_OFF   __builtin_offsetof(struct proc, caps)
-#define CLASSES_BYTES (__builtin_offsetof(struct proc, pid) - CLASSES_OFF)
+#define CLASSES_BYTES (sizeof(struct proc) - CLASSES_OFF)
 
 struct shadow_classes {
 	__u64 exec_id; /* of the image that they are of */
@@ -225,17 +225,19 @@ __noinline int subject_digests(__u32 si)
 {
 	struct scratch *s = scratch_at(si);
 	struct digests *d = bpf_task_storage_get(&image_digests, bpf_get_current_task_btf(), 0, 0);
-	__u32 off = OFF_DIGESTS + DIGEST_TEXT;
+	struct proc *p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
+	__u32 off = OFF_DIGESTS + DIGEST_TEXT, none;
 
-	if (!s)
+	if (!s || !p)
 		return 0;
-	set_dim(s, DIM_DIGEST, OFF_DIGESTS, 0);
-	set_dim(s, DIM_VERITY, off, 0);
+	none = p->recalled && digests_used ? TEXT_LONG : 0; /* not known: judged strictly */
+	set_dim(s, DIM_DIGEST, OFF_DIGESTS, none);
+	set_dim(s, DIM_VERITY, off, none);
 	if (!d)
 		return 0;
-	set_dim(s, DIM_DIGEST, OFF_DIGESTS, d->now[DIGEST_CONTENT].len);
+	set_dim(s, DIM_DIGEST, OFF_DIGESTS, d->now[DIGEST_CONTENT].len ?: none);
 	__builtin_memcpy(&s->bytes[OFF_DIGESTS], d->now[DIGEST_CONTENT].text, DIGEST_TEXT);
-	set_dim(s, DIM_VERITY, off, d->now[DIGEST_VERITY].len);
+	set_dim(s, DIM_VERITY, off, d->now[DIGEST_VERITY].len ?: none);
 	__builtin_memcpy(&s->bytes[OFF_DIGESTS + DIGEST_TEXT], d->now[DIGEST_VERITY].text,
 			 DIGEST_TEXT);
 	return 0;

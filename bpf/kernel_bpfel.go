@@ -389,6 +389,11 @@ type KernelProc struct {
 	ParentExecId uint64
 	Start        uint64
 	Image        uint64
+	Pid          uint32
+	Flags        uint8
+	Found        uint8
+	Forked       uint8
+	Recalled     uint8
 	Caps         uint64
 	CgroupId     uint64
 	Euid         uint32
@@ -400,11 +405,6 @@ type KernelProc struct {
 	Cls          [32]uint16
 	Ns           uint8
 	Pad          [7]uint8
-	Pid          uint32
-	Flags        uint8
-	Found        uint8
-	Forked       uint8
-	Pad2         uint8
 }
 
 type KernelRate struct {
@@ -843,6 +843,7 @@ const (
 	KernelMapFolds               = "folds"
 	KernelMapHelds               = "helds"
 	KernelMapHits                = "hits"
+	KernelMapIdentities          = "identities"
 	KernelMapImageDigests        = "image_digests"
 	KernelMapInodes              = "inodes"
 	KernelMapLongTexts           = "long_texts"
@@ -1166,6 +1167,7 @@ type KernelMapSpecs struct {
 	Folds         *ebpf.MapSpec `ebpf:"folds"`
 	Helds         *ebpf.MapSpec `ebpf:"helds"`
 	Hits          *ebpf.MapSpec `ebpf:"hits"`
+	Identities    *ebpf.MapSpec `ebpf:"identities"`
 	ImageDigests  *ebpf.MapSpec `ebpf:"image_digests"`
 	Inodes        *ebpf.MapSpec `ebpf:"inodes"`
 	LongTexts     *ebpf.MapSpec `ebpf:"long_texts"`
@@ -1275,6 +1277,7 @@ type KernelMaps struct {
 	Folds         *ebpf.Map `ebpf:"folds"`
 	Helds         *ebpf.Map `ebpf:"helds"`
 	Hits          *ebpf.Map `ebpf:"hits"`
+	Identities    *ebpf.Map `ebpf:"identities"`
 	ImageDigests  *ebpf.Map `ebpf:"image_digests"`
 	Inodes        *ebpf.Map `ebpf:"inodes"`
 	LongTexts     *ebpf.Map `ebpf:"long_texts"`
@@ -1314,6 +1317,7 @@ func (m *KernelMaps) Close() error {
 		m.Folds,
 		m.Helds,
 		m.Hits,
+		m.Identities,
 		m.ImageDigests,
 		m.Inodes,
 		m.LongTexts,

@@ -9,10 +9,16 @@
 #include "digest.h"
 
 struct proc {
+	/* What nothing but the programs knows of it: KNOWN_BYTES. */
 	__u64 exec_id;
 	__u64 parent_exec_id;
 	__u64 start;
 	__u64 image; /* the exec_id that its texts are under: those of the image that it runs; 0 for none */
+	__u32 pid;
+	__u8 flags; /* PROC_* */
+	__u8 found;
+	__u8 forked; /* it runs its parent's image: the executable's path is its first ancestor's too */
+	__u8 recalled; /* its storage was lost, and what else was in it with it: the digests */
 	/* The classes of the facts, and those facts of which they are that change while it runs: shadow_classes has these for the shadow. */
 	__u64 caps;
 	__u64 cgroup_id;
@@ -21,11 +27,6 @@ struct proc {
 	__u16 cls[NUM_AUTOMATA];
 	__u8 ns; /* the namespaces that are the machine's own */
 	__u8 pad[7];
-	__u32 pid; /* the first of the rest */
-	__u8 flags; /* PROC_* */
-	__u8 found;
-	__u8 forked; /* it runs its parent's image: the executable's path is its first ancestor's too */
-	__u8 pad2;
 };
 
 /* One entry per thread, 256 bytes, which is what the kernel is quick to make, from the first time it is seen until it ends. The kernel limits it by memory only. */
@@ -35,6 +36,20 @@ struct {
 	__type(key, int);
 	__type(value, struct proc);
 } procs SEC(".maps");
+
+#define KNOWN_BYTES __builtin_offsetof(struct proc, caps)
+
+/*
+ * The first KNOWN_BYTES of each process by its pid: the kernel takes task storage away from a task whose fork fails, as the half-made child still has the pointer
+ * to it (7df67a479906 "bpf,fork: wipe ->bpf_storage before bailouts that access it").
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 17);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, KNOWN_BYTES);
+} identities SEC(".maps");
 
 /* The machine's own namespaces and the device of its root file system: find_host. */
 struct host {
@@ -77,12 +92,82 @@ static __always_inline __u64 new_exec_id(__u64 now)
 	return (now >> 8) << 12 | (bpf_get_smp_processor_id() & 0xfff);
 }
 
-/* is_agent tells whether the current thread is the agent's, which has no identity while it starts. */
-__noinline int is_agent(__u64 agent)
+/* keep notes what p is, for when its storage is lost. */
+static __always_inline void keep(struct proc *p)
+{
+	__u32 pid = p->pid;
+
+	if (bpf_map_update_elem(&identities, &pid, p, BPF_ANY))
+		count_err(ERR_PROC);
+}
+
+/* keep_current is keep as a function of its own, for who calls deep functions too: their stacks add up. */
+__noinline int keep_current(void)
 {
 	struct proc *p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
 
-	return !agent || (p && p->exec_id == agent);
+	if (!p)
+		return 0;
+	keep(p);
+	return 1;
+}
+
+/* kept_of is what was noted of a thread's process; NULL for one of which nothing was, or of another process that had its pid. */
+static __always_inline struct proc *kept_of(struct task_struct *t)
+{
+	__u32 pid = t->tgid;
+	struct proc *k = bpf_map_lookup_elem(&identities, &pid);
+
+	return k && k->start == t->group_leader->start_boottime ? k : NULL;
+}
+
+/* recall gives a thread without an identity the one that was noted. */
+static __always_inline struct proc *recall(struct task_struct *t)
+{
+	struct proc *k = kept_of(t);
+	struct proc *p;
+
+	if (!k)
+		return NULL;
+	p = bpf_task_storage_get(&procs, t, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!p)
+		return NULL;
+	__builtin_memcpy(p, k, KNOWN_BYTES);
+	p->recalled = 1;
+	p->gen = 0;
+	return p;
+}
+
+/* proc_of is a thread's identity. */
+static __always_inline struct proc *proc_of(struct task_struct *t)
+{
+	struct proc *p = bpf_task_storage_get(&procs, t, 0, 0);
+
+	return p ? p : recall(t);
+}
+
+/* recall_current is recall as keep_current is keep. */
+__noinline int recall_current(void)
+{
+	return !!recall(bpf_get_current_task_btf());
+}
+
+/* exec_id_of is proc_of's where nothing more is asked. */
+static __always_inline __u64 exec_id_of(struct task_struct *t)
+{
+	struct proc *p = bpf_task_storage_get(&procs, t, 0, 0);
+	struct proc *k;
+
+	if (p)
+		return p->exec_id;
+	k = kept_of(t);
+	return k ? k->exec_id : 0;
+}
+
+/* is_agent tells whether the current thread is the agent's, which has no identity while it starts. */
+__noinline int is_agent(__u64 agent)
+{
+	return !agent || exec_id_of(bpf_get_current_task_btf()) == agent;
 }
 
 static __always_inline __u64 cgroup_of(struct task_struct *t)
@@ -333,8 +418,8 @@ static __always_inline void found(struct scratch *s, __u32 si, struct task_struc
 }
 
 /*
- * identify gives the current thread an identity when it has none: it was made between the attachment of the programs and the end of the iteration, or the
- * program that sees new tasks was skipped for it. A thread takes its process's.
+ * identify gives the current thread an identity when it has none: it lost it, it was made between the attachment of the programs and the end of the iteration,
+ * or the program that sees new tasks was skipped for it. A thread takes its process's.
  */
 __noinline int identify(__u32 si)
 {
@@ -344,6 +429,8 @@ __noinline int identify(__u32 si)
 
 	if (!s)
 		return 0;
+	if (recall_current())
+		return 1;
 	if (t->pid != t->tgid)
 		leader = bpf_task_storage_get(&procs, t->group_leader, 0, 0);
 	p = bpf_task_storage_get(&procs, t, leader, BPF_LOCAL_STORAGE_GET_F_CREATE);

@@ -9,7 +9,7 @@
 /* set_target describes the process that is acted on. */
 static __always_inline void set_target(struct scratch *s, __u32 si, struct task_struct *t)
 {
-	struct proc *p = bpf_task_storage_get(&procs, t, 0, 0);
+	struct proc *p = proc_of(t);
 	__u64 image;
 
 	s->obj.target_pid = t->tgid;

@@ -91,6 +91,12 @@ func TestKernelSubjectDigest(t *testing.T) {
 	if out, _ := exec.Command(sh, "-c", `(read -r x < "$0"; echo "$x")`, file).Output(); string(out) == secret {
 		t.Error("a child can read")
 	}
+	// What has lost its digest to a fork that failed is not what has none.
+	x.applyText(t, ruleOn(pavise.OpOpen, on+fmt.Sprintf("process.exe.digest == %q", digestOf(t, x.self))))
+	for _, forks := range []string{"0", "1"} {
+		refused(t, x.other, "spawn", x.self, "--forget", forks, file)
+	}
+	x.applyText(t, ruleOn(pavise.OpOpen, on+fmt.Sprintf("process.exe.digest == %q", digestOf(t, sh))))
 	for _, run := range [][]string{{other}, {sh, "-c", `exec "$0" "$@"`, other}} {
 		if !reads(t, file, run...) {
 			t.Errorf("%q has another digest, and cannot read", run)

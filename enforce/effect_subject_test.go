@@ -1,6 +1,7 @@
 package enforce
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -185,6 +186,85 @@ func TestKernelSubjectArgs(t *testing.T) {
 		x.apply(t, fmt.Sprintf(`on: [file.open], action: deny, when: 'file.path == %q && process.args[1] == "--early" && "x y" in process.args'`, file))
 		refused(t, a, "read", file)
 	})
+}
+
+// In an init, which runs on the process's first thread: --forget N PATH reads a file behind N forks that fail.
+func init() {
+	if len(os.Args) < 4 || os.Args[1] != "--forget" {
+		return
+	}
+	n, err := strconv.Atoi(os.Args[2])
+	var data string
+	if err == nil {
+		data, err = forgetAndRead(n, os.Args[3])
+	}
+	fmt.Print(data)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func forgetAndRead(forks int, path string) (string, error) {
+	uid := func(r, e, s uintptr) error {
+		if _, _, no := unix.RawSyscall(unix.SYS_SETRESUID, r, e, s); no != 0 {
+			return no
+		}
+		return nil
+	}
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NPROC, &was); err != nil {
+		return "", err
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Max: was.Max}); err != nil {
+		return "", err
+	}
+	if err := uid(65534, 65534, 0); err != nil { // the limit is not for root
+		return "", err
+	}
+	for range forks {
+		pid, _, no := unix.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+		if no == 0 && pid == 0 {
+			unix.RawSyscall(unix.SYS_EXIT, 0, 0, 0)
+		}
+		if no != unix.EAGAIN {
+			return "", fmt.Errorf("a fork beyond the limit: process %d, %w", pid, no)
+		}
+	}
+	if err := errors.Join(uid(0, 0, 0), unix.Setrlimit(unix.RLIMIT_NPROC, &was)); err != nil {
+		return "", err
+	}
+	time.Sleep(300 * time.Millisecond) // behind a grace period of RCU, in which the kernel frees what it had copied
+	return readFD(unix.Open(path, readOnly, 0))
+}
+
+// TestKernelSubjectForgotten: a fork that fails takes the parent's task storage away on kernels without 7df67a479906 "bpf,fork: wipe ->bpf_storage before bailouts
+// that access it". Who a process is, is not forgotten with it: what is not known would be refused by any rule.
+func TestKernelSubjectForgotten(t *testing.T) {
+	x := theEffect(t)
+	x.needs(t, pavise.OpOpen)
+	dir := x.place(t)
+	file := write(t, filepath.Join(dir, "secret"), secret)
+	marked := reader(t, filepath.Join(dir, "marked"))
+	for name, c := range map[string]struct{ is, not string }{
+		"arguments": {`"--forbidden" in process.args`, `"--other" in process.args`},
+		"ancestors": {fmt.Sprintf("process.ancestors.exists(a, a.exe.path == %q)", marked), `process.ancestors.exists(a, a.exe.path == "/none")`},
+		"parent":    {fmt.Sprintf("process.parent.exe.path == %q", marked), `process.parent.exe.path == "/none"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rule := func(when string) string {
+				return ruleOn(pavise.OpOpen, fmt.Sprintf("file.path == %q && process.exe.path == %q && %s", file, x.self, when))
+			}
+			for _, forks := range []int{0, 3} {
+				run := []string{marked, "-c", fmt.Sprintf("%s --forget %d %s --forbidden & wait $!", x.self, forks, file)}
+				x.applyText(t, rule(c.not))
+				done(t, x.other, secret, "spawn", run...)
+				x.applyText(t, rule(c.is))
+				refused(t, x.other, "spawn", run...)
+			}
+		})
+	}
 }
 
 // TestKernelSubjectAncestors: who made a process is not forgotten when a parent ends, nor in a session of its own.
