@@ -84,6 +84,8 @@ struct automaton {
 	__u32 tail_off;
 	__u16 start;
 	__u16 overlong;
+	__u16 last; /* the class depends on so many bytes at the end; MAX_STRING for all */
+	__u16 pad;
 	__u8 shift;
 	__u8 dim;
 	__u8 source; /* dim is derived: DIM_TIME of itself, one of sets of the fact that is looked up; 0 for none */
@@ -848,11 +850,16 @@ static __always_inline int quick(struct scratch *s, struct tables *t, struct poo
 {
 	struct automaton *a = &t->automata[ai];
 	struct leaf *lf;
-	__u64 left = len;
+	__u64 left;
 	__u32 n = 0;
 
+	if (len > a->last && len <= MAX_STRING) {
+		off += len - a->last;
+		len = a->last;
+	}
 	if (a->source || len > most)
 		return classify(si, ai, off, len);
+	left = len;
 	BOUND(left, MAX_STRING);
 	s->state = a->start;
 	if (!(s->state & LEAF_BIT))

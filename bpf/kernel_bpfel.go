@@ -21,6 +21,8 @@ type KernelAutomaton struct {
 	TailOff   uint32
 	Start     uint16
 	Overlong  uint16
+	Last      uint16
+	Pad       uint16
 	Shift     uint8
 	Dim       uint8
 	Source    uint8

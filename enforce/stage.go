@@ -1,6 +1,7 @@
 package enforce
 
 import (
+	"cmp"
 	"fmt"
 	"math/bits"
 	"slices"
@@ -107,7 +108,7 @@ type writer struct {
 func (w *writer) automaton(k *bpf.KernelAutomaton, a *policy.Automaton) {
 	*k = bpf.KernelAutomaton{
 		CellOff: uint32(w.cell), AcceptOff: uint32(w.accept), LeafOff: uint32(w.leaf), TailOff: uint32(w.tail),
-		Start: a.Start, Overlong: uint16(a.Classes - 1), Shift: a.Shift, Dim: uint8(a.Dim), Column: a.Column,
+		Start: a.Start, Overlong: uint16(a.Classes - 1), Last: cmp.Or(a.Last, policy.MaxString), Shift: a.Shift, Dim: uint8(a.Dim), Column: a.Column,
 	}
 	src, address := source(a.Dim)
 	k.Source = uint8(src)

@@ -362,7 +362,11 @@ func (a *assembler) pick(words []testWord, tests []int32) []testWord {
 const (
 	tame     = 1 << iota // no loop, but at the end
 	anchored             // begins without a loop
+	ending               // about the last bytes alone
 	floating             // begins with a loop, which stays alive beside all other patterns
+
+	wild = ending | floating
+	all  = tame | anchored | wild
 )
 
 // group is tests of one dimension that some predicate asks for together, so that one automaton must hold them.
@@ -405,7 +409,7 @@ func (a *assembler) automata() error {
 		r := find(int32(t))
 		g := ofRoot[r]
 		if g == nil {
-			g = &group{kind: tame} // also without patterns: a test of containers of which there are none yet
+			g = new(group)
 			ofRoot[r] = g
 			d := a.p.Atoms[a.atomsOf[t][0]].Dim
 			groups[d] = append(groups[d], g)
@@ -414,7 +418,7 @@ func (a *assembler) automata() error {
 		for _, i := range a.atomsOf[t] {
 			ws := a.wordsOf(i)
 			for j := range ws {
-				g.kind = max(g.kind, ws[j].kind())
+				g.kind |= ws[j].kind()
 			}
 		}
 	}
@@ -422,6 +426,16 @@ func (a *assembler) automata() error {
 	for d, gs := range groups {
 		if len(gs) == 0 {
 			continue
+		}
+		for _, g := range gs {
+			switch {
+			case g.kind == 0: // a test of containers of which there are none yet
+				g.kind = tame
+			case g.kind&wild != 0 && g.kind != ending:
+				g.kind = floating
+			case g.kind&anchored != 0:
+				g.kind = anchored
+			}
 		}
 		if err := a.dimension(Dim(d), gs); err != nil {
 			return fmt.Errorf("%v: %w", Dim(d), err)
@@ -475,24 +489,27 @@ var endOfTest word
 type share struct{ kinds, parts int }
 
 // plans are the ways to spread a dimension over automata, the better first: each automaton is one more reading of the
-// string. What tells best is to keep floating patterns from the others: beside a loop, no literal becomes a leaf.
+// string. What tells best is to keep patterns that float from the others: beside a loop, no literal becomes a leaf.
 var plans = [][]share{
-	{{tame | anchored | floating, 1}},
-	{{tame | anchored, 1}, {floating, 1}},
-	{{tame, 1}, {anchored | floating, 1}},
-	{{tame | anchored | floating, 2}},
-	{{tame, 1}, {anchored, 1}, {floating, 1}},
-	{{tame | anchored, 1}, {floating, 2}},
-	{{tame, 1}, {anchored | floating, 2}},
-	{{tame | anchored | floating, 3}},
-	{{tame, 1}, {anchored, 1}, {floating, 2}},
-	{{tame, 1}, {anchored, 2}, {floating, 1}},
-	{{tame | anchored, 1}, {floating, 3}},
-	{{tame, 1}, {anchored | floating, 3}},
-	{{tame, 2}, {anchored | floating, 2}},
-	{{tame | anchored, 2}, {floating, 2}},
-	{{tame | anchored | floating, 4}},
+	{{all, 1}},
+	{{tame | anchored, 1}, {wild, 1}},
+	{{tame, 1}, {anchored | wild, 1}},
+	{{all, 2}},
+	{{tame, 1}, {anchored, 1}, {wild, 1}},
+	{{tame | anchored, 1}, {wild, 2}},
+	{{tame, 1}, {anchored | wild, 2}},
+	{{all, 3}},
+	{{tame, 1}, {anchored, 1}, {wild, 2}},
+	{{tame, 1}, {anchored, 2}, {wild, 1}},
+	{{tame | anchored, 1}, {wild, 3}},
+	{{tame, 1}, {anchored | wild, 3}},
+	{{tame, 2}, {anchored | wild, 2}},
+	{{tame | anchored, 2}, {wild, 2}},
+	{{all, 4}},
 }
+
+// byEnd is tried first for paths of files: of what is about their ends only the ends are read, and beside it other literals become leaves.
+var byEnd = []share{{all &^ ending, 1}, {ending, 1}}
 
 // fewStates is the size over which two automata are tried before one: small ones stay in the processor's caches, and build faster.
 const fewStates = 8192
@@ -537,7 +554,11 @@ func (a *assembler) dimension(d Dim, gs []*group) error {
 		}
 		return ps, nil
 	}
-	for _, plan := range plans[:3] {
+	few := plans[:3]
+	if d == DimPath && kinds&ending != 0 && kinds != ending {
+		few = append([][]share{byEnd}, few...)
+	}
+	for _, plan := range few {
 		if ps, failed := try(plan, a.few, false); failed == nil {
 			a.keep(ps)
 			return nil
@@ -591,7 +612,7 @@ func (a *assembler) piece(d Dim, gs []*group, words func() []testWord, kinds, pa
 		}
 		first = append(first, &endOfTest)
 	}
-	sure = sure || has&floating == 0 || has == floating
+	sure = sure || has&wild == 0 || has&^wild == 0
 	for _, b := range a.built {
 		if b.dim == d && b.limit == limit && b.sure == sure && slices.Equal(b.words, first) {
 			p.build = b
@@ -615,6 +636,11 @@ func (a *assembler) piece(d Dim, gs []*group, words func() []testWord, kinds, pa
 		return p
 	}
 	p.automaton, p.classes = x.automaton(d)
+	if has == ending {
+		for _, w := range ws {
+			p.automaton.Last = max(p.automaton.Last, uint16(w.len()-1))
+		}
+	}
 	if n := p.automaton.Classes; n > 1<<16 {
 		p.err = &limitError{n, "classes", 1 << 16, false}
 	}

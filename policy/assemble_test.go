@@ -467,3 +467,42 @@ func FuzzJudge(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, seed uint64) { checkProgram(t, seed, 20) })
 }
+
+// TestAutomatonLast: what asks for the ends of paths alone has an automaton of its own, which reads no more than these and tells the same.
+func TestAutomatonLast(t *testing.T) {
+	set := mustParse(t, "a.yaml", `{apiVersion: pavise.dev/v1alpha1, kind: Policy, metadata: {name: p}, spec: {rules: [
+  {name: exact, on: [file.open], action: deny, when: 'file.path == "/etc/ssl/private/key.pem" || file.path.under("/srv/data")'},
+  {name: ends, on: [file.open], action: deny, when: 'file.path.endsWith("/secret.pem") || file.path.endsWith("key")'},
+  {name: name, on: [file.open], action: deny, when: 'file.name == "id_rsa"'}]}}`)
+	img, _, err := Compile(set, testMachine())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var last *Automaton
+	for i := range img.Automata {
+		switch a := &img.Automata[i]; {
+		case a.Dim != DimPath:
+		case a.Last != 0 && last == nil:
+			last = a
+		case a.Last != 0 || len(a.Leaves) == 0:
+			t.Errorf("another automaton, with %d leaves, that reads %d bytes", len(a.Leaves), a.Last)
+		}
+	}
+	if last == nil || int(last.Last) != len("/secret.pem") {
+		t.Fatalf("%+v does not read the last %d bytes", last, len("/secret.pem"))
+	}
+	all := *last
+	all.Last = 0
+	classes := map[uint16]bool{}
+	for _, path := range []string{"", "/", "y", "key", "/key", "/secret.pem", "xsecret.pem", "/a/secret.pem", "/id_rsa", "/home/u/.ssh/id_rsa", "/home/u/xid_rsa",
+		"/home/u/secret.pem/x", "/home/u/mykey", strings.Repeat("/secret.pem", 30), strings.Repeat("x", MaxString-1) + "y", strings.Repeat("x", MaxString+1) + "key"} {
+		c := last.class([]byte(path))
+		classes[c] = true
+		if want := all.class([]byte(path)); c != want {
+			t.Errorf("%q: class %d, and %d when all is read", path, c, want)
+		}
+	}
+	if len(classes) != 4 { // none, by the first rule, by the name, too long
+		t.Errorf("%d classes", len(classes))
+	}
+}

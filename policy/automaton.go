@@ -187,6 +187,9 @@ func (w *word) exact() (string, bool) {
 }
 
 func (w *word) kind() int {
+	if w.ending() {
+		return ending
+	}
 	for i := range w.rest {
 		switch {
 		case !w.rest[i].Loop:
@@ -197,6 +200,12 @@ func (w *word) kind() int {
 		}
 	}
 	return tame
+}
+
+// ending tells whether w is about nothing but the last bytes of a string, of which there are len()-1.
+func (w *word) ending() bool {
+	return w.lit == "" && len(w.rest) > 1 && len(w.rest)-1 <= MaxLast && w.rest[0] == (item{Set: allBytes, Loop: true}) && !w.under && !w.decided &&
+		!slices.ContainsFunc(w.rest[1:], func(it item) bool { return it.Loop })
 }
 
 func (w *word) len() int { return len(w.lit) + len(w.rest) }

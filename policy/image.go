@@ -38,6 +38,7 @@ const (
 	MaxAllStates = 131072  // rows of all automata
 	MaxTails     = 1 << 20 // bytes of all tails
 	MaxRules     = 16384
+	MaxLast      = 64   // bytes that Automaton.Last can be
 	MaxString    = 4095 // bytes of a path or name that the kernel judges; longer ones are "overlong"
 )
 
@@ -134,6 +135,7 @@ type Automaton struct {
 	Accept  []uint16 // class by row
 	Leaves  []Leaf   // by state &^ LeafBit
 	Tails   []byte   // the strings that leaves compare
+	Last    uint16   // the class depends on so many bytes at the end of the string alone, and only these are read; 0: on all
 	Classes int      // class numbers are 0..Classes-1; the last one, Overlong, is for strings over MaxString
 }
 

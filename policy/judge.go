@@ -100,6 +100,9 @@ func (a *Automaton) class(s []byte) uint16 {
 	if len(s) > MaxString {
 		return uint16(a.Classes - 1)
 	}
+	if n := int(a.Last); n > 0 && len(s) > n {
+		s = s[len(s)-n:]
+	}
 	state := a.Start
 	for i, b := range s {
 		state = a.Next[int(state)<<a.Shift|int(a.Column[b])]
