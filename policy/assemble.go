@@ -67,16 +67,10 @@ type assembler struct {
 	key             []uint64
 }
 
-// flatClause is a clause with its predicates in the order of their dimensions.
+// flatClause is a clause with the tests of its atoms.
 type flatClause struct {
 	*clause
-	preds []dimPred
 	tests []int32 // by the atoms that Preds names
-}
-
-type dimPred struct {
-	dim Dim
-	*pred
 }
 
 // opClauses are the clauses of one operation, by bit; nil where a word is not full.
@@ -134,16 +128,14 @@ func (a *assembler) selectClauses() error {
 		group uint16
 	}
 	defaults := map[opGroup]bool{}
-	n := 0
 	for i := range a.p.Clauses {
 		c := &a.p.Clauses[i]
 		if c.Op >= pavise.NumOps || int(c.Rule) >= len(a.p.Rules) || c.Kind < WordExplicit || c.Kind > WordDefault ||
 			c.Action >= pavise.NumActions || (c.Kind == WordExplicit) != (c.Group == 0) || int(c.Rate) > len(a.p.Rates) || c.Rate != 0 && c.Kind != WordExplicit {
 			return fmt.Errorf("assemble clause %d of rule %d: inconsistent: %+v", i, c.Rule, *c)
 		}
-		n += len(c.Preds)
-		for d, p := range c.Preds {
-			if err := a.checkPred(c, d, p); err != nil {
+		for _, p := range c.Preds {
+			if err := a.checkPred(c, p.dim, p.pred); err != nil {
 				return fmt.Errorf("assemble clause %d of rule %d: %w", i, c.Rule, err)
 			}
 		}
@@ -152,7 +144,6 @@ func (a *assembler) selectClauses() error {
 		}
 	}
 	a.clauses = make([]flatClause, 0, len(a.p.Clauses))
-	preds := make([]dimPred, 0, n)
 	for i := range a.p.Clauses {
 		c := &a.p.Clauses[i]
 		switch {
@@ -161,14 +152,8 @@ func (a *assembler) selectClauses() error {
 		case c.Kind != WordAllow && c.Action <= pavise.ActionAllow:
 			continue
 		}
-		first := len(preds)
-		for d, p := range c.Preds {
-			preds = append(preds, dimPred{d, p})
-		}
-		ps := preds[first:len(preds):len(preds)]
-		slices.SortFunc(ps, func(x, y dimPred) int { return cmp.Compare(x.dim, y.dim) })
-		if never := slices.ContainsFunc(ps, func(p dimPred) bool { return constant(p.pred) && !a.eval(p.pred, nil) }); !never {
-			a.clauses = append(a.clauses, flatClause{clause: c, preds: ps})
+		if never := slices.ContainsFunc(c.Preds, func(p dimPred) bool { return constant(p.pred) && !a.eval(p.pred, nil) }); !never {
+			a.clauses = append(a.clauses, flatClause{clause: c})
 		}
 	}
 	return nil
@@ -285,7 +270,7 @@ func (a *assembler) fuse() {
 	}
 	for i := range a.clauses {
 		c = &a.clauses[i]
-		for _, p := range c.preds {
+		for _, p := range c.Preds {
 			walk(p.pred)
 		}
 	}
@@ -391,7 +376,7 @@ func (a *assembler) automata() error {
 	}
 	for i := range a.clauses {
 		c := &a.clauses[i]
-		for _, p := range c.preds {
+		for _, p := range c.Preds {
 			first := int32(-1)
 			eachAtom(p.pred, func(i int) {
 				t := find(c.tests[i])
@@ -735,7 +720,7 @@ func (a *assembler) orderClauses() error {
 			groupPhase[id] = k.phase
 		}
 		a.stamp++
-		for _, p := range c.preds {
+		for _, p := range c.Preds {
 			if !a.eval(p.pred, c.tests) {
 				k.narrowed |= 1 << a.automatonOfPred(p.pred, c.tests) // a constant holds here: selectClauses
 			}
@@ -835,7 +820,7 @@ func (a *assembler) rows(op pavise.Op) error {
 		if c == nil {
 			continue
 		}
-		for _, p := range c.preds {
+		for _, p := range c.Preds {
 			if at := a.automatonOfPred(p.pred, c.tests); at >= 0 {
 				users[at] = append(users[at], user{bit, p.pred, c.tests})
 			}

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -37,13 +38,35 @@ func refPred(p *program, q *pred, s []byte) bool {
 	return !refPred(p, q.Subs[0], s)
 }
 
+func (ps dimPreds) find(d Dim) (int, bool) {
+	return slices.BinarySearchFunc(ps, d, func(p dimPred, d Dim) int { return cmp.Compare(p.dim, d) })
+}
+
+// of returns the predicate on d, nil when there is none.
+func (ps dimPreds) of(d Dim) *pred {
+	if i, ok := ps.find(d); ok {
+		return ps[i].pred
+	}
+	return nil
+}
+
+// with returns ps, which it may change, with p as the predicate on d.
+func (ps dimPreds) with(d Dim, p *pred) dimPreds {
+	i, ok := ps.find(d)
+	if ok {
+		ps[i].pred = p
+		return ps
+	}
+	return slices.Insert(ps, i, dimPred{d, p})
+}
+
 func refClause(p *program, c *clause, values *[NumDims][]byte) bool {
-	for d, q := range c.Preds {
-		if len(values[d]) > MaxString && !constant(q) {
+	for _, q := range c.Preds {
+		if len(values[q.dim]) > MaxString && !constant(q.pred) {
 			if c.Kind == WordAllow {
 				return false
 			}
-		} else if !refPred(p, q, values[d]) {
+		} else if !refPred(p, q.pred, values[q.dim]) {
 			return false
 		}
 	}
@@ -82,7 +105,7 @@ func refJudge(p *program, op pavise.Op, f *Facts) refVerdict {
 		if c.Op == op && c.Kind == WordAllow && refClause(p, c, &f.Values) {
 			met[c.Group] = true
 		}
-		usesPath = usesPath || c.Op == op && c.Preds[DimPath] != nil
+		usesPath = usesPath || c.Op == op && c.Preds.of(DimPath) != nil
 	}
 	for i := range p.Clauses {
 		c := &p.Clauses[i]
@@ -274,7 +297,7 @@ func randomProgram(r *rand.Rand) *program {
 		modes[g], actions[g] = r.IntN(2) == 0, pavise.Action(r.IntN(5))
 	}
 	for range 1 + r.IntN(1+10*(1<<r.IntN(5))) {
-		c := clause{Op: pavise.OpOpen, Rule: uint32(len(p.Rules)), Preds: map[Dim]*pred{}, Kind: WordKind(1 + r.IntN(3))}
+		c := clause{Op: pavise.OpOpen, Rule: uint32(len(p.Rules)), Kind: WordKind(1 + r.IntN(3))}
 		if r.IntN(8) == 0 {
 			c.Op = pavise.OpExec
 		}
@@ -291,11 +314,11 @@ func randomProgram(r *rand.Rand) *program {
 			switch r.IntN(4) {
 			case 0:
 				if shared[d] != nil {
-					c.Preds[d] = shared[d]
+					c.Preds = c.Preds.with(d, shared[d])
 				}
 			case 1, 2:
 				shared[d] = randomPred(r, atoms[d], r.IntN(4))
-				c.Preds[d] = shared[d]
+				c.Preds = c.Preds.with(d, shared[d])
 			}
 		}
 		p.Clauses = append(p.Clauses, c)

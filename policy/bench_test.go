@@ -21,9 +21,9 @@ func pathProgram(n int, globs bool) *program {
 	}
 	for i := range n {
 		path := pattern{Items: literal(fmt.Sprintf("%s/%x/file-%d.conf", dirs[i%len(dirs)], i*2654435761%65536, i))}
-		c := clause{Op: pavise.OpOpen, Rule: uint32(i), Kind: WordExplicit, Action: pavise.ActionDeny, Preds: map[Dim]*pred{}}
+		c := clause{Op: pavise.OpOpen, Rule: uint32(i), Kind: WordExplicit, Action: pavise.ActionDeny}
 		if globs {
-			c.Preds[DimExe] = exes[i%len(exes)]
+			c.Preds = c.Preds.with(DimExe, exes[i%len(exes)])
 			switch i % 20 {
 			case 0:
 				path = glob(fmt.Sprintf("%s/*/cache-%d/**", dirs[i%len(dirs)], i))
@@ -32,19 +32,14 @@ func pathProgram(n int, globs bool) *program {
 			case 2:
 				path = glob(fmt.Sprintf("/srv/www-%d//", i))
 			case 3:
-				c.Preds[DimAccess] = newAtom(DimAccess, pattern{Items: []item{{Set: byteSet{uint64(i) * 0x9e3779b97f4a7c15}}}})
+				c.Preds = c.Preds.with(DimAccess, newAtom(DimAccess, pattern{Items: []item{{Set: byteSet{uint64(i) * 0x9e3779b97f4a7c15}}}}))
 			}
 			if i%100 == 50 {
 				path = glob(fmt.Sprintf("**/secret-%d.pem", i))
 			}
-			if i%100 == 51 {
-				c.Preds[DimPath] = nil
-			}
 		}
-		if _, none := c.Preds[DimPath]; none {
-			delete(c.Preds, DimPath)
-		} else {
-			c.Preds[DimPath] = newAtom(DimPath, path)
+		if !globs || i%100 != 51 {
+			c.Preds = c.Preds.with(DimPath, newAtom(DimPath, path))
 		}
 		p.Clauses = append(p.Clauses, c)
 		p.Rules = append(p.Rules, Rule{Name: fmt.Sprint(i)})

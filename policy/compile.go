@@ -147,7 +147,7 @@ type normalPart struct {
 // partClause is a clause of a part; its operation is the part's, or OpLate.
 type partClause struct {
 	op    pavise.Op
-	preds map[Dim]*pred
+	preds dimPreds
 }
 
 // normal returns the policy in normal form for m, and keeps it for the next time.

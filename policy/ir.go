@@ -49,12 +49,21 @@ type pred struct {
 	Subs []*pred
 }
 
+// dimPred is a predicate on a dimension.
+type dimPred struct {
+	dim Dim
+	*pred
+}
+
+// dimPreds are predicates on different dimensions, in their order.
+type dimPreds []dimPred
+
 // clause is a conjunction of predicates, at most one per dimension, for one operation; it is one
 // bit of the operation's clause sets.
 type clause struct {
 	Op    pavise.Op
 	Rule  uint32 // number in program.Rules
-	Preds map[Dim]*pred
+	Preds dimPreds
 	Atoms []int32 // index into program.Atoms of the atoms that Preds names; nil: it names these themselves
 
 	Kind    WordKind

@@ -437,10 +437,10 @@ func (in *interner) pred(p *npred) *pred {
 	return out
 }
 
-func (in *interner) preds(c cube) map[Dim]*pred {
-	out := make(map[Dim]*pred, len(c))
+func (in *interner) preds(c cube) dimPreds {
+	out := make(dimPreds, 0, len(c))
 	for _, d := range c.dims() {
-		out[d] = in.pred(c[d])
+		out = append(out, dimPred{d, in.pred(c[d])})
 	}
 	return out
 }
@@ -477,21 +477,16 @@ func (p *program) String() string {
 			op = pavise.OpExec.String() + " late"
 		}
 		fmt.Fprintf(&b, "%s/%s %s %s", r.Policy, r.Name, op, clauseKind(c))
-		dims := make([]Dim, 0, len(c.Preds))
-		for d := range c.Preds {
-			dims = append(dims, d)
-		}
-		sort.Slice(dims, func(i, j int) bool { return dims[i] < dims[j] })
 		b.WriteString(":")
-		if len(dims) == 0 {
+		if len(c.Preds) == 0 {
 			b.WriteString(" true")
 		}
-		for i, d := range dims {
+		for i, q := range c.Preds {
 			if i > 0 {
 				b.WriteString(" &&")
 			}
 			b.WriteByte(' ')
-			p.predText(&b, c, c.Preds[d])
+			p.predText(&b, c, q.pred)
 		}
 		if c.Rate != 0 {
 			b.WriteString(" && " + p.Rates[c.Rate-1].String())

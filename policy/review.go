@@ -404,7 +404,7 @@ func relate(d Dim, preds []*npred) *relations {
 		r.index[p.key] = n
 		prog.Rules = append(prog.Rules, Rule{})
 		prog.Clauses = append(prog.Clauses, clause{
-			Op: pavise.OpOpen, Rule: uint32(n), Preds: map[Dim]*pred{d: in.pred(p)}, Kind: WordExplicit, Action: pavise.ActionDeny, //nolint:gosec // of maxRelated
+			Op: pavise.OpOpen, Rule: uint32(n), Preds: dimPreds{{d, in.pred(p)}}, Kind: WordExplicit, Action: pavise.ActionDeny, //nolint:gosec // of maxRelated
 		})
 	}
 	n := len(prog.Rules)

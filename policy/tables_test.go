@@ -11,14 +11,14 @@ import (
 
 // add appends a clause on file.open with a rule of its own; preds are pairs of a dimension and globs, of which any may match.
 func (p *program) add(c clause, preds ...any) {
-	c.Op, c.Rule, c.Preds = pavise.OpOpen, uint32(len(p.Rules)), map[Dim]*pred{}
+	c.Op, c.Rule, c.Preds = pavise.OpOpen, uint32(len(p.Rules)), nil
 	p.Rules = append(p.Rules, Rule{Name: fmt.Sprint(c.Rule)})
 	for i := 0; i < len(preds); i += 2 {
 		a := atom{Dim: preds[i].(Dim), Key: fmt.Sprint(len(p.Atoms))}
 		for _, g := range strings.Fields(preds[i+1].(string)) {
 			a.Patterns = append(a.Patterns, glob(g))
 		}
-		c.Preds[a.Dim] = &pred{Atom: len(p.Atoms)}
+		c.Preds = c.Preds.with(a.Dim, &pred{Atom: len(p.Atoms)})
 		p.Atoms = append(p.Atoms, a)
 	}
 	p.Clauses = append(p.Clauses, c)
@@ -114,7 +114,7 @@ func TestColumns(t *testing.T) {
 	p = new(program)
 	for b := range 256 {
 		p.add(explicit(pavise.ActionDeny))
-		p.Clauses[b].Preds[DimAccess] = &pred{Atom: b}
+		p.Clauses[b].Preds = p.Clauses[b].Preds.with(DimAccess, &pred{Atom: b})
 		p.Atoms = append(p.Atoms, atom{Dim: DimAccess, Patterns: []pattern{{Items: []item{{Set: one(byte(b))}}}}})
 	}
 	a = mustAssemble(t, p).Automata[0]
@@ -129,10 +129,10 @@ func TestFuse(t *testing.T) {
 	p.add(explicit(pavise.ActionDeny), DimPath, "/c")
 	or := &pred{Kind: predOr, Subs: []*pred{{Atom: 0}, {Atom: 1}, {Atom: 2}}}
 	for i := range p.Clauses {
-		p.Clauses[i].Preds[DimPath] = or
+		p.Clauses[i].Preds = p.Clauses[i].Preds.with(DimPath, or)
 	}
 	want(t, "classes", mustAssemble(t, p).Automata[0].Classes, 3)
-	p.Clauses[2].Preds[DimPath] = &pred{Atom: 2}
+	p.Clauses[2].Preds = p.Clauses[2].Preds.with(DimPath, &pred{Atom: 2})
 	img := mustAssemble(t, p)
 	want(t, "classes, one asked for alone", img.Automata[0].Classes, 4)
 	want(t, "denied", denied(img, "/a", "/b", "/c", "/d"), []string{"/a", "/b", "/c"})
@@ -159,7 +159,7 @@ func TestSplit(t *testing.T) {
 	for i := range 24 {
 		and.Subs = append(and.Subs, &pred{Atom: i})
 	}
-	p.Clauses[0].Preds[DimPath] = and
+	p.Clauses[0].Preds = p.Clauses[0].Preds.with(DimPath, and)
 	_, err := assemble(p)
 	if err == nil || !strings.HasPrefix(err.Error(), "file.path: more than 131,072 states of 32,768 after splitting over 4 automata") {
 		t.Errorf("error %v", err)
@@ -194,7 +194,7 @@ func TestLimits(t *testing.T) {
 				}
 				and.Subs = append(and.Subs, &pred{Kind: predNot, Subs: []*pred{{Kind: predNot, Subs: []*pred{{Atom: i}}}}})
 			}
-			p.Clauses[0].Preds[DimPath] = and
+			p.Clauses[0].Preds = p.Clauses[0].Preds.with(DimPath, and)
 		}},
 		{"make tables: 1,049,608 bytes of tails of 1,048,576", func(p *program) {
 			for i := range 1025 {
@@ -203,7 +203,7 @@ func TestLimits(t *testing.T) {
 		}},
 		{"use an atom of file.path on process.exe.path", func(p *program) {
 			p.add(deny, DimPath, "/a")
-			p.Clauses[0].Preds[DimExe] = p.Clauses[0].Preds[DimPath]
+			p.Clauses[0].Preds = p.Clauses[0].Preds.with(DimExe, p.Clauses[0].Preds.of(DimPath))
 		}},
 		{"inconsistent", func(p *program) { p.add(clause{Kind: WordAllow}) }},
 	} {
@@ -342,8 +342,8 @@ func TestManyRules(t *testing.T) {
 	}
 	for i := 0; i < len(p.Clauses); i += 31 {
 		c := &p.Clauses[i]
-		q := c.Preds[DimPath]
-		if q == nil || c.Preds[DimAccess] != nil {
+		q := c.Preds.of(DimPath)
+		if q == nil || c.Preds.of(DimAccess) != nil {
 			continue
 		}
 		f := new(Facts)
