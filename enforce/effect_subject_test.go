@@ -226,7 +226,7 @@ func forgetAndRead(forks int, path string) (string, error) {
 	for range forks {
 		pid, _, no := unix.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
 		if no == 0 && pid == 0 {
-			unix.RawSyscall(unix.SYS_EXIT, 0, 0, 0)
+			_, _, _ = unix.RawSyscall(unix.SYS_EXIT, 0, 0, 0)
 		}
 		if no != unix.EAGAIN {
 			return "", fmt.Errorf("a fork beyond the limit: process %d, %w", pid, no)
