@@ -21,6 +21,7 @@ import (
 type Trial struct {
 	ops   [pavise.NumOps]trialOp
 	facts map[string]*fact
+	live  bool // events have all the ancestors that are known of their processes
 }
 
 // Outcome is what the policies of a Trial would have asked for. It is shared, and not to be changed.
@@ -57,6 +58,7 @@ type trialRule struct {
 // fact is a field as a recorded event has it, or has not.
 type fact struct {
 	*Field
+	trial   *Trial
 	missing func(e *pavise.Event) bool
 	unknown *types.Unknown
 }
@@ -166,7 +168,7 @@ func (t *Trial) fact(f *Field) *fact {
 	if have := t.facts[f.Name]; have != nil {
 		return have
 	}
-	n := &fact{Field: f, missing: missingIn(f), unknown: types.NewUnknown(int64(len(t.facts)+2), types.NewAttributeTrail(f.Name))}
+	n := &fact{Field: f, trial: t, missing: missingIn(f), unknown: types.NewUnknown(int64(len(t.facts)+2), types.NewAttributeTrail(f.Name))}
 	t.facts[f.Name] = n
 	return n
 }
@@ -188,9 +190,16 @@ func (f *fact) value(e *pavise.Event, more func(field string) bool) ref.Val {
 
 // ancestors are the one that a record has, of which it has the program, and those that it has not.
 func (f *fact) ancestors(p *pavise.Process) ref.Val {
-	vals := []ref.Val{f.unknown}
-	if q := p.Parent; q != nil && q.Exe.Path != "" {
-		vals = []ref.Val{&partVal{procVal{q, processObject}, f.unknown}, f.unknown}
+	var vals []ref.Val
+	for p.Parent != nil && p.Parent.Exe.Path != "" {
+		p = p.Parent
+		vals = append(vals, &partVal{procVal{p, processObject}, f.unknown})
+		if !f.trial.live {
+			break
+		}
+	}
+	if !f.trial.live || p.ParentExecID != 0 {
+		vals = append(vals, f.unknown)
 	}
 	return types.NewRefValList(types.DefaultTypeAdapter, vals)
 }
