@@ -49,6 +49,22 @@ func TestKernelRecheck(t *testing.T) {
 	}
 }
 
+// recheckBy waits for the recheck by a generation.
+func recheckBy(t *testing.T, c *Client, generation uint32) *RecheckStatus {
+	t.Helper()
+	for until := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		s, err := c.Status(t.Context())
+		must(t, err)
+		if r := s.Recheck; r != nil && r.Generation == generation {
+			t.Logf("%s, missing %v", r, r.Missing)
+			return r
+		}
+		if time.Now().After(until) {
+			t.Fatalf("no recheck by generation %d: %+v", generation, s.Recheck)
+		}
+	}
+}
+
 func testRecheck(t *testing.T, c *Client, follow bool) {
 	const recheck = "  established: recheck\n"
 	const off, kept, offUDP = "127.0.0.8:5432", "127.0.0.9:5432", "127.0.0.8:80"
@@ -87,23 +103,11 @@ func testRecheck(t *testing.T, c *Client, follow bool) {
 			t.Errorf("%s: a new connection: %q", when, got)
 		}
 	}
-	last := time.Time{}
 	result := func(when string, generation uint32, ends, would int) {
 		t.Helper()
-		for until := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-			s, err := c.Status(t.Context())
-			must(t, err)
-			if r := s.Recheck; r != nil && r.Generation == generation && r.Time.After(last) {
-				last = r.Time
-				t.Logf("%s: %s in %s, missing %v", when, r, r.Took, r.Missing)
-				if r.Ended != ends || r.Would != would || r.Kept < 3 || len(r.Failed) > 0 || r.Checked != r.Ended+r.Would+r.Kept+r.Unknown {
-					t.Errorf("%s: %+v; want %d ended, and %d that would be", when, *r, ends, would)
-				}
-				return
-			}
-			if time.Now().After(until) {
-				t.Fatalf("%s: no recheck of generation %d: %+v", when, generation, s.Recheck)
-			}
+		r := recheckBy(t, c, generation)
+		if r.Ended != ends || r.Would != would || r.Kept < 3 || len(r.Failed) > 0 || r.Checked != r.Ended+r.Would+r.Kept+r.Unknown {
+			t.Errorf("%s: %+v; want %d ended, and %d that would be", when, *r, ends, would)
 		}
 	}
 	told := func(when, action string) {
@@ -194,4 +198,95 @@ func testRecheck(t *testing.T, c *Client, follow bool) {
 	result("rollback", ch.Generation, 2, 0)
 	ended("rollback")
 	goOn("rollback", kept)
+}
+
+// TestKernelRecheckInbound: a connection that somebody else began is judged as what was accepted. It is ended, also where nothing but the death of who accepts could
+// keep another one off: the process goes on.
+func TestKernelRecheckInbound(t *testing.T) {
+	for _, follow := range []bool{true, false} {
+		t.Run(fmt.Sprintf("flows=%v", follow), func(t *testing.T) {
+			k, c := kernelAgent(t, func(k *enforce.Enforcer, cfg *Config) {
+				if follow {
+					cfg.Flows = func() (FlowSource, error) { return k.Flows(bpf.FlowOptions{Opens: true}) }
+				}
+			})
+			if s := k.Machine()[pavise.OpAccept]; !s.Deny && !s.Kill {
+				t.Skip(kerntest.NotExpected + "net.accept can neither be denied nor killed")
+			}
+			w := newWorld(t)
+			const off, kept = "127.0.0.9:80", "127.0.0.9:5432"
+			for _, to := range []string{off, kept} {
+				for _, d := range []deed{{Act: "hold", To: to}, {Act: "held", To: to}} {
+					if got := w.do(t, d); got != "" {
+						t.Fatalf("%s %s: %s", d.Act, to, got)
+					}
+				}
+			}
+			ch, err := c.Apply(t.Context(), "in.yaml", []byte(`apiVersion: pavise.dev/v1alpha1
+kind: Policy
+metadata: {name: in}
+spec:
+  mode: enforce
+  fallback: kill
+  established: recheck
+  subject: process.exe.name == "world"
+  rules:
+  - name: web
+    on: [net.accept]
+    when: net.local.port == 80
+    action: deny
+`), nil, ApplyOptions{})
+			must(t, err)
+			if r := recheckBy(t, c, ch.Generation); r.Ended != 1 || r.Kept < 3 {
+				t.Errorf("%+v", r)
+			}
+			if got := w.do(t, deed{Act: "held", To: off}); got == "" {
+				t.Errorf("%s goes on", off)
+			}
+			if got := w.do(t, deed{Act: "held", To: kept}); got != "" {
+				t.Errorf("%s: %s", kept, got)
+			}
+			n := 0
+			must(t, c.Events(t.Context(), EventQuery{Limit: -1, Where: "net.established"}, func(line []byte) error {
+				var e pavise.Event
+				err := json.Unmarshal(line, &e)
+				n++
+				if e.Op != pavise.OpAccept || e.Action != pavise.ActionDeny || e.Monitor || e.Net.LocalPort != 80 || e.Rule != "web" {
+					t.Errorf("%s", line)
+				}
+				return err
+			}))
+			if n != 1 {
+				t.Errorf("%d events", n)
+			}
+		})
+	}
+}
+
+// TestKernelRecheckName: by an allow-list of names what was connected to by its name goes on, and what never had a name is ended.
+func TestKernelRecheckName(t *testing.T) {
+	k, c := flowAgent(t)
+	if !k.Machine()[pavise.OpConnect].Deny {
+		t.Skip(kerntest.NotExpected + "net.connect cannot be denied")
+	}
+	w := newWorld(t)
+	const named, alias, bare, otherPort = "db.internal:5432", "www.db.internal:5432", "127.0.0.8:5432", "db.internal:80"
+	for _, to := range []string{named, alias, bare, otherPort} {
+		for _, d := range []deed{{Act: "hold", To: to}, {Act: "held", To: to}} {
+			if got := w.do(t, d); got != "" {
+				t.Fatalf("%s %s: %s", d.Act, to, got)
+			}
+		}
+	}
+	ch, err := c.Apply(t.Context(), "web.yaml", []byte(strings.Replace(domainPolicy, "spec:\n", "spec:\n  established: recheck\n", 1)), nil, ApplyOptions{})
+	must(t, err)
+	// Of the address that has two names only one is allowed: it is left alone.
+	if r := recheckBy(t, c, ch.Generation); r.Ended != 2 || r.Unknown < 2 || r.Missing[missingAgreement] < 2 {
+		t.Errorf("%+v", r)
+	}
+	for to, on := range map[string]bool{named: true, alias: true, bare: false, otherPort: false} {
+		if got := w.do(t, deed{Act: "held", To: to}); (got == "") != on {
+			t.Errorf("%s: %q", to, got)
+		}
+	}
 }
