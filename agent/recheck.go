@@ -51,7 +51,7 @@ func (s *RecheckStatus) String() string {
 // What may be missing beside fields.
 const (
 	missingOwner     = "its process"
-	missingAgreement = "which of its processes, names or directions to judge by"
+	missingAgreement = "which of its processes or directions to judge by"
 )
 
 // recheckSoon has the connections judged by the policies that have just become active. It waits for nothing.
@@ -272,7 +272,7 @@ type rechecked struct {
 	by      *processNow
 }
 
-// verdict judges a connection as whoever may be meant, by whatever name and in whatever direction it may have been made: they have to agree.
+// verdict judges a connection as whoever may be meant, and in whatever direction it may have been made: they have to agree.
 func (r *recheck) verdict(s *diagSocket, fl *pavise.Flow) *rechecked {
 	owners := r.owners(s, fl)
 	if len(owners) == 0 {
@@ -281,20 +281,19 @@ func (r *recheck) verdict(s *diagSocket, fl *pavise.Flow) *rechecked {
 	var v *rechecked
 	for _, op := range r.ops(s, fl) {
 		for _, p := range owners {
-			for _, e := range r.acts(op, s, fl, p.Process) {
-				o, tell := r.judge.Judge(e, func(field string) bool {
-					// What its own end was called before it was connected is not known any more.
-					return op == pavise.OpConnect && strings.HasPrefix(field, "net.local.") || p.missing(field)
-				})
-				w := &rechecked{outcome: o, tell: tell, missing: o.Missing, event: e, by: p}
-				switch {
-				case len(w.missing) > 0:
-					return w
-				case v == nil:
-					v = w
-				case (v.outcome.Action >= pavise.ActionDeny) != (o.Action >= pavise.ActionDeny) || o.Action >= pavise.ActionDeny && v.tell != tell:
-					return &rechecked{missing: []string{missingAgreement}}
-				}
+			e, names := r.act(op, s, fl, p.Process)
+			o, tell := r.judge.Judge(e, names, func(field string) bool {
+				// What its own end was called before it was connected is not known any more.
+				return op == pavise.OpConnect && strings.HasPrefix(field, "net.local.") || p.missing(field)
+			})
+			w := &rechecked{outcome: o, tell: tell, missing: o.Missing, event: e, by: p}
+			switch {
+			case len(w.missing) > 0:
+				return w
+			case v == nil:
+				v = w
+			case (v.outcome.Action >= pavise.ActionDeny) != (o.Action >= pavise.ActionDeny) || o.Action >= pavise.ActionDeny && v.tell != tell:
+				return &rechecked{missing: []string{missingAgreement}}
 			}
 		}
 	}
@@ -338,29 +337,24 @@ func (r *recheck) owners(s *diagSocket, fl *pavise.Flow) (out []*processNow) {
 	return out
 }
 
-// acts are the operation by which the connection began, by each of the names that the other end has, as the hooks would see it.
-func (r *recheck) acts(op pavise.Op, s *diagSocket, fl *pavise.Flow, p *pavise.Process) (out []*pavise.Event) {
-	e := pavise.Event{Time: time.Now().UnixNano(), Op: op, PID: p.PID, TID: p.PID, ExecID: p.ExecID, Process: p, Count: 1, Net: pavise.NetInfo{
+// act is the operation by which the connection began, as the hooks would see it now, and the names that the other end has.
+func (r *recheck) act(op pavise.Op, s *diagSocket, fl *pavise.Flow, p *pavise.Process) (e *pavise.Event, names []string) {
+	e = &pavise.Event{Time: time.Now().UnixNano(), Op: op, PID: p.PID, TID: p.PID, ExecID: p.ExecID, Process: p, Count: 1, Net: pavise.NetInfo{
 		Family: uint16(s.family), Protocol: s.protocol, Type: pavise.TypeStream, Established: true,
 		Local: s.local.Addr().As16(), LocalPort: s.local.Port(), Remote: s.remote.Addr().As16(), RemotePort: s.remote.Port(),
 	}}
 	if s.protocol == pavise.ProtocolUDP {
 		e.Net.Type = pavise.TypeDgram
 	}
-	names := r.names[enforce.NamedAddress{NetNS: p.Namespaces.Net, Address: s.remote.Addr()}]
-	for _, name := range names {
-		named := e
-		named.Net.RemoteName = name
-		out = append(out, &named)
-	}
-	if len(names) > 0 {
-		return out
-	}
-	// One that was made while nobody had looked its address up has no name. Of another it is not known: what it was made by may be over.
-	if fl != nil && !fl.Found && fl.Remote.Name == "" {
+	names = r.names[enforce.NamedAddress{NetNS: p.Namespaces.Net, Address: s.remote.Addr()}]
+	switch {
+	case len(names) > 0:
+		e.Net.RemoteName = names[0]
+	case fl != nil && !fl.Found && fl.Remote.Name == "":
+		// One that was made while nobody had looked its address up has no name. Of another it is not known: what it was made by may be over.
 		e.Flow = fl
 	}
-	return []*pavise.Event{&e}
+	return e, names
 }
 
 // tell tells what a rule says of a connection, as an event like that of the act itself.

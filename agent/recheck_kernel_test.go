@@ -280,8 +280,7 @@ func TestKernelRecheckName(t *testing.T) {
 	}
 	ch, err := c.Apply(t.Context(), "web.yaml", []byte(strings.Replace(domainPolicy, "spec:\n", "spec:\n  established: recheck\n", 1)), nil, ApplyOptions{})
 	must(t, err)
-	// Of the address that has two names only one is allowed: it is left alone.
-	if r := recheckBy(t, c, ch.Generation); r.Ended != 2 || r.Unknown < 2 || r.Missing[missingAgreement] < 2 {
+	if r := recheckBy(t, c, ch.Generation); r.Ended != 2 || r.Kept < 6 || r.Missing["net.remote.domain"] > 0 {
 		t.Errorf("%+v", r)
 	}
 	for to, on := range map[string]bool{named: true, alias: true, bare: false, otherPort: false} {

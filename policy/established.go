@@ -2,6 +2,10 @@ package policy
 
 import (
 	"slices"
+	"strings"
+
+	"cel.dev/cel-go/common/ast"
+	"cel.dev/cel-go/common/operators"
 
 	"github.com/pavise-project/pavise"
 )
@@ -104,11 +108,93 @@ func (r *Recheck) Ops() []pavise.Op {
 }
 
 // Judge says what becomes of a connection, of which e is the operation that made it, with its process as it is now and all the ancestors of that. It is ended
-// where Action is deny or kill and tell is false; with tell, it would be. Missing are the fields for want of which it is not known. More is as in Trial.Judge.
-func (r *Recheck) Judge(e *pavise.Event, more func(field string) bool) (o *Outcome, tell bool) {
-	acts := r.acts.Judge(e, more)
+// where Action is deny or kill and tell is false; with tell, it would be. Missing are the fields for want of which it is not known. Names are those that the other end has, of which e has one. More is as in Trial.Judge.
+func (r *Recheck) Judge(e *pavise.Event, names []string, more func(field string) bool) (o *Outcome, tell bool) {
+	acts := r.acts.judge(e, names, more)
 	if acts.Action >= pavise.ActionDeny || len(acts.Missing) > 0 {
 		return acts, false
 	}
-	return r.tells.Judge(e, more), true
+	return r.tells.judge(e, names, more), true
+}
+
+// namesOf says what a condition on net.remote.domain is of an address with several names. The kernel asks whether any of them is one of those that are written.
+type namesOf uint8
+
+const (
+	ofNone  namesOf = iota // it does not ask for names
+	ofAny                  // it holds when it does by any one of them
+	ofAll                  // when it does by each of them
+	ofMixed                // neither says it
+)
+
+func overNames(e ast.Expr) namesOf {
+	isName := func(e ast.Expr) bool {
+		return e.Kind() == ast.IdentKind && strings.TrimPrefix(e.AsIdent(), ".") == "net.remote.domain"
+	}
+	asks := false
+	ast.PreOrderVisit(e, ast.NewExprVisitor(func(e ast.Expr) { asks = asks || isName(e) }))
+	switch {
+	case !asks:
+		return ofNone
+	case e.Kind() != ast.CallKind:
+		return ofMixed
+	}
+	call := e.AsCall()
+	args := call.Args()
+	switch fn := call.FunctionName(); fn {
+	case operators.LogicalNot:
+		return overNames(args[0]).not()
+	case operators.LogicalAnd, operators.LogicalOr:
+		l, r := overNames(args[0]), overNames(args[1])
+		exact := ofAll // each name by each part
+		if fn == operators.LogicalOr {
+			exact = ofAny
+		}
+		switch {
+		case l == ofNone:
+			return r
+		case r == ofNone:
+			return l
+		case l == exact && r == exact:
+			return exact
+		}
+		return ofMixed
+	case operators.Conditional:
+		return ofMixed
+	case operators.NotEquals:
+		return ofAll
+	}
+	if call.IsMemberFunction() && isName(call.Target()) || slices.ContainsFunc(args, isName) {
+		return ofAny
+	}
+	return ofMixed
+}
+
+func (n namesOf) not() namesOf {
+	switch n {
+	case ofAny:
+		return ofAll
+	case ofAll:
+		return ofAny
+	}
+	return n
+}
+
+// evalNames evaluates a condition by each of the names.
+func (a *trialActivation) evalNames(c *trialCond, missing *[]string) holding {
+	least, most := yes, no
+	for _, name := range a.names {
+		e := *a.e
+		e.Net.RemoteName = name
+		h := (&trialActivation{a.t, &e, nil, a.more}).eval(c, missing)
+		least, most = min(least, h), max(most, h)
+	}
+	switch {
+	case least == most || c.over == ofAll:
+		return least
+	case c.over == ofAny:
+		return most
+	}
+	*missing = append(*missing, "net.remote.domain")
+	return maybe
 }

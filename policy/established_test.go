@@ -66,7 +66,7 @@ func rechecked(t *testing.T, src string) string {
 	}
 	var b strings.Builder
 	for _, e := range events {
-		o, tell := r.Judge(e, func(field string) bool { return field == "net.local.port" && e.Op == pavise.OpConnect })
+		o, tell := r.Judge(e, strings.Fields(e.Net.RemoteName), func(field string) bool { return field == "net.local.port" && e.Op == pavise.OpConnect })
 		switch {
 		case len(o.Missing) > 0:
 			fmt.Fprintf(&b, "unknown; missing %s\n", strings.Join(o.Missing, " "))
@@ -121,7 +121,7 @@ spec:
 		{process(7, "/a", "/b", "/c"), false, true},
 		{process(0, "/x"), false, false},
 	} {
-		o, tell := r.Judge(&pavise.Event{Op: pavise.OpConnect, Process: c.p, Net: pavise.NetInfo{Family: pavise.FamilyIPv4}}, nil)
+		o, tell := r.Judge(&pavise.Event{Op: pavise.OpConnect, Process: c.p, Net: pavise.NetInfo{Family: pavise.FamilyIPv4}}, nil, nil)
 		if (o.Action == pavise.ActionDeny && !tell) != c.ended || (len(o.Missing) > 0) != c.unknown {
 			t.Errorf("%+v: %s, missing %v", c.p, o.Action, o.Missing)
 		}
