@@ -291,6 +291,8 @@ type NetInfo struct {
 	RemotePath string   `json:"-"` // Unix sockets; an abstract name begins with '@'
 	RemoteName string   `json:"-"` // the domain name that Remote was looked up by
 	LocalPath  string   `json:"-"`
+	// Established marks a connection that was there when the policies changed, and was judged again (established: recheck).
+	Established bool `json:"established,omitempty"`
 }
 
 // ExecInfo is what the kernel captured of a process at exec, at fork or when it was found running.

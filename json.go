@@ -584,6 +584,9 @@ func (n *NetInfo) appendJSON(b []byte) []byte {
 	}
 	b = appendEndpoint(b, `,"remote":`, n.Family, &n.Remote, n.RemotePort, n.RemotePath, n.RemoteName)
 	b = appendEndpoint(b, `,"local":`, n.Family, &n.Local, n.LocalPort, n.LocalPath, "")
+	if n.Established {
+		b = append(b, `,"established":true`...)
+	}
 	return append(b, '}')
 }
 
@@ -865,6 +868,8 @@ type (
 		Protocol string        `json:"protocol"`
 		Remote   *endpointJSON `json:"remote"`
 		Local    *endpointJSON `json:"local"`
+
+		Established bool `json:"established"`
 	}
 	idJSON struct {
 		ID uint64 `json:"id"`
@@ -1154,6 +1159,7 @@ func (j *netJSON) net() (n NetInfo, err error) {
 	if j.Local != nil {
 		n.LocalPort, n.LocalPath = j.Local.Port, j.Local.Path
 	}
+	n.Established = j.Established
 	return n, nil
 }
 

@@ -57,6 +57,8 @@ func samples() []*Event {
 	odd.Net = NetInfo{Family: 17, Type: 10, Protocol: 132, Remote: netip.MustParseAddr("2001:db8::1").As16()}
 	any6 := sampleNet()
 	any6.Op, any6.Net = OpBind, NetInfo{Family: FamilyIPv6, Type: TypeStream, Protocol: ProtocolTCP, LocalPort: 80}
+	established := sampleNet()
+	established.Net.Established = true
 	hostile := sampleFile()
 	hostile.File.Path = "/tmp/\x1b[2J\x9b\u009b\u202e\"\\\n\x00é\ufffd\U0001F600"
 	hostile.File.Access = 0xff
@@ -65,7 +67,7 @@ func samples() []*Event {
 	p := sampleProcess()
 	p.ExitTime = 5
 	all := []*Event{
-		sampleFile(), sampleNet(), shadow, unix, odd, any6, hostile, {},
+		sampleFile(), sampleNet(), shadow, unix, odd, any6, established, hostile, {},
 		{Op: OpExec, Process: p, PID: p.PID, ExecID: p.ExecID},
 		{Op: OpExec, Action: ActionAudit, Process: p, PID: p.PID, ExecID: p.ExecID, File: FileInfo{Path: "/bin/sh"}},
 		{Op: OpExit, Process: p, PID: p.PID, ExecID: p.ExecID, Exit: ExitInfo{Code: 1, Signal: 9}},

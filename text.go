@@ -211,6 +211,9 @@ func (e *Event) appendObject(b []byte) []byte {
 				b = append(b, ')')
 			}
 		}
+		if n.Established {
+			b = append(b, " (established)"...)
+		}
 	case e.Op == OpExec && e.Process != nil:
 		p := e.Process
 		if len(p.Args) == 0 {

@@ -182,6 +182,9 @@ type Agent struct {
 	shadow     *candidate // nil when none was begun
 	learning   *learning  // or was; nil when nothing was
 	isolating  sync.Mutex // one at a time
+	recheckDue chan struct{}
+	rechecked  atomic.Pointer[RecheckStatus] // the last; nil: there was none
+	userName   func(uid uint32) string
 	closed     bool
 	background sync.WaitGroup         // beside Run's own
 	behind     atomic.Pointer[string] // why the active set is of other containers than those that are known; nil when it is not
@@ -213,6 +216,7 @@ func New(cfg Config) (*Agent, error) {
 		a.exe = st.Sys().(*syscall.Stat_t).Ino
 	}
 	users := proc.NewUsers("/etc/passwd", "/etc/group", nil)
+	a.userName, a.recheckDue = users.Name, make(chan struct{}, 1)
 	a.boot.Store(bootTime())
 	roots := cfg.ContainerState
 	if roots == nil {
@@ -355,6 +359,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	defer a.startFlows(ctx)()
 	a.boundPending() // of the agent before this one
 	a.noteRunning(a.set.Load(), a.carry)
+	wg.Go(func() { a.followRechecks(ctx) })
 	wg.Go(func() {
 		if err := srv.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) {
 			cancel(fmt.Errorf("serve %s: %w", a.cfg.Socket, err))

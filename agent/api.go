@@ -418,6 +418,7 @@ func (a *Agent) status() *Status {
 	}
 	s.History = a.historyStatus()
 	s.Flows = a.flowStatus()
+	s.Recheck = a.rechecked.Load()
 	s.Keep = keepInfo(a.kernel.Keep())
 	cs := a.containers.Stats()
 	s.Containers = ContainerCount{Known: cs.Known, Unknown: cs.Unknown, Failed: cs.Failed, Untrusted: cs.Untrusted, Refused: cs.Refused}

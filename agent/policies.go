@@ -421,6 +421,7 @@ func (a *Agent) changeTo(names []string, from string, q Request, pending bool, e
 		}
 		a.behind.Store(nil)
 		a.log.Info("policies changed", "generation", set.applied.Generation, "policies", len(set.policies), "took", time.Since(start))
+		a.recheckSoon()
 	}
 	c := &Change{
 		Generation: set.applied.Generation, DryRun: q.DryRun, Revision: a.revision(), ConfirmBy: a.confirmBy(),

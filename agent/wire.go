@@ -38,6 +38,7 @@ type Status struct {
 	Containers ContainerCount `json:"containers"`
 	History    HistoryStatus  `json:"history"`
 	Flows      FlowStatus     `json:"flows"`
+	Recheck    *RecheckStatus `json:"recheck,omitempty"` // the last one; absent when there was none
 	// What should not happen in the kernel: no working memory for a judgement, a thread without an identity, no room for a process's arguments and
 	// ancestors, or for a count of a rate, a hook that had lost what judges for it, a program that was skipped because it was running already on that CPU.
 	NoScratch  uint64 `json:"kernel_no_scratch"`

@@ -517,6 +517,8 @@ var objectFields = []Field{
 			}
 			return types.String(e.Active.String())
 		}},
+	{Name: "net.established", Type: "bool", Only: true, Doc: "Whether it is a connection that was there when the policies changed, and was judged again: spec.established: recheck.",
+		event: func(e *pavise.Event) ref.Val { return types.Bool(e.Net.Established) }},
 	{Name: "policy", Type: "string", Only: true, Doc: "Name of the policy that decided.",
 		event: func(e *pavise.Event) ref.Val { return textVal(e.Policy) }},
 	{Name: "rule", Type: "string", Only: true, Doc: "Name of the rule that decided.",

@@ -50,6 +50,15 @@ const (
 	FallbackMonitor Fallback = "monitor" // the rule is only recorded, and shown as degraded
 )
 
+// Established says what becomes of connections that were there when the policies changed.
+type Established string
+
+// What can become of them.
+const (
+	EstablishedKeep    Established = "keep"    // they go on
+	EstablishedRecheck Established = "recheck" // what the policy would not let begin now is ended
+)
+
 // Policy is one parsed and checked policy. It is not changed after Parse, and may be shared.
 type Policy struct {
 	Name        string
@@ -57,6 +66,7 @@ type Policy struct {
 	Annotations map[string]string
 	Mode        Mode
 	Fallback    Fallback
+	Established Established
 	Subject     *Condition  // nil: every process
 	Default     []pavise.Op // operations that are denied unless a rule allows them, in order of their numbers
 	Rules       []RuleSpec
@@ -609,9 +619,9 @@ func (p *parser) condition(v *yaml.Node, field string, ops []pavise.Op, subject 
 
 // policy reads one policy.
 func (p *parser) policy(root *yaml.Node) *Policy {
-	pol := &Policy{Mode: ModeMonitor, Fallback: FallbackRefuse, defaultLines: map[pavise.Op][2]int{}, memo: new(memo)}
+	pol := &Policy{Mode: ModeMonitor, Fallback: FallbackRefuse, Established: EstablishedKeep, defaultLines: map[pavise.Op][2]int{}, memo: new(memo)}
 	var apiVersion, kind string
-	var spec, rules, tests, named *yaml.Node
+	var spec, rules, tests, named, established *yaml.Node
 	p.nameLine, p.nameCol = p.base+root.Line, root.Column
 	p.mapping(root, "", map[string]func(*yaml.Node, string){
 		"apiVersion": func(v *yaml.Node, f string) {
@@ -659,6 +669,11 @@ func (p *parser) policy(root *yaml.Node) *Policy {
 				pol.Fallback = Fallback(s)
 			}
 		},
+		"established": func(v *yaml.Node, f string) {
+			if s := p.choice(v, f, string(EstablishedKeep), string(EstablishedRecheck)); s != "" {
+				pol.Established, established = Established(s), v
+			}
+		},
 		"subject": func(v *yaml.Node, f string) { pol.Subject = p.condition(v, f, nil, true) },
 		"default": func(v *yaml.Node, f string) { p.defaults(pol, v, f) },
 		"rules":   func(v *yaml.Node, _ string) { rules = v },
@@ -674,6 +689,13 @@ func (p *parser) policy(root *yaml.Node) *Policy {
 		p.at(spec, "spec", "add rules or a default", "policy asks for nothing")
 	}
 	p.warn(pol)
+	if pol.Established == EstablishedRecheck && p.count == 0 && !pol.endsEstablished() {
+		pol.Warnings = append(pol.Warnings, &Error{
+			File: p.file, Line: p.base + established.Line, Column: established.Column, Field: "spec.established",
+			Msg:  "recheck has no effect: no rule denies net.connect or net.accept, by which connections that are there are judged",
+			Hint: "add a rule or a default for one of them, or write keep",
+		})
+	}
 	return pol
 }
 

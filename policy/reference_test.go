@@ -55,6 +55,18 @@ says); in *user* space it may stand in rules that are monitored or audited; *non
 			fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.Name, cell.Replace(f.Type), where, cell.Replace(doc))
 		}
 	}
+	b.WriteString("\n## The spec of a policy\n\n| key | values | what it is |\n| --- | --- | --- |\n")
+	keys := specKeys(t)
+	for _, k := range specDocs {
+		fmt.Fprintf(&b, "| `spec.%s` | %s | %s |\n", k.key, k.values, k.doc)
+		if !keys[k.key] {
+			t.Errorf("a policy has no spec.%s", k.key)
+		}
+		delete(keys, k.key)
+	}
+	if len(keys) > 0 {
+		t.Errorf("nothing is written about %v", keys)
+	}
 	b.WriteString("\n## Operations\n\n`on: [file.*]` stands for all operations of a group. [policy-language.md](policy-language.md) says when each is judged.\n\n| operation | what it is | its fields |\n| --- | --- | --- |\n")
 	for _, op := range judgedOps {
 		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", op, operations(t)[op].what, fieldGroups(op))
@@ -112,6 +124,43 @@ says); in *user* space it may stand in rules that are monitored or audited; *non
 		fmt.Fprintf(&b, "\n### %s\n\n```yaml\n%s```\n", op, operations(t)[op].policy)
 	}
 	return b.Bytes()
+}
+
+// specDocs says what stands in spec; the values are those that the parser takes, the first one when nothing is written.
+var specDocs = []struct{ key, values, doc string }{
+	{"mode", choices(ModeMonitor, ModeEnforce), "Whether the policy acts, or tells what it would do."},
+	{"fallback", choices(FallbackRefuse, FallbackKill, FallbackMonitor), "What becomes of a `deny` that this machine cannot do: the policy is refused, the process is killed, or it is only told."},
+	{"established", choices(EstablishedKeep, EstablishedRecheck), "What becomes of connections that are there when the policies change: they go on, or those that this policy denies by `net.connect` or `net.accept` are ended ([flows.md](flows.md#when-the-policies-change))."},
+	{"subject", "a condition", "Whose acts the policy judges; absent: everyone's."},
+	{"default", "operations, each with `deny`", "What is denied unless a rule allows it."},
+	{"rules", "a list", "[policy-language.md](policy-language.md) explains them."},
+	{"tests", "a list", "Acts, and what the policy is to say of them: `pavise test`."},
+}
+
+func choices[T ~string](values ...T) string {
+	var names []string
+	for _, v := range values {
+		names = append(names, "`"+string(v)+"`")
+	}
+	return names[0] + " (default), " + strings.Join(names[1:], ", ")
+}
+
+// specKeys are the keys that the parser takes, as it names them to who writes another.
+func specKeys(t *testing.T) map[string]bool {
+	_, err := Parse("p.yaml", []byte("apiVersion: pavise.dev/v1alpha1\nkind: Policy\nmetadata: {name: p}\nspec: {zzzzzzzz: 1}\n"))
+	if err == nil {
+		t.Fatal("an unknown key is taken")
+	}
+	_, list, ok := strings.Cut(err.Error(), "it is one of ")
+	if !ok {
+		t.Fatal(err)
+	}
+	list, _, _ = strings.Cut(list, "\n")
+	keys := map[string]bool{}
+	for k := range strings.SplitSeq(list, ", ") {
+		keys[k] = true
+	}
+	return keys
 }
 
 // fieldGroups names the fields that op has beside those of the process.

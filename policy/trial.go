@@ -21,6 +21,7 @@ import (
 type Trial struct {
 	ops   [pavise.NumOps]trialOp
 	facts map[string]*fact
+	live  bool // events have all the ancestors that are known of their processes
 }
 
 // Outcome is what the policies of a Trial would have asked for. It is shared, and not to be changed.
@@ -44,19 +45,26 @@ const maxOutcomes = 1 << 15
 
 type trialPolicy struct {
 	policy  *Policy
-	subject cel.Program // nil: every process
+	subject *trialCond // nil: every process
 	rules   []trialRule
 	deny    bool // by default
 }
 
 type trialRule struct {
 	spec *RuleSpec
-	when cel.Program // nil: always
+	when *trialCond // nil: always
+}
+
+// trialCond is a condition that is ready to be evaluated.
+type trialCond struct {
+	prog cel.Program
+	over namesOf
 }
 
 // fact is a field as a recorded event has it, or has not.
 type fact struct {
 	*Field
+	trial   *Trial
 	missing func(e *pavise.Event) bool
 	unknown *types.Unknown
 }
@@ -134,7 +142,7 @@ func (t *Trial) Ops() (ops []pavise.Op) {
 }
 
 // plan prepares a condition, and says which facts it asks for.
-func (t *Trial) plan(c *Condition) (cel.Program, []*fact, error) {
+func (t *Trial) plan(c *Condition) (*trialCond, []*fact, error) {
 	if c == nil {
 		return nil, nil, nil
 	}
@@ -150,6 +158,7 @@ func (t *Trial) plan(c *Condition) (cel.Program, []*fact, error) {
 		}
 	}
 	tree := cond.ast.NativeRep()
+	over := overNames(tree.Expr())
 	ast.PostOrderVisit(tree.Expr(), ast.NewExprVisitor(func(e ast.Expr) {
 		rewrite(tree, e)
 		rewriteInSet(c.sets, tree, e)
@@ -159,14 +168,14 @@ func (t *Trial) plan(c *Condition) (cel.Program, []*fact, error) {
 		}
 	}))
 	prog, err := celEnv().Program(cond.ast, cel.EvalOptions(cel.OptOptimize), cel.CostLimit(maxCost))
-	return prog, uses, err
+	return &trialCond{prog, over}, uses, err
 }
 
 func (t *Trial) fact(f *Field) *fact {
 	if have := t.facts[f.Name]; have != nil {
 		return have
 	}
-	n := &fact{Field: f, missing: missingIn(f), unknown: types.NewUnknown(int64(len(t.facts)+2), types.NewAttributeTrail(f.Name))}
+	n := &fact{Field: f, trial: t, missing: missingIn(f), unknown: types.NewUnknown(int64(len(t.facts)+2), types.NewAttributeTrail(f.Name))}
 	t.facts[f.Name] = n
 	return n
 }
@@ -188,9 +197,16 @@ func (f *fact) value(e *pavise.Event, more func(field string) bool) ref.Val {
 
 // ancestors are the one that a record has, of which it has the program, and those that it has not.
 func (f *fact) ancestors(p *pavise.Process) ref.Val {
-	vals := []ref.Val{f.unknown}
-	if q := p.Parent; q != nil && q.Exe.Path != "" {
-		vals = []ref.Val{&partVal{procVal{q, processObject}, f.unknown}, f.unknown}
+	var vals []ref.Val
+	for p.Parent != nil && p.Parent.Exe.Path != "" {
+		p = p.Parent
+		vals = append(vals, &partVal{procVal{p, processObject}, f.unknown})
+		if !f.trial.live {
+			break
+		}
+	}
+	if !f.trial.live || p.ParentExecID != 0 {
+		vals = append(vals, f.unknown)
 	}
 	return types.NewRefValList(types.DefaultTypeAdapter, vals)
 }
@@ -214,9 +230,10 @@ func (v *partVal) field(f *Field) ref.Val {
 
 // trialActivation resolves the fields of a recorded event.
 type trialActivation struct {
-	t    *Trial
-	e    *pavise.Event
-	more func(string) bool
+	t     *Trial
+	e     *pavise.Event
+	names []string // that the other end has, when they are several
+	more  func(string) bool
 }
 
 func (a *trialActivation) ResolveName(name string) (any, bool) {
@@ -242,11 +259,14 @@ const (
 )
 
 // eval evaluates a condition. One that fails does not hold. What is missing is added to missing.
-func (a *trialActivation) eval(prog cel.Program, missing *[]string) holding {
-	if prog == nil {
+func (a *trialActivation) eval(c *trialCond, missing *[]string) holding {
+	if c == nil {
 		return yes
 	}
-	out, _, err := prog.Eval(a)
+	if len(a.names) > 1 && c.over != ofNone {
+		return a.evalNames(c, missing)
+	}
+	out, _, err := c.prog.Eval(a)
 	switch v := out.(type) {
 	case *types.Unknown:
 		for _, id := range v.IDs() {
@@ -271,6 +291,11 @@ var nothing = &Outcome{}
 // Judge says what the policies would have asked for. More, which may be nil, says of fields that the event has not got them, beside those of which
 // that is plain. An explicit rule holds under any name of a file.
 func (t *Trial) Judge(e *pavise.Event, more func(field string) bool) *Outcome {
+	return t.judge(e, nil, more)
+}
+
+// judge is Judge of an event whose other end may have several names.
+func (t *Trial) judge(e *pavise.Event, names []string, more func(field string) bool) *Outcome {
 	o := &t.ops[e.Op]
 	if len(o.policies) == 0 {
 		return nothing
@@ -280,10 +305,13 @@ func (t *Trial) Judge(e *pavise.Event, more func(field string) bool) *Outcome {
 		key = appendFact(key, f.value(e, more))
 	}
 	key = append(key, e.File.Alias...)
+	for _, n := range names {
+		key = append(append(key, 0), n...)
+	}
 	if out := o.cache[string(key)]; out != nil {
 		return out
 	}
-	out := o.judge(&trialActivation{t, e, more})
+	out := o.judge(&trialActivation{t, e, names, more})
 	if o.cache == nil || len(o.cache) >= maxOutcomes {
 		o.cache = map[string]*Outcome{}
 	}
@@ -343,7 +371,7 @@ func (o *trialOp) judge(a *trialActivation) *Outcome {
 			if alias := a.e.File.Alias; holds != yes && alias != "" {
 				other := *a.e
 				other.File.Path = alias
-				holds = max(holds, (&trialActivation{a.t, &other, a.more}).eval(r.when, &lacks))
+				holds = max(holds, (&trialActivation{a.t, &other, a.names, a.more}).eval(r.when, &lacks))
 			}
 			out.ask(p.policy, r.spec.Name, r.spec.Action, min(subject, holds), lacks, &missing)
 		}

@@ -55,6 +55,9 @@ func (a *app) statusText(s *agent.Status) error {
 	t.row("containers", fmt.Sprintf("%d known, %d by their ids alone", s.Containers.Known, s.Containers.Unknown))
 	t.row("history", historyText(&s.History))
 	t.row("connections", flowsText(&s.Flows))
+	if r := s.Recheck; r != nil {
+		t.row("rechecked", fmt.Sprintf("%s; by generation %d, at %s", r, r.Generation, r.Time.Local().Format(time.TimeOnly)))
+	}
 	for _, x := range s.Flows.Exports {
 		t.row("exported to", fmt.Sprintf("%s:%s: %d written, %d lost, %d that have no place there", x.Form, x.To, x.Written, x.Lost, x.NoPlace))
 	}
@@ -164,6 +167,11 @@ func troubles(s *agent.Status) (out []string) {
 	for _, x := range s.Flows.Exports {
 		if x.Error != "" {
 			out = append(out, safe(x.Form+":"+x.To)+": "+safe(x.Error))
+		}
+	}
+	if s.Recheck != nil {
+		for _, why := range s.Recheck.Failed {
+			out = append(out, "a connection that is denied was not ended, or not looked for: "+safe(why))
 		}
 	}
 	if s.History.Error != "" {
