@@ -91,7 +91,7 @@ struct flow_peer_key {
 	__u16 port;
 	__u8 protocol;
 	__u8 again; /* the one before has ended, and is still to be told */
-	__u32 pad;
+	__u32 netns; /* the kernel's own sockets, as for its answers of ICMP, serve several */
 };
 
 struct flow_peer {
@@ -102,7 +102,6 @@ struct flow_peer {
 	struct traffic sent;
 	struct traffic received;
 	__u8 local[16];
-	__u32 netns;
 	__u32 report;
 	__u32 dead; /* the sweep that found it idle: nothing is added any more */
 	__u16 local_port;
@@ -110,7 +109,7 @@ struct flow_peer {
 	__u8 type;
 	__u8 direction;
 	__u8 copies;
-	__u8 pad;
+	__u8 pad[5];
 };
 
 /*
@@ -909,6 +908,13 @@ static __always_inline bool flow_claim(struct flow_sock *f, const struct flow_en
 	return true;
 }
 
+static __always_inline bool flow_has_file(struct sock *sk)
+{
+	struct socket *socket = (void *)READ_PTR(sk, sk_socket);
+
+	return socket && READ_PTR(socket, file);
+}
+
 static __noinline int flow_peer_new(struct flow_sock *f, struct flow_peer_key *key,
 				    struct flow_ends *e, __u32 type, __u32 direction)
 {
@@ -922,7 +928,6 @@ static __noinline int flow_peer_new(struct flow_sock *f, struct flow_peer_key *k
 	p.family = e->family;
 	p.type = type;
 	p.direction = direction;
-	p.netns = flow_netns((struct sock *)f->sk);
 	if (!__sync_fetch_and_add(&f->peers, 1)) {
 		struct flow_owner o = { .exec_id = f->exec_id };
 
@@ -939,6 +944,7 @@ static __always_inline struct flow_peer *flow_peer(struct flow_sock *f, struct f
 	struct flow_peer *p;
 
 	key.socket = f->id;
+	key.netns = flow_netns((struct sock *)f->sk);
 	key.port = e->remote_port;
 	key.protocol = e->protocol;
 	__builtin_memcpy(key.remote, e->remote, 16);
@@ -1102,8 +1108,12 @@ static __noinline int flow_datagram(struct __sk_buff *skb, struct bpf_sock *bsk,
 		return 0;
 	}
 	flow_dgram(f, bsk);
-	/* The first that it sends to, or is connected to; who writes to a server has a place of its own, and an end. */
-	if (!f->claimed && !f->peers && (out || bsk->state == TCP_ESTABLISHED))
+	/*
+	 * The first that it sends to, or is connected to; who writes to a server has a place of its own, and an end. So has who the kernel talks to by a
+	 * socket of its own, which has no file: there is no end to that.
+	 */
+	if (!f->claimed && !f->peers && (out || bsk->state == TCP_ESTABLISHED) &&
+	    flow_has_file((struct sock *)f->sk))
 		flow_claim(f, &pkt.ends, out, 0);
 	if (f->claim == CLAIM_READY && flow_same(&f->main, &pkt.ends)) {
 		flow_add(out ? &f->sent : &f->received, pkt.bytes, pkt.packets);
@@ -1545,7 +1555,7 @@ int flow_sweep_peers(struct bpf_iter__bpf_map_elem *ctx)
 	out.r.sent = p->sent;
 	out.r.received = p->received;
 	out.r.report = p->report;
-	out.r.netns = p->netns;
+	out.r.netns = key.netns;
 	out.r.family = p->family;
 	out.r.type = p->type;
 	out.r.protocol = key.protocol;

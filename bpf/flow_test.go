@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 	"unsafe"
@@ -272,30 +271,10 @@ func (w *watch) in(part func(t *testing.T)) func(t *testing.T) {
 // addRoute sends the traffic for a prefix to the loopback interface: nobody answers there.
 func addRoute(t testing.TB, to netip.Prefix) {
 	t.Helper()
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
 	msg := []byte{unix.AF_INET, byte(to.Bits()), 0, 0, unix.RT_TABLE_MAIN, unix.RTPROT_STATIC, unix.RT_SCOPE_LINK, unix.RTN_UNICAST, 0, 0, 0, 0}
-	attr := func(typ uint16, v []byte) {
-		msg = binary.NativeEndian.AppendUint16(msg, uint16(4+len(v)))
-		msg = append(binary.NativeEndian.AppendUint16(msg, typ), v...)
-	}
-	attr(unix.RTA_DST, to.Addr().AsSlice())
-	attr(unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, 1))
-	h := unix.NlMsghdr{Len: uint32(16 + len(msg)), Type: unix.RTM_NEWROUTE, Flags: unix.NLM_F_REQUEST | unix.NLM_F_ACK | unix.NLM_F_CREATE}
-	if err := unix.Sendto(fd, append(unsafe.Slice((*byte)(unsafe.Pointer(&h)), 16), msg...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		t.Fatal(err)
-	}
-	var buf [256]byte
-	n, _, err := unix.Recvfrom(fd, buf[:], 0)
-	if err != nil || n < 20 {
-		t.Fatal(n, err)
-	}
-	if e := int32(binary.NativeEndian.Uint32(buf[16:])); e != 0 {
-		t.Fatal("add a route: ", syscall.Errno(-e))
-	}
+	msg = attribute(msg, unix.RTA_DST, to.Addr().AsSlice())
+	msg = attribute(msg, unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, 1))
+	rtnetlink(t, unix.RTM_NEWROUTE, msg)
 }
 
 func netNS(t testing.TB) uint32 {

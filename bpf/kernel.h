@@ -385,6 +385,7 @@ struct sock {
 	int sk_err;
 	__u16 sk_type;
 	__u16 sk_protocol;
+	struct socket *sk_socket;
 };
 
 struct inet_sock {

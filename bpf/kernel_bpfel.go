@@ -139,7 +139,6 @@ type KernelFlowPeer struct {
 		Packets uint64
 	}
 	Local     [16]uint8
-	Netns     uint32
 	Report    uint32
 	Dead      uint32
 	LocalPort uint16
@@ -147,7 +146,7 @@ type KernelFlowPeer struct {
 	Type      uint8
 	Direction uint8
 	Copies    uint8
-	Pad       uint8
+	Pad       [5]uint8
 	_         [4]byte
 }
 
@@ -158,7 +157,7 @@ type KernelFlowPeerKey struct {
 	Port     uint16
 	Protocol uint8
 	Again    uint8
-	Pad      uint32
+	Netns    uint32
 }
 
 type KernelFlowSock struct {
