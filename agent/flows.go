@@ -58,6 +58,7 @@ type FlowStatus struct {
 	Error   string     `json:"error,omitempty"`   // why not, or what is wrong
 	Lacking []string   `json:"lacking,omitempty"` // what this kernel does not let be told
 	Table   flow.Stats `json:"table"`
+	Sums    []flow.Sum `json:"sums,omitempty"` // what all flows carried, by protocol
 	// Of the kernel: records that were made, and those of them that found no place in the ring, with the bytes that these would have told.
 	Made       uint64 `json:"made"`
 	Lost       uint64 `json:"lost"`
@@ -255,7 +256,7 @@ func (a *Agent) flowStatus() FlowStatus {
 		}
 		return s
 	}
-	s := FlowStatus{On: true, Lacking: f.source.Lacking(), Table: f.table.Stats(), Undecoded: f.undecoded.Load(), Exports: a.exportStatus()}
+	s := FlowStatus{On: true, Lacking: f.source.Lacking(), Table: f.table.Stats(), Sums: f.table.Sums(), Undecoded: f.undecoded.Load(), Exports: a.exportStatus()}
 	if why := f.trouble.Load(); why != nil {
 		s.Error = *why
 	}
