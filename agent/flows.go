@@ -66,6 +66,9 @@ type FlowStatus struct {
 	DataLost   uint64 `json:"data_lost"`  // copies of DNS answers and of ClientHellos
 	NoStorage  uint64 `json:"no_storage"` // sockets for which the kernel had no memory
 	Unowned    uint64 `json:"unowned"`    // flows that ended and whose process is not known
+	NoPeer     uint64 `json:"no_peer"`    // packets whose peer found no room: they are told in a flow of others, with their socket
+	NoUnix     uint64 `json:"no_unix"`    // acts on Unix sockets that found no room: they are told in one flow of others
+	Late       uint64 `json:"late"`       // packets of datagram sockets that nobody has any more, or whose headers make no sense: told nowhere
 	Undecoded  uint64 `json:"undecoded"`
 	MapsMemory uint64 `json:"maps_bytes"`
 
@@ -262,6 +265,7 @@ func (a *Agent) flowStatus() FlowStatus {
 	}
 	if k, err := f.source.Stats(); err == nil {
 		s.Made, s.Lost, s.LostBytes, s.DataLost, s.NoStorage, s.Unowned = k.Made, k.Lost, k.LostBytes, k.DataLost, k.NoStorage, k.Unowned
+		s.NoPeer, s.NoUnix, s.Late = k.NoPeer, k.NoUnix, k.Late
 	}
 	s.MapsMemory, _ = f.source.Memory() // 0 when it is not known
 	return s
