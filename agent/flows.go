@@ -192,7 +192,7 @@ func (f *flows) report(raw *pavise.Flow) {
 			f.table.Hello(raw.ID, tls)
 		}
 		if _, cut := f.cut.LoadAndDelete(raw.ID); cut {
-			raw.End = pavise.FlowCutOff
+			raw.End, raw.ResetBy = pavise.FlowCutOff, pavise.EndpointUnknown
 		}
 	}
 	if r := f.table.Report(raw); r != nil {

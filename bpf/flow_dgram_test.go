@@ -311,6 +311,9 @@ func TestKernelFlowICMP(t *testing.T) {
 			if f.Local.Port != id || f.Local.Address != at.Addr() || f.Remote.Address != at.Addr() || f.Local.ExecID != me || f.Direction != pavise.FlowOutbound {
 				t.Errorf("got %s", show([]pavise.Flow{f}))
 			}
+			if want := map[bool]uint8{false: 8, true: 128}[at.Addr().Is6()]; f.ICMP == nil || *f.ICMP != (pavise.ICMP{Type: want}) {
+				t.Errorf("its first message is %+v, want type %d", f.ICMP, want)
+			}
 			if f.Sent != (pavise.Traffic{Bytes: 12, Packets: 1}) || f.Received != (pavise.Traffic{Bytes: uint64(12 * c.received), Packets: uint64(c.received)}) {
 				t.Errorf("sent %+v, received %+v", f.Sent, f.Received)
 			}
@@ -318,16 +321,26 @@ func TestKernelFlowICMP(t *testing.T) {
 	}
 	// What the kernel answers by itself is told too, of nobody.
 	if !slices.ContainsFunc(w.sweep(), func(f pavise.Flow) bool {
-		return f.Protocol == unix.IPPROTO_ICMP && f.Sent.Packets > 0 && f.Local.ExecID == 0
+		return f.NetNS == netNS(t) && f.Protocol == unix.IPPROTO_ICMP && f.Sent.Packets > 0 && f.Local.ExecID == 0 && f.ICMP != nil && *f.ICMP == pavise.ICMP{}
 	}) {
 		t.Error("the kernel's own answers are told nowhere")
 	}
+	t.Run("no such port", w.in(func(t *testing.T) { // what the kernel says of it, of nobody: type 3, code 3
+		fd, at := datagrams(t, unix.SOCK_DGRAM, 0, "127.0.0.1:0")
+		sendTo(t, fd, netip.AddrPortFrom(at.Addr(), 9), 10)
+		unix.Close(fd)
+		if all := w.sweep(); !slices.ContainsFunc(all, func(f pavise.Flow) bool {
+			return f.NetNS == netNS(t) && f.Protocol == unix.IPPROTO_ICMP && f.ICMP != nil && *f.ICMP == pavise.ICMP{Type: 3, Code: 3}
+		}) {
+			t.Errorf("it is told nowhere: %s", show(all))
+		}
+	}))
 	t.Run("another protocol", w.in(func(t *testing.T) {
 		fd, _ := datagrams(t, unix.SOCK_RAW, 253, "127.0.0.1:0")
 		sendTo(t, fd, netip.MustParseAddrPort("127.0.0.1:0"), 100)
 		unix.Close(fd)
 		f := w.ended(1, "raw", func(f *pavise.Flow) bool { return f.NetNS == netNS(t) && f.Protocol == 253 })[0]
-		if f.Type != unix.SOCK_RAW || f.Sent != (pavise.Traffic{Bytes: 100, Packets: 1}) || f.Local.ExecID != me {
+		if f.Type != unix.SOCK_RAW || f.ICMP != nil || f.Sent != (pavise.Traffic{Bytes: 100, Packets: 1}) || f.Local.ExecID != me {
 			t.Errorf("got %s", show([]pavise.Flow{f}))
 		}
 	}))

@@ -117,11 +117,11 @@ func (s *sums) sweep(t testing.TB, f *bpf.Flows) {
 // TestKernelFlowManyPeers: one socket sends to a million addresses, and gets datagrams from many that nobody has. The table of peers is full all the while, and is emptied of idle
 // ones and filled again: no byte is lost, and memory has a bound.
 func TestKernelFlowManyPeers(t *testing.T) {
-	const room = 32768       // flow_peers, as it is for users
-	if kerntest.VM() != "" { // which are slow
-		*manyPeers = min(*manyPeers, 5*room)
+	room, peers, strangers := 32768, *manyPeers, 100_000 // flow_peers, as it is for users
+	if kerntest.VM() != "" {                             // which are slow
+		room, peers, strangers = 512, 20_000, 5_000
 	}
-	w := follow(t, bpf.FlowOptions{Idle: 50 * time.Millisecond})
+	w := follow(t, bpf.FlowOptions{Peers: uint32(room), Idle: 50 * time.Millisecond})
 	ends := cable(t)
 	routeSpoofed(t, ends[0])
 	fd, at := datagrams(t, unix.SOCK_DGRAM, 0, "192.0.2.1:0")
@@ -157,7 +157,7 @@ func TestKernelFlowManyPeers(t *testing.T) {
 	send := ends[0].start(func() error {
 		b := make([]byte, 64)
 		to := &unix.SockaddrInet4{Port: 9}
-		for i := range *manyPeers {
+		for i := range peers {
 			to.Addr = spoofed(i)
 			n := i % len(b)
 			if err := unix.Sendto(fd, b[:n], 0, to); err != nil {
@@ -169,11 +169,10 @@ func TestKernelFlowManyPeers(t *testing.T) {
 		return nil
 	})
 	// They are forged at the other end, and each comes from two ports.
-	const strangers = 100_000
 	var read atomic.Uint64
 	receive := ends[0].start(func() error {
 		b := make([]byte, 2048)
-		for read.Load() < 2*strangers {
+		for read.Load() < uint64(2*strangers) {
 			if _, _, err := unix.Recvfrom(fd, b, 0); err != nil {
 				return err
 			}
@@ -222,7 +221,7 @@ func TestKernelFlowManyPeers(t *testing.T) {
 	runtime.GC()
 	runtime.ReadMemStats(&heap)
 	t.Logf("%d peers and %d strangers in %v: %d flows, at most %d in a sweep; %d packets found no room, of %+v in %d flows of others; kernel maps %d KiB, at most %d KiB; heap %d KiB, then %d KiB",
-		*manyPeers, 2*strangers, took.Round(time.Millisecond), s.flows, s.most, stats.NoPeer, s.went, len(s.others), before>>10, most>>10, heapBefore>>10, heap.HeapAlloc>>10)
+		peers, 2*strangers, took.Round(time.Millisecond), s.flows, s.most, stats.NoPeer, s.went, len(s.others), before>>10, most>>10, heapBefore>>10, heap.HeapAlloc>>10)
 	if s.ended.Sent != want.Sent || s.ended.Received != want.Received {
 		t.Errorf("sent %+v, want %+v; received %+v, want %+v; counters %+v", s.ended.Sent, want.Sent, s.ended.Received, want.Received, stats)
 	}
