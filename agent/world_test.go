@@ -353,6 +353,13 @@ func worldDo(d *deed, held map[string]net.Conn) error {
 			held[d.To], held[""] = c, c // one that is asked for without its end is the last
 		}
 		return err
+	case "close":
+		c := held[d.To]
+		if c == nil {
+			return io.ErrClosedPipe
+		}
+		delete(held, d.To)
+		return c.Close()
 	case "held":
 		if held[d.To] == nil {
 			return io.ErrClosedPipe
