@@ -243,8 +243,8 @@ func TestFlowText(t *testing.T) {
 	for i, want := range []string{
 		`00:00:01.123456 closed      nginx[1234] www-data nginx.service/web tcp 128.232.110.120:34855 -> 66.35.250.204:80 (www.example.org) tls www.example.org t13d1516h2_8daaf6152771_b186095e22b6  1.2 kB out, 34 MB in, rtt 12ms, 3 sent again`,
 		`00:00:01.123456 denied      nginx[1234] www-data nginx.service/web tcp * -> 66.35.250.204:80 (www.example.org)  0 B out, 0 B in  egress/internet`,
-		`00:00:01.123456 reset       nginx[1234] www-data nginx.service/web tcp [2001:db8::1]:34855 <- [2001:db8::2]:80 (www.example.org) = curl[6] 1000 tls www.example.org t13d1516h2_8daaf6152771_b186095e22b6  1.2 kB out, 34 MB in, rtt 12ms, 3 sent again`,
-		`00:00:00.000000 open        -                                    icmp 192.0.2.1:9 -> 192.0.2.2  0 B out, 0 B in`,
+		`00:00:01.123456 reset       nginx[1234] www-data nginx.service/web tcp [2001:db8::1]:34855 <- [2001:db8::2]:80 (www.example.org) = curl[6] 1000 tls www.example.org t13d1516h2_8daaf6152771_b186095e22b6  1.2 kB out, 34 MB in, rtt 12ms, 3 sent again, reset by the remote end`,
+		`00:00:00.000000 open        -                                    icmp 192.0.2.1:9 -> 192.0.2.2  0 B out, 0 B in, icmp type 8 code 0`,
 		`00:00:00.000000 open        -                                    udp [::]:53 - others  9.2 EB out, 0 B in`,
 		`00:00:00.000000 connecting  -                                    unix "/run/x y" <- (unnamed)  0 B out, 0 B in`,
 		`00:00:01.123456 refused     nginx[1234] www-data nginx.service/web tcp 128.232.110.120:34855 -> [fe80::1]:80 ("\x1b]0;x\x07.example") = ?[5] quic "a\u009bb\x00" (encrypted) "\x0a"  1.2 kB out, 34 MB in, rtt 12ms, 3 sent again  "\x1b[2J"/"a\u202e"`,

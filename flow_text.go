@@ -67,6 +67,15 @@ func (f *Flow) AppendTextIn(b []byte, color bool, zone *time.Location) []byte {
 		b = strconv.AppendUint(b, uint64(f.Retransmits), 10)
 		b = append(b, " sent again"...)
 	}
+	if f.ResetBy != EndpointUnknown {
+		b = append(b, ", reset by the "...)
+		b = append(b, f.ResetBy.String()...)
+		b = append(b, " end"...)
+	}
+	if m := f.ICMP; m != nil {
+		b = strconv.AppendUint(append(b, ", icmp type "...), uint64(m.Type), 10)
+		b = strconv.AppendUint(append(b, " code "...), uint64(m.Code), 10)
+	}
 	if f.Policy != "" || f.Rule != "" {
 		b = append(b, "  "...)
 		b = AppendEscaped(b, f.Policy)

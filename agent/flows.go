@@ -58,6 +58,7 @@ type FlowStatus struct {
 	Error   string     `json:"error,omitempty"`   // why not, or what is wrong
 	Lacking []string   `json:"lacking,omitempty"` // what this kernel does not let be told
 	Table   flow.Stats `json:"table"`
+	Sums    []flow.Sum `json:"sums,omitempty"` // what all flows carried, by protocol
 	// Of the kernel: records that were made, and those of them that found no place in the ring, with the bytes that these would have told.
 	Made       uint64 `json:"made"`
 	Lost       uint64 `json:"lost"`
@@ -65,6 +66,9 @@ type FlowStatus struct {
 	DataLost   uint64 `json:"data_lost"`  // copies of DNS answers and of ClientHellos
 	NoStorage  uint64 `json:"no_storage"` // sockets for which the kernel had no memory
 	Unowned    uint64 `json:"unowned"`    // flows that ended and whose process is not known
+	NoPeer     uint64 `json:"no_peer"`    // packets whose peer found no room: they are told in a flow of others, with their socket
+	NoUnix     uint64 `json:"no_unix"`    // acts on Unix sockets that found no room: they are told in one flow of others
+	Late       uint64 `json:"late"`       // packets of datagram sockets that nobody has any more, or whose headers make no sense: told nowhere
 	Undecoded  uint64 `json:"undecoded"`
 	MapsMemory uint64 `json:"maps_bytes"`
 
@@ -188,7 +192,7 @@ func (f *flows) report(raw *pavise.Flow) {
 			f.table.Hello(raw.ID, tls)
 		}
 		if _, cut := f.cut.LoadAndDelete(raw.ID); cut {
-			raw.End = pavise.FlowCutOff
+			raw.End, raw.ResetBy = pavise.FlowCutOff, pavise.EndpointUnknown
 		}
 	}
 	if r := f.table.Report(raw); r != nil {
@@ -255,12 +259,13 @@ func (a *Agent) flowStatus() FlowStatus {
 		}
 		return s
 	}
-	s := FlowStatus{On: true, Lacking: f.source.Lacking(), Table: f.table.Stats(), Undecoded: f.undecoded.Load(), Exports: a.exportStatus()}
+	s := FlowStatus{On: true, Lacking: f.source.Lacking(), Table: f.table.Stats(), Sums: f.table.Sums(), Undecoded: f.undecoded.Load(), Exports: a.exportStatus()}
 	if why := f.trouble.Load(); why != nil {
 		s.Error = *why
 	}
 	if k, err := f.source.Stats(); err == nil {
 		s.Made, s.Lost, s.LostBytes, s.DataLost, s.NoStorage, s.Unowned = k.Made, k.Lost, k.LostBytes, k.DataLost, k.NoStorage, k.Unowned
+		s.NoPeer, s.NoUnix, s.Late = k.NoPeer, k.NoUnix, k.Late
 	}
 	s.MapsMemory, _ = f.source.Memory() // 0 when it is not known
 	return s

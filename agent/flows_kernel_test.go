@@ -235,3 +235,105 @@ func TestKernelDomain(t *testing.T) {
 	time.Sleep(200 * time.Millisecond)
 	try("by the lie of another server", "connect", "127.0.0.8:5432", false)
 }
+
+// TestKernelFlowUnrelatedChange: policies about others come, change and go; a connection that was there carries on, and both of its ends tell every byte of it.
+func TestKernelFlowUnrelatedChange(t *testing.T) {
+	k, c := flowAgent(t)
+	if !k.Machine()[pavise.OpConnect].Deny {
+		t.Skip(kerntest.NotExpected + "net.connect cannot be denied")
+	}
+	w := newWorld(t)
+	const to, port = "127.0.0.8:5432", "5432"
+	do := func(when string, d deed) {
+		t.Helper()
+		if got := w.do(t, d); got != "" {
+			t.Fatalf("%s: %s %s: %s", when, d.Act, d.To, got)
+		}
+	}
+	sent := uint64(0)
+	talk := func(when string) {
+		t.Helper()
+		for range 20 {
+			do(when, deed{Act: "held", To: to})
+			sent += 5
+		}
+	}
+	// at is what is told of one end of it now: an answer may be a second old.
+	at := func(local string) *pavise.Flow {
+		t.Helper()
+		for until := time.Now().Add(5 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+			var fs []*pavise.Flow
+			err := c.Flows(t.Context(), FlowQuery{Where: `process.exe.name == "world" && net.` + local + `.port == ` + port + ` && net.protocol == "tcp"`}, func(line []byte) error {
+				e := new(pavise.Event)
+				err := json.Unmarshal(line, e)
+				fs = append(fs, e.Flow)
+				return err
+			})
+			if err == nil && len(fs) == 1 && (fs[0].Sent.Bytes == sent && fs[0].Received.Bytes == sent || time.Now().After(until)) {
+				return fs[0]
+			}
+			if err != nil || time.Now().After(until) {
+				t.Fatalf("%d flows, %v", len(fs), err)
+			}
+		}
+	}
+	do("before", deed{Act: "hold", To: to})
+	talk("before")
+	client, server := at("remote"), at("local")
+	if client.Sent.Bytes != sent || server.Sent.Bytes != sent {
+		t.Errorf("before: %d bytes sent by the client, %d by the server, want %d", client.Sent.Bytes, server.Sent.Bytes, sent)
+	}
+	policy := func(name, subject, rule string) []byte {
+		return []byte(`apiVersion: pavise.dev/v1alpha1
+kind: Policy
+metadata: {name: ` + name + `}
+spec:
+  mode: enforce
+  fallback: monitor
+  subject: ` + subject + `
+` + rule)
+	}
+	denies := "  default: {net.connect: deny, net.send: deny}\n"
+	for _, change := range []struct {
+		when string
+		do   func() error
+	}{
+		{"a policy on another program", func() error {
+			_, err := c.Apply(t.Context(), "a.yaml", policy("another", `process.exe.name == "another"`, denies), nil, ApplyOptions{})
+			return err
+		}},
+		{"that policy changed", func() error {
+			_, err := c.Apply(t.Context(), "a.yaml", policy("another", `process.exe.name in ["another", "third"]`, denies), nil, ApplyOptions{})
+			return err
+		}},
+		{"a policy on this program and another port", func() error {
+			rule := "  rules:\n  - {name: web, on: [net.connect, net.send], when: 'net.remote.port == 80', action: deny}\n"
+			_, err := c.Apply(t.Context(), "b.yaml", policy("web", `process.exe.name == "world"`, rule), nil, ApplyOptions{})
+			return err
+		}},
+		{"a policy gone", func() error { _, err := c.Delete(t.Context(), "another"); return err }},
+	} {
+		must(t, change.do())
+		talk(change.when)
+		if change.when == "a policy on this program and another port" { // it is in force
+			if got := w.do(t, deed{Act: "connect", To: "127.0.0.8:80"}); !strings.Contains(got, "operation not permitted") {
+				t.Errorf("%s: %q, want it denied", change.when, got)
+			}
+		}
+		c, s := at("remote"), at("local")
+		if c.ID != client.ID || s.ID != server.ID || c.State != pavise.FlowOpen || s.State != pavise.FlowOpen {
+			t.Errorf("%s: the connection is another: %+v, %+v", change.when, c, s)
+		}
+		if c.Sent.Bytes != sent || c.Received.Bytes != sent || s.Sent.Bytes != sent || s.Received.Bytes != sent {
+			t.Errorf("%s: the client's end tells %+v and %+v, the server's %+v and %+v; want %d bytes each", change.when, c.Sent, c.Received, s.Sent, s.Received, sent)
+		}
+	}
+	do("at the end", deed{Act: "close", To: to})
+	c1 := endedFlow(t, c, `process.exe.name == "world" && net.remote.port == `+port+` && net.protocol == "tcp"`).Flow
+	s1 := endedFlow(t, c, `process.exe.name == "world" && net.local.port == `+port+` && net.protocol == "tcp"`).Flow
+	for _, f := range []*pavise.Flow{c1, s1} {
+		if f.End != pavise.FlowDone || f.ResetBy != pavise.EndpointUnknown || f.Retransmits != 0 || f.Sent.Bytes != sent || f.Received.Bytes != sent || f.ID != client.ID && f.ID != server.ID {
+			t.Errorf("at the end: %s, sent %+v, received %+v, %d sent again; want %d bytes each way", f.End, f.Sent, f.Received, f.Retransmits, sent)
+		}
+	}
+}

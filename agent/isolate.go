@@ -269,6 +269,56 @@ var (
 	exceptPort = regexp.MustCompile(`^(.*):(\d+)$`)
 )
 
+// exceptEnd splits an exception that is no condition into an address, prefix or name, and its port, which is 0 when there is none.
+func exceptEnd(s string) (to string, port uint16, err error) {
+	if _, err := netip.ParseAddr(s); err == nil {
+		return s, 0, nil
+	}
+	if _, err := netip.ParsePrefix(s); err == nil {
+		return s, 0, nil
+	}
+	m := exceptPort.FindStringSubmatch(s)
+	if m == nil {
+		return s, 0, nil
+	}
+	n, err := strconv.ParseUint(m[2], 10, 16)
+	if err != nil || n == 0 {
+		return "", 0, fmt.Errorf("%w: except: %q: a port is 1 to 65535", errBadIsolation, s)
+	}
+	to = m[1]
+	if in, ok := strings.CutPrefix(to, "["); ok {
+		to = strings.TrimSuffix(in, "]")
+	}
+	return to, uint16(n), nil
+}
+
+// exception is one of an isolation: what stays reachable.
+type exception struct {
+	text  string
+	cel   string
+	where *policy.Expr
+	from  netip.Prefix // not valid when it is a name or a condition
+	port  uint16
+}
+
+func newException(text, cel string) (*exception, error) {
+	where, err := policy.CompileWhere(cel)
+	if err != nil {
+		return nil, fmt.Errorf("%w: except: %q: %s", errBadIsolation, text, err.Error())
+	}
+	x := &exception{text: text, cel: cel, where: where}
+	if to, port, err := exceptEnd(text); err == nil {
+		x.port = port
+		if a, err := netip.ParseAddr(to); err == nil {
+			a = a.Unmap()
+			x.from = netip.PrefixFrom(a, a.BitLen())
+		} else if p, err := netip.ParsePrefix(to); err == nil {
+			x.from = p
+		}
+	}
+	return x, nil
+}
+
 // exceptCEL makes a condition of what stays reachable: an address, a prefix or a name, with a port or without, or a condition.
 func exceptCEL(s string) (string, error) {
 	if strings.ContainsFunc(s, unicode.IsControl) || !utf8.ValidString(s) {
@@ -280,20 +330,13 @@ func exceptCEL(s string) (string, error) {
 		}
 		return s, nil
 	}
-	to, port := s, ""
-	if _, err := netip.ParseAddr(s); err != nil {
-		if _, err := netip.ParsePrefix(s); err != nil {
-			if m := exceptPort.FindStringSubmatch(s); m != nil {
-				n, err := strconv.ParseUint(m[2], 10, 16)
-				if err != nil || n == 0 {
-					return "", fmt.Errorf("%w: except: %q: a port is 1 to 65535", errBadIsolation, s)
-				}
-				to, port = m[1], fmt.Sprintf(" && net.remote.port == %d", n)
-				if in, ok := strings.CutPrefix(to, "["); ok {
-					to = strings.TrimSuffix(in, "]")
-				}
-			}
-		}
+	to, n, err := exceptEnd(s)
+	if err != nil {
+		return "", err
+	}
+	port := ""
+	if n != 0 {
+		port = fmt.Sprintf(" && net.remote.port == %d", n)
 	}
 	if a, err := netip.ParseAddr(to); err == nil {
 		if a.Zone() != "" {
@@ -446,14 +489,14 @@ func (a *Agent) Isolate(ctx context.Context, r *IsolationRequest, q Request) (*I
 	a.isolating.Lock() // so that two at once do not take the same name
 	defer a.isolating.Unlock()
 	cels := make([]string, len(r.Except))
-	kept := make([]*policy.Expr, len(r.Except))
+	kept := make([]*exception, len(r.Except))
 	for i, s := range r.Except {
 		var err error
 		if cels[i], err = exceptCEL(s); err != nil {
 			return nil, err
 		}
-		if kept[i], err = policy.CompileWhere(cels[i]); err != nil {
-			return nil, fmt.Errorf("%w: except: %q: %s", errBadIsolation, s, err.Error())
+		if kept[i], err = newException(s, cels[i]); err != nil {
+			return nil, err
 		}
 	}
 	a.catchUp(ctx)
@@ -504,7 +547,7 @@ func (a *Agent) Release(name string, q Request) (*Change, error) {
 const cutPasses = 5
 
 // cutOff ends the connections of a subject, but for those that are excepted.
-func (a *Agent) cutOff(ctx context.Context, t *target, except []*policy.Expr, out *CutOff) {
+func (a *Agent) cutOff(ctx context.Context, t *target, except []*exception, out *CutOff) {
 	done := map[string]bool{}
 	for range cutPasses {
 		a.catchUp(ctx)
@@ -524,7 +567,7 @@ type flowKey struct {
 }
 
 // cutOnce ends what connections it finds. Done has those that were kept or could not be ended, and what was told already.
-func (a *Agent) cutOnce(t *target, except []*policy.Expr, out *CutOff, done map[string]bool) {
+func (a *Agent) cutOnce(t *target, except []*exception, out *CutOff, done map[string]bool) {
 	failed := func(what string, err error) {
 		if s := fmt.Sprintf("%s: %s", what, err); !done[s] {
 			done[s] = true
@@ -594,6 +637,10 @@ func (a *Agent) cutOnce(t *target, except []*policy.Expr, out *CutOff, done map[
 				failed(fmt.Sprintf("connections of %s in network namespace %d", map[uint8]string{pavise.ProtocolTCP: "tcp", pavise.ProtocolUDP: "udp"}[k.protocol], in), err)
 			}
 			for _, s := range mine {
+				if p := inodes[s.inode]; p != nil && s.unconnected() {
+					a.silenceSocket(d, in, s, p, except, out, done, failed)
+					continue
+				}
 				a.cutSocket(d, in, s, inodes[s.inode], flows[flowKey{in, s.protocol, s.local, s.remote}], except, out, done, failed)
 			}
 		}
@@ -602,7 +649,7 @@ func (a *Agent) cutOnce(t *target, except []*policy.Expr, out *CutOff, done map[
 }
 
 // cutSocket ends one connection, unless it is excepted.
-func (a *Agent) cutSocket(d *diag, ns uint32, s *diagSocket, p *pavise.Process, fl *pavise.Flow, except []*policy.Expr, out *CutOff, done map[string]bool, failed func(string, error)) {
+func (a *Agent) cutSocket(d *diag, ns uint32, s *diagSocket, p *pavise.Process, fl *pavise.Flow, except []*exception, out *CutOff, done map[string]bool, failed func(string, error)) {
 	key := fmt.Sprintf("%d %s", ns, s)
 	if done[key] {
 		return
@@ -624,7 +671,7 @@ func (a *Agent) cutSocket(d *diag, ns uint32, s *diagSocket, p *pavise.Process, 
 	}
 	e = a.withAncestors(e)
 	for _, x := range except {
-		if ok, err := x.Eval(e); ok && err == nil {
+		if ok, err := x.where.Eval(e); ok && err == nil {
 			done[key] = true
 			out.Kept++
 			return
@@ -643,6 +690,46 @@ func (a *Agent) cutSocket(d *diag, ns uint32, s *diagSocket, p *pavise.Process, 
 		if f := a.flows.Load(); f != nil && fl != nil {
 			f.cut.Delete(fl.ID)
 		}
+	}
+}
+
+// silenceSocket takes from a UDP socket that is connected to nobody what it could still receive. What it sends is the policy's to judge.
+func (a *Agent) silenceSocket(d *diag, ns uint32, s *diagSocket, p *pavise.Process, except []*exception, out *CutOff, done map[string]bool, failed func(string, error)) {
+	key := fmt.Sprintf("%d %s %d", ns, s, s.inode)
+	if done[key] {
+		return
+	}
+	done[key] = true
+	e := a.withAncestors(&pavise.Event{Op: pavise.OpConnect, Process: p, Net: pavise.NetInfo{
+		Family: uint16(s.family), Protocol: s.protocol, Type: pavise.TypeDgram, Local: s.local.Addr().As16(), LocalPort: s.local.Port(),
+	}})
+	var from []*exception
+	for _, x := range except {
+		switch ok, err := x.where.Eval(e); {
+		case x.from.IsValid():
+			from = append(from, x)
+		case strings.Contains(x.cel, "net.remote."):
+			failed(s.String(), fmt.Errorf("it still receives: its peers that %q excepts cannot be told from others by address; except them by address or prefix", x.text))
+			return
+		case ok && err == nil:
+			out.Kept++
+			return
+		}
+	}
+	if err := silence(p.PID, s.inode, from); err != nil {
+		if errors.Is(err, errSocketGone) {
+			return
+		}
+		failed(s.String(), fmt.Errorf("it still receives: %w", err))
+	} else {
+		out.Closed++
+	}
+	if len(from) > 0 {
+		return
+	}
+	// Who waits on it hears of it. (One that shares its address with others may not be found: it is silent all the same.)
+	if err := d.destroy(s); err != nil && !errors.Is(err, unix.ENOENT) {
+		failed(s.String(), err)
 	}
 }
 

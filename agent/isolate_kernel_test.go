@@ -100,3 +100,105 @@ func TestKernelIsolate(t *testing.T) {
 		}
 	}
 }
+
+// TestKernelIsolateDatagrams: UDP sockets that are connected to nobody are silent after an isolation, both ways, but for what is excepted.
+func TestKernelIsolateDatagrams(t *testing.T) {
+	k, c := flowAgent(t)
+	if !k.Machine()[pavise.OpConnect].Deny {
+		t.Skip(kerntest.NotExpected + "net.connect cannot be denied")
+	}
+	w := newWorld(t)
+	suspect, friend := w.guest(t, "suspect"), w.guest(t, "friend")
+	do := func(when string, w *world, d deed) {
+		t.Helper()
+		if got := w.do(t, d); got != "" {
+			t.Fatalf("%s: %s %s %s: %s", when, d.Act, d.Via, d.To, got)
+		}
+	}
+	gets := func(when, from, to string) {
+		t.Helper()
+		do(when, friend, deed{Act: "give", Via: from, To: to})
+		do(when, suspect, deed{Act: "take", To: to})
+	}
+	getsNot := func(when, from, to string) {
+		t.Helper()
+		do(when, friend, deed{Act: "give", Via: from, To: to})
+		if got := suspect.do(t, deed{Act: "take", To: to}); !strings.Contains(got, "timeout") {
+			t.Errorf("%s: from %s to %s: %q, want that nothing comes", when, from, to, got)
+		}
+	}
+	sends := func(when, from, to string, allowed bool) {
+		t.Helper()
+		switch got := suspect.do(t, deed{Act: "give", Via: from, To: to}); {
+		case !k.Machine()[pavise.OpSend].Deny: // the isolation says that it is left open
+		case allowed && got == "":
+			do(when, friend, deed{Act: "take", To: to})
+		case allowed || !strings.Contains(got, "operation not permitted"):
+			t.Errorf("%s: %s sends to %s: %q, allowed %v", when, from, to, got, allowed)
+		}
+	}
+	const mine, any6, theirs, theirs6 = "127.0.0.1:7000", "[::1]:7001", "127.0.0.1:7100", "[::1]:7101"
+	const good, bad, good6, bad6 = "127.0.0.3:7200", "127.0.0.4:7200", "[::1]:7202", "[::1]:7203"
+	for _, s := range []string{theirs, theirs6, good, bad, good6, bad6} {
+		do("before", friend, deed{Act: "open-udp", To: s})
+	}
+	for _, s := range []string{mine, any6} {
+		do("before", suspect, deed{Act: "open-udp", To: s})
+	}
+	gets("before", theirs, mine)
+	gets("before", theirs6, any6)
+	sends("before", mine, theirs, true)
+
+	subject := IsolationSubject{PID: uint32(suspect.pid)}
+	got, err := c.Isolate(t.Context(), &IsolationRequest{Subject: subject}, ApplyOptions{})
+	must(t, err)
+	if got.Cut.Closed != 2 || got.Cut.Kept != 0 || len(got.Cut.Failed) != 0 {
+		t.Errorf("of its sockets: %+v, want 2 closed", got.Cut)
+	}
+	for _, s := range []string{mine, any6} {
+		if got := suspect.do(t, deed{Act: "take", To: s}); !strings.Contains(got, "connection abort") {
+			t.Errorf("isolated: who waits on %s gets %q", s, got)
+		}
+	}
+	getsNot("isolated", theirs, mine)
+	getsNot("isolated", theirs6, any6)
+	sends("isolated", mine, theirs, false)
+	sends("isolated", any6, theirs6, false)
+	do("another process", friend, deed{Act: "give", Via: theirs, To: good})
+	do("another process", friend, deed{Act: "take", To: good})
+	_, err = c.Release(t.Context(), got.Isolation.Name, ApplyOptions{})
+	must(t, err)
+	getsNot("released, the same socket", theirs, mine)
+
+	// What is opened after that works, and only the excepted reach it when it is isolated again.
+	const mine2, mine26 = "127.0.0.1:7010", "[::1]:7011"
+	for _, s := range []string{mine2, mine26} {
+		do("released", suspect, deed{Act: "open-udp", To: s})
+	}
+	gets("released", theirs, mine2)
+	gets("released", bad6, mine26)
+	got, err = c.Isolate(t.Context(), &IsolationRequest{Subject: subject, Except: []string{"127.0.0.2/31", good6}}, ApplyOptions{})
+	must(t, err)
+	if len(got.Cut.Failed) != 0 {
+		t.Errorf("of its sockets: %+v", got.Cut)
+	}
+	gets("excepted", good, mine2)
+	gets("excepted", good6, mine26)
+	getsNot("not excepted", bad, mine2)
+	getsNot("another port", bad6, mine26)
+	sends("excepted", mine2, good, true)
+	sends("not excepted", mine2, bad, false)
+
+	// What a name means cannot be said by address: such a socket is left, and that is told.
+	do("excepted", friend, deed{Act: "open-udp", To: "127.0.0.1:7300"})
+	got, err = c.Isolate(t.Context(), &IsolationRequest{Subject: IsolationSubject{PID: uint32(friend.pid)}, Except: []string{"db.internal", "net.local.port == 7300"}}, ApplyOptions{})
+	must(t, err)
+	if got.Cut.Closed != 0 || len(got.Cut.Failed) != 7 || !strings.Contains(got.Cut.Failed[0], `it still receives: its peers that "db.internal" excepts`) {
+		t.Errorf("of its sockets: %+v", got.Cut)
+	}
+	got, err = c.Isolate(t.Context(), &IsolationRequest{Subject: IsolationSubject{PID: uint32(friend.pid)}, Except: []string{"net.local.port == 7300"}}, ApplyOptions{})
+	must(t, err)
+	if got.Cut.Closed != 6 || got.Cut.Kept != 1 || len(got.Cut.Failed) != 0 {
+		t.Errorf("of its sockets: %+v, want 6 closed and 1 kept", got.Cut)
+	}
+}

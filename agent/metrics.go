@@ -52,6 +52,9 @@ var metricHelp = map[string]struct {
 	"history_removed_total":  {"Files of the history that went for its limits or for room.", nil},
 	"flows":                  {"Flows that are open.", nil},
 	"flow_reports_total":     {"Records of flows: made and lost in the kernel; ended; and behind a later one of the same flow.", []string{"what"}},
+	"flow_bytes_total":       {"What flows carried, without headers: by protocol (tcp, udp, icmp, unix, other) and direction (sent, received).", []string{"protocol", "direction"}},
+	"flow_packets_total":     {"Segments, datagrams and messages of flows, as flow_bytes_total.", []string{"protocol", "direction"}},
+	"flow_trouble_total":     {"What could not be told as it should: packets of peers and acts on Unix sockets that found no room, which are told with others; sockets without memory; packets that nobody has any more.", []string{"kind"}},
 	"flow_lost_bytes":        {"Bytes that lost records of flows would have told.", nil},
 	"flow_unowned_total":     {"Flows that ended and whose process is not known.", nil},
 	"flow_exported_total":    {"Records that were exported, by where to: written, lost, or of a kind that the form has no place for.", []string{"to", "what"}},
@@ -136,6 +139,15 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		count("flow_reports_total", f.Lost, "lost")
 		count("flow_reports_total", f.Table.Ended, "ended")
 		count("flow_reports_total", f.Table.Behind, "behind")
+		for _, sum := range f.Sums {
+			count("flow_bytes_total", sum.Sent.Bytes, sum.Protocol, "sent")
+			count("flow_bytes_total", sum.Received.Bytes, sum.Protocol, "received")
+			count("flow_packets_total", sum.Sent.Packets, sum.Protocol, "sent")
+			count("flow_packets_total", sum.Received.Packets, sum.Protocol, "received")
+		}
+		for kind, n := range map[string]uint64{"no_peer": f.NoPeer, "no_unix": f.NoUnix, "no_storage": f.NoStorage, "late": f.Late} {
+			count("flow_trouble_total", n, kind)
+		}
 		count("flow_lost_bytes", f.LostBytes)
 		count("flow_unowned_total", f.Unowned)
 		for _, x := range f.Exports {

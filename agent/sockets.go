@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"github.com/pavise-project/pavise"
 	"golang.org/x/sys/unix"
@@ -25,11 +26,12 @@ const (
 	diagIDLen        = 48
 )
 
-// The states of TCP in which there is, or may soon be, another end: not LISTEN, CLOSE, TIME_WAIT and NEW_SYN_RECV. UDP has one, that of a connected socket.
+// The states of TCP in which there is, or may soon be, another end: not LISTEN, CLOSE, TIME_WAIT and NEW_SYN_RECV. Of UDP,
+// those of sockets that are connected, and that are not.
 const (
 	tcpStates = 1<<unix.BPF_TCP_ESTABLISHED | 1<<unix.BPF_TCP_SYN_SENT | 1<<unix.BPF_TCP_SYN_RECV | 1<<unix.BPF_TCP_FIN_WAIT1 | 1<<unix.BPF_TCP_FIN_WAIT2 |
 		1<<unix.BPF_TCP_CLOSE_WAIT | 1<<unix.BPF_TCP_LAST_ACK | 1<<unix.BPF_TCP_CLOSING
-	udpStates = 1 << unix.BPF_TCP_ESTABLISHED
+	udpStates = 1<<unix.BPF_TCP_ESTABLISHED | 1<<unix.BPF_TCP_CLOSE
 )
 
 // diagKinds are the sockets that can be listed and ended.
@@ -50,7 +52,15 @@ type diagSocket struct {
 }
 
 func (s *diagSocket) String() string {
+	if s.unconnected() {
+		return "udp " + s.local.String()
+	}
 	return fmt.Sprintf("%s %s to %s", map[uint8]string{pavise.ProtocolTCP: "tcp", pavise.ProtocolUDP: "udp"}[s.protocol], s.local, s.remote)
+}
+
+// unconnected tells of a UDP socket that takes datagrams from anybody.
+func (s *diagSocket) unconnected() bool {
+	return s.protocol == pavise.ProtocolUDP && s.remote.Port() == 0
 }
 
 // netNSOf is the inode number of a process's network namespace.
@@ -257,4 +267,103 @@ func (d *diag) destroy(s *diagSocket) error {
 		return err
 	}
 	return d.receive(func([]byte) {})
+}
+
+var errSocketGone = errors.New("the socket is closed")
+
+// silence has a socket of a process receive nothing any more, but from some. The process cannot undo it: nobody can.
+func silence(pid, inode uint32, from []*exception) error {
+	pidfd, err := unix.PidfdOpen(int(pid), 0)
+	if err != nil {
+		return errSocketGone
+	}
+	defer unix.Close(pidfd)
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return errSocketGone
+	}
+	want := fmt.Sprintf("socket:[%d]", inode)
+	for _, n := range names {
+		if to, err := os.Readlink(dir + "/" + n.Name()); err != nil || to != want {
+			continue
+		}
+		theirs, err := strconv.Atoi(n.Name())
+		if err != nil {
+			continue
+		}
+		fd, err := unix.PidfdGetfd(pidfd, theirs, 0)
+		if err != nil {
+			return fmt.Errorf("take descriptor %d of process %d: %w", theirs, pid, err)
+		}
+		defer unix.Close(fd)
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil || uint32(st.Ino) != inode { //nolint:gosec // of sockets they are of 32 bits
+			return errSocketGone
+		}
+		filter := dropsAllBut(from)
+		if len(filter) > maxFilter {
+			return fmt.Errorf("%d exceptions are more than a filter can hold", len(from))
+		}
+		if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}); err != nil { //nolint:gosec // bounded above
+			if isSilent(fd) {
+				return errSocketGone
+			}
+			return fmt.Errorf("attach a filter to it: %w (the process, or an isolation before that had exceptions, has locked one)", err)
+		}
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_LOCK_FILTER, 1); err != nil {
+			return fmt.Errorf("lock its filter: %w", err)
+		}
+		return nil
+	}
+	return errSocketGone
+}
+
+// isSilent tells whether a socket has a filter that drops all.
+func isSilent(fd int) bool {
+	var have [1]unix.SockFilter
+	n := uint32(len(have)) // of instructions
+	_, _, e := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_GET_FILTER, uintptr(unsafe.Pointer(&have)), uintptr(unsafe.Pointer(&n)), 0)
+	return e == 0 && n == 1 && have[0] == dropsAllBut(nil)[0]
+}
+
+const maxFilter = 4096 // BPF_MAXINSNS
+
+// dropsAllBut makes a filter for datagrams of UDP, which it gets from the UDP header on: it lets pass what comes from an exception.
+func dropsAllBut(from []*exception) []unix.SockFilter {
+	const network = 0xfff00000 // SKF_NET_OFF: from the IP header on
+	var out []unix.SockFilter
+	for _, x := range from {
+		type test struct {
+			load        uint16
+			at          uint32
+			mask, value uint32
+		}
+		a := x.from.Addr()
+		version, first := uint32(0x40), uint32(12)
+		if a.Is6() {
+			version, first = 0x60, 8
+		}
+		tests := []test{{unix.BPF_B, network, 0xf0, version}}
+		for i, b := 0, a.AsSlice(); i < len(b) && i*8 < x.from.Bits(); i += 4 {
+			mask := ^uint32(0)
+			if rest := x.from.Bits() - i*8; rest < 32 {
+				mask <<= 32 - rest
+			}
+			tests = append(tests, test{unix.BPF_W, network + first + uint32(i), mask, binary.BigEndian.Uint32(b[i:]) & mask})
+		}
+		if x.port != 0 {
+			tests = append(tests, test{unix.BPF_H, 0, 0xffff, uint32(x.port)})
+		}
+		for i, t := range tests {
+			out = append(
+				out,
+				unix.SockFilter{Code: unix.BPF_LD | unix.BPF_ABS | t.load, K: t.at},
+				unix.SockFilter{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: t.mask},
+				unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: t.value, Jf: uint8(3*(len(tests)-1-i) + 1)}, //nolint:gosec // of six tests at most
+			)
+		}
+		out = append(out, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff})
+	}
+	return append(out, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K})
 }

@@ -48,6 +48,7 @@ type deed struct {
 	Run []string `json:"run,omitempty"`
 	Act string   `json:"act,omitempty"` // connect, udp, raw, hold, held
 	To  string   `json:"to,omitempty"`
+	Via string   `json:"via,omitempty"` // of give: the socket
 }
 
 func newWorld(t *testing.T) *world {
@@ -353,6 +354,27 @@ func worldDo(d *deed, held map[string]net.Conn) error {
 			held[d.To], held[""] = c, c // one that is asked for without its end is the last
 		}
 		return err
+	case "open-udp": // a socket that is connected to nobody
+		c, err := net.ListenPacket("udp", d.To)
+		if err == nil {
+			held[d.To] = c.(*net.UDPConn)
+		}
+		return err
+	case "give":
+		_ = held[d.Via].SetDeadline(time.Time{})
+		_, err := held[d.Via].(*net.UDPConn).WriteToUDPAddrPort([]byte("hello"), netip.MustParseAddrPort(d.To))
+		return err
+	case "take":
+		_ = held[d.To].SetDeadline(time.Now().Add(500 * time.Millisecond))
+		_, err := held[d.To].Read(make([]byte, 100))
+		return err
+	case "close":
+		c := held[d.To]
+		if c == nil {
+			return io.ErrClosedPipe
+		}
+		delete(held, d.To)
+		return c.Close()
 	case "held":
 		if held[d.To] == nil {
 			return io.ErrClosedPipe

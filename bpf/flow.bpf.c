@@ -32,7 +32,10 @@ struct flow_ends {
 	__u16 local_port;
 	__u16 family;
 	__u8 protocol;
-	__u8 pad;
+	__u8 icmp; /* whether the next two are known */
+	__u8 icmp_type; /* of the first message */
+	__u8 icmp_code;
+	__u8 pad[2];
 };
 
 /* What a socket's flow is that the kernel does not keep itself. */
@@ -60,7 +63,6 @@ struct flow_sock {
 	__u32 peers; /* that it has in flow_peers, or had */
 	struct flow_ends main; /* the one peer that most have */
 	__u32 others_report;
-	__u32 pad2;
 	__u64 others_id;
 	struct traffic others_sent;
 	struct traffic others_received;
@@ -91,7 +93,7 @@ struct flow_peer_key {
 	__u16 port;
 	__u8 protocol;
 	__u8 again; /* the one before has ended, and is still to be told */
-	__u32 pad;
+	__u32 netns; /* the kernel's own sockets, as for its answers of ICMP, serve several */
 };
 
 struct flow_peer {
@@ -102,7 +104,6 @@ struct flow_peer {
 	struct traffic sent;
 	struct traffic received;
 	__u8 local[16];
-	__u32 netns;
 	__u32 report;
 	__u32 dead; /* the sweep that found it idle: nothing is added any more */
 	__u16 local_port;
@@ -110,7 +111,10 @@ struct flow_peer {
 	__u8 type;
 	__u8 direction;
 	__u8 copies;
-	__u8 pad;
+	__u8 icmp; /* as flow_ends */
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 pad[2];
 };
 
 /*
@@ -351,6 +355,8 @@ enum tcp_state {
 	TCP_ESTABLISHED = 1,
 	TCP_SYN_SENT = 2,
 	TCP_SYN_RECV = 3,
+	TCP_FIN_WAIT1 = 4,
+	TCP_FIN_WAIT2 = 5,
 	TCP_CLOSE_WAIT = 8,
 	TCP_CLOSE = 7,
 	TCP_LISTEN = 10,
@@ -362,8 +368,10 @@ enum tcp_state {
 #define ECONNREFUSED 111
 #define EPIPE	     32
 
-/* flow_tcp_end says how a connection ended, of the state that it was in. */
-static __always_inline __u8 flow_tcp_end(struct sock *sk, int was)
+#define RCV_SHUTDOWN 1
+
+/* flow_tcp_end says how a connection ended, of the state that it was in, and by whom it was reset. */
+static __always_inline __u8 flow_tcp_end(struct sock *sk, int was, __u8 *by)
 {
 	int err = READ(sk, sk_err);
 
@@ -372,9 +380,17 @@ static __always_inline __u8 flow_tcp_end(struct sock *sk, int was)
 		break;
 	case ECONNREFUSED:
 		return FLOW_REFUSED;
+	case ECONNABORTED: /* sock_diag, bpf_sock_destroy */
+		*by = FLOW_LOCAL;
+		return FLOW_RESET;
 	case ECONNRESET:
-	case ECONNABORTED:
+		/* Where nobody reads any more, it may also be this end that answered to data with a reset. */
+		if ((was != TCP_FIN_WAIT1 && was != TCP_FIN_WAIT2) ||
+		    !(READ(sk, sk_shutdown) & RCV_SHUTDOWN))
+			*by = FLOW_REMOTE;
+		return FLOW_RESET;
 	case EPIPE: /* a reset, after the other end's FIN */
+		*by = FLOW_REMOTE;
 		return FLOW_RESET;
 	case ETIMEDOUT:
 		return FLOW_TIMED_OUT;
@@ -382,8 +398,10 @@ static __always_inline __u8 flow_tcp_end(struct sock *sk, int was)
 		return FLOW_UNREACHABLE;
 	}
 	/* Whoever closes in order is in another state first: this end had data unread, or asked for a reset (SO_LINGER). */
-	if (was == TCP_ESTABLISHED || was == TCP_CLOSE_WAIT)
+	if (was == TCP_ESTABLISHED || was == TCP_CLOSE_WAIT) {
+		*by = FLOW_LOCAL;
 		return FLOW_RESET;
+	}
 	/* connect(2) itself failed: there was no port left, or no way. */
 	if (was == TCP_SYN_SENT && !READ((struct tcp_sock *)sk, segs_out))
 		return FLOW_UNREACHABLE;
@@ -445,7 +463,7 @@ static __always_inline int flow_state(struct sock *sk, int was, int state)
 	f->report++;
 	if (state == TCP_CLOSE) {
 		r.state = FLOW_CLOSED;
-		r.end = flow_tcp_end(sk, was);
+		r.end = flow_tcp_end(sk, was, &r.reset_by);
 		f->flags = 0;
 	}
 	flow_tell(&r);
@@ -868,6 +886,9 @@ static __always_inline bool flow_parse(struct __sk_buff *skb, struct flow_packet
 
 		p->ends.local_port = p->ends.remote_port = echo ? __builtin_bswap16(ports[2])
 								: kind;
+		p->ends.icmp = 1;
+		p->ends.icmp_type = kind;
+		p->ends.icmp_code = ports[0] >> 8;
 	}
 	}
 	return true;
@@ -909,6 +930,13 @@ static __always_inline bool flow_claim(struct flow_sock *f, const struct flow_en
 	return true;
 }
 
+static __always_inline bool flow_has_file(struct sock *sk)
+{
+	struct socket *socket = (void *)READ_PTR(sk, sk_socket);
+
+	return socket && READ_PTR(socket, file);
+}
+
 static __noinline int flow_peer_new(struct flow_sock *f, struct flow_peer_key *key,
 				    struct flow_ends *e, __u32 type, __u32 direction)
 {
@@ -922,7 +950,9 @@ static __noinline int flow_peer_new(struct flow_sock *f, struct flow_peer_key *k
 	p.family = e->family;
 	p.type = type;
 	p.direction = direction;
-	p.netns = flow_netns((struct sock *)f->sk);
+	p.icmp = e->icmp;
+	p.icmp_type = e->icmp_type;
+	p.icmp_code = e->icmp_code;
 	if (!__sync_fetch_and_add(&f->peers, 1)) {
 		struct flow_owner o = { .exec_id = f->exec_id };
 
@@ -939,6 +969,7 @@ static __always_inline struct flow_peer *flow_peer(struct flow_sock *f, struct f
 	struct flow_peer *p;
 
 	key.socket = f->id;
+	key.netns = flow_netns((struct sock *)f->sk);
 	key.port = e->remote_port;
 	key.protocol = e->protocol;
 	__builtin_memcpy(key.remote, e->remote, 16);
@@ -1102,8 +1133,12 @@ static __noinline int flow_datagram(struct __sk_buff *skb, struct bpf_sock *bsk,
 		return 0;
 	}
 	flow_dgram(f, bsk);
-	/* The first that it sends to, or is connected to; who writes to a server has a place of its own, and an end. */
-	if (!f->claimed && !f->peers && (out || bsk->state == TCP_ESTABLISHED))
+	/*
+	 * The first that it sends to, or is connected to; who writes to a server has a place of its own, and an end. So has who the kernel talks to by a
+	 * socket of its own, which has no file: there is no end to that.
+	 */
+	if (!f->claimed && !f->peers && (out || bsk->state == TCP_ESTABLISHED) &&
+	    flow_has_file((struct sock *)f->sk))
 		flow_claim(f, &pkt.ends, out, 0);
 	if (f->claim == CLAIM_READY && flow_same(&f->main, &pkt.ends)) {
 		flow_add(out ? &f->sent : &f->received, pkt.bytes, pkt.packets);
@@ -1330,8 +1365,12 @@ static __always_inline void flow_main(struct rec_flow *r, struct flow_sock *f, s
 	r->protocol = f->main.protocol;
 	r->sent = f->sent;
 	r->received = f->received;
-	if (!others)
+	if (!others) {
+		r->flags |= f->main.icmp ? FLOW_ICMP : 0;
+		r->icmp_type = f->main.icmp_type;
+		r->icmp_code = f->main.icmp_code;
 		return;
+	}
 	r->id = f->others_id;
 	r->report = f->others_report;
 	r->sent = f->others_sent;
@@ -1545,10 +1584,13 @@ int flow_sweep_peers(struct bpf_iter__bpf_map_elem *ctx)
 	out.r.sent = p->sent;
 	out.r.received = p->received;
 	out.r.report = p->report;
-	out.r.netns = p->netns;
+	out.r.netns = key.netns;
 	out.r.family = p->family;
 	out.r.type = p->type;
 	out.r.protocol = key.protocol;
+	out.r.flags = p->icmp ? FLOW_ICMP : 0;
+	out.r.icmp_type = p->icmp_type;
+	out.r.icmp_code = p->icmp_code;
 	out.r.remote_port = key.port;
 	out.r.local_port = p->local_port;
 	__builtin_memcpy(out.r.remote, key.remote, 16);

@@ -28,8 +28,15 @@ enum flow_direction {
 	FLOW_INBOUND,
 };
 
+enum flow_endpoint {
+	FLOW_NOBODY,
+	FLOW_LOCAL,
+	FLOW_REMOTE,
+};
+
 #define FLOW_FOUND  (1 << 0) /* it was there before the programs were */
 #define FLOW_OTHERS (1 << 1) /* of all peers that found no room */
+#define FLOW_ICMP   (1 << 2) /* icmp_type and icmp_code are known */
 
 struct traffic {
 	__u64 bytes;
@@ -63,7 +70,9 @@ struct rec_flow {
 	__u8 remote[16]; /* IPv4 as ::ffff:a.b.c.d */
 	__u8 local[16];
 	__u8 flags; /* FLOW_* */
-	__u8 pad[3];
+	__u8 reset_by; /* enum flow_endpoint */
+	__u8 icmp_type; /* of the first message, if it has FLOW_ICMP */
+	__u8 icmp_code;
 	__u16 remote_path_len;
 	__u16 local_path_len;
 	/* remote path, local path */

@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 	"unsafe"
@@ -272,30 +271,10 @@ func (w *watch) in(part func(t *testing.T)) func(t *testing.T) {
 // addRoute sends the traffic for a prefix to the loopback interface: nobody answers there.
 func addRoute(t testing.TB, to netip.Prefix) {
 	t.Helper()
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
 	msg := []byte{unix.AF_INET, byte(to.Bits()), 0, 0, unix.RT_TABLE_MAIN, unix.RTPROT_STATIC, unix.RT_SCOPE_LINK, unix.RTN_UNICAST, 0, 0, 0, 0}
-	attr := func(typ uint16, v []byte) {
-		msg = binary.NativeEndian.AppendUint16(msg, uint16(4+len(v)))
-		msg = append(binary.NativeEndian.AppendUint16(msg, typ), v...)
-	}
-	attr(unix.RTA_DST, to.Addr().AsSlice())
-	attr(unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, 1))
-	h := unix.NlMsghdr{Len: uint32(16 + len(msg)), Type: unix.RTM_NEWROUTE, Flags: unix.NLM_F_REQUEST | unix.NLM_F_ACK | unix.NLM_F_CREATE}
-	if err := unix.Sendto(fd, append(unsafe.Slice((*byte)(unsafe.Pointer(&h)), 16), msg...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		t.Fatal(err)
-	}
-	var buf [256]byte
-	n, _, err := unix.Recvfrom(fd, buf[:], 0)
-	if err != nil || n < 20 {
-		t.Fatal(n, err)
-	}
-	if e := int32(binary.NativeEndian.Uint32(buf[16:])); e != 0 {
-		t.Fatal("add a route: ", syscall.Errno(-e))
-	}
+	msg = attribute(msg, unix.RTA_DST, to.Addr().AsSlice())
+	msg = attribute(msg, unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, 1))
+	rtnetlink(t, unix.RTM_NEWROUTE, msg)
 }
 
 func netNS(t testing.TB) uint32 {
@@ -457,13 +436,16 @@ func TestKernelFlowTCPEnds(t *testing.T) {
 		_ = unix.SetNonblock(server, false)
 		return client, server, ports
 	}
-	end := func(t *testing.T, local, remote uint16, want pavise.FlowEnd, dir pavise.FlowDirection) {
+	end := func(t *testing.T, local, remote uint16, want pavise.FlowEnd, dir pavise.FlowDirection, by ...pavise.FlowEndpoint) {
 		t.Helper()
 		f := w.wait(1, want.String(), func(f *pavise.Flow) bool {
 			return f.NetNS == ns && f.Direction == dir && (local == 0 || f.Local.Port == local) && f.Remote.Port == remote && f.State == pavise.FlowClosed
 		})[0]
 		if f.End != want {
 			t.Errorf("the end of %d to %d, %s, is %q, want %q", f.Local.Port, f.Remote.Port, f.Direction, f.End, want)
+		}
+		if by := append(by, pavise.EndpointUnknown)[0]; f.ResetBy != by {
+			t.Errorf("%d to %d, %s, was reset by %q, want %q", f.Local.Port, f.Remote.Port, f.Direction, f.ResetBy, by)
 		}
 	}
 	t.Run("refused", w.in(func(t *testing.T) {
@@ -541,8 +523,8 @@ func TestKernelFlowTCPEnds(t *testing.T) {
 		if _, err := unix.Read(client, make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
 			t.Fatal(err)
 		}
-		end(t, ports[0], ports[1], pavise.FlowReset, pavise.FlowOutbound)
-		end(t, ports[1], ports[0], pavise.FlowReset, pavise.FlowInbound)
+		end(t, ports[0], ports[1], pavise.FlowReset, pavise.FlowOutbound, pavise.EndpointRemote)
+		end(t, ports[1], ports[0], pavise.FlowReset, pavise.FlowInbound, pavise.EndpointLocal)
 	}))
 	t.Run("closed with data unread", w.in(func(t *testing.T) {
 		client, server, ports := pair()
@@ -551,8 +533,43 @@ func TestKernelFlowTCPEnds(t *testing.T) {
 		}
 		unix.Close(server)
 		_, _ = unix.Read(client, make([]byte, 1))
+		end(t, ports[0], ports[1], pavise.FlowReset, pavise.FlowOutbound, pavise.EndpointRemote)
+		end(t, ports[1], ports[0], pavise.FlowReset, pavise.FlowInbound, pavise.EndpointLocal)
+	}))
+	t.Run("reset after the other end has closed its side", w.in(func(t *testing.T) {
+		client, server, ports := pair()
+		_ = unix.Shutdown(client, unix.SHUT_WR)
+		if n, err := unix.Read(server, make([]byte, 1)); n != 0 || err != nil {
+			t.Fatal(n, err)
+		}
+		_ = unix.SetsockoptLinger(server, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		unix.Close(server)
+		end(t, ports[0], ports[1], pavise.FlowReset, pavise.FlowOutbound, pavise.EndpointRemote)
+		end(t, ports[1], ports[0], pavise.FlowReset, pavise.FlowInbound, pavise.EndpointLocal)
+	}))
+	t.Run("reset by an answer to data for nobody", w.in(func(t *testing.T) {
+		client, server, ports := pair()
+		unix.Close(client)
+		if n, err := unix.Read(server, make([]byte, 1)); n != 0 || err != nil {
+			t.Fatal(n, err)
+		}
+		if _, err := unix.Write(server, []byte("late")); err != nil {
+			t.Fatal(err)
+		}
+		end(t, ports[0], ports[1], pavise.FlowDone, pavise.FlowOutbound) // it was over for this end before
+		end(t, ports[1], ports[0], pavise.FlowReset, pavise.FlowInbound, pavise.EndpointRemote)
+	}))
+	t.Run("reset where nobody reads", w.in(func(t *testing.T) { // by this end, which answers to data, or by the other one: it is not known
+		client, server, ports := pair()
+		_ = unix.Shutdown(client, unix.SHUT_RDWR)
+		if n, err := unix.Read(server, make([]byte, 1)); n != 0 || err != nil {
+			t.Fatal(n, err)
+		}
+		if _, err := unix.Write(server, []byte("late")); err != nil {
+			t.Fatal(err)
+		}
 		end(t, ports[0], ports[1], pavise.FlowReset, pavise.FlowOutbound)
-		end(t, ports[1], ports[0], pavise.FlowReset, pavise.FlowInbound)
+		end(t, ports[1], ports[0], pavise.FlowReset, pavise.FlowInbound, pavise.EndpointRemote)
 	}))
 	t.Run("half closed", w.in(func(t *testing.T) {
 		client, server, ports := pair()
@@ -597,8 +614,8 @@ func TestKernelFlowTCPEnds(t *testing.T) {
 			f := w.wait(1, "again", func(f *pavise.Flow) bool {
 				return f.NetNS == ns && f.Direction == pavise.FlowOutbound && f.Remote.Port == port(l.Addr())
 			})[0]
-			if f.Sent.Bytes != 3 || f.End != pavise.FlowReset {
-				t.Errorf("sent %d bytes, end %q", f.Sent.Bytes, f.End)
+			if f.Sent.Bytes != 3 || f.End != pavise.FlowReset || f.ResetBy != pavise.EndpointLocal {
+				t.Errorf("sent %d bytes, end %q by %q", f.Sent.Bytes, f.End, f.ResetBy)
 			}
 			ids = append(ids, f.ID)
 			l.Close()

@@ -139,7 +139,6 @@ type KernelFlowPeer struct {
 		Packets uint64
 	}
 	Local     [16]uint8
-	Netns     uint32
 	Report    uint32
 	Dead      uint32
 	LocalPort uint16
@@ -147,7 +146,10 @@ type KernelFlowPeer struct {
 	Type      uint8
 	Direction uint8
 	Copies    uint8
-	Pad       uint8
+	Icmp      uint8
+	IcmpType  uint8
+	IcmpCode  uint8
+	Pad       [2]uint8
 	_         [4]byte
 }
 
@@ -158,7 +160,7 @@ type KernelFlowPeerKey struct {
 	Port     uint16
 	Protocol uint8
 	Again    uint8
-	Pad      uint32
+	Netns    uint32
 }
 
 type KernelFlowSock struct {
@@ -201,10 +203,12 @@ type KernelFlowSock struct {
 		LocalPort  uint16
 		Family     uint16
 		Protocol   uint8
-		Pad        uint8
+		Icmp       uint8
+		IcmpType   uint8
+		IcmpCode   uint8
+		Pad        [2]uint8
 	}
 	OthersReport uint32
-	Pad2         uint32
 	OthersId     uint64
 	OthersSent   struct {
 		_       structs.HostLayout
@@ -486,7 +490,9 @@ type KernelRecFlow struct {
 	Remote        [16]uint8
 	Local         [16]uint8
 	Flags         uint8
-	Pad           [3]uint8
+	ResetBy       uint8
+	IcmpType      uint8
+	IcmpCode      uint8
 	RemotePathLen uint16
 	LocalPathLen  uint16
 }

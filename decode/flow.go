@@ -13,6 +13,7 @@ import (
 const (
 	flowFound  = 1 << 0
 	flowOthers = 1 << 1
+	flowICMP   = 1 << 2
 
 	flowDataOut = 1 << 0
 	flowDataCut = 1 << 1
@@ -58,8 +59,8 @@ func decodeFlow(rec []byte, boot int64, f *pavise.Flow) error {
 	if !fits(len(rec), size, int(r.RemotePathLen)+int(r.LocalPathLen)) {
 		return fmt.Errorf("decode a flow of %d bytes: %w", len(rec), ErrTruncated)
 	}
-	if r.State >= uint8(pavise.NumFlowStates) || r.End >= uint8(pavise.NumFlowEnds) || r.Direction >= uint8(pavise.NumFlowDirections) {
-		return fmt.Errorf("decode a flow of state %d, end %d, direction %d: %w", r.State, r.End, r.Direction, ErrUnknownRecord)
+	if r.State >= uint8(pavise.NumFlowStates) || r.End >= uint8(pavise.NumFlowEnds) || r.Direction >= uint8(pavise.NumFlowDirections) || r.ResetBy >= uint8(pavise.NumFlowEndpoints) {
+		return fmt.Errorf("decode a flow of state %d, end %d, direction %d, reset by %d: %w", r.State, r.End, r.Direction, r.ResetBy, ErrUnknownRecord)
 	}
 	*f = pavise.Flow{
 		ID: r.Id, Report: r.Report, Time: boot + int64(r.Time), Start: boot + int64(r.Start),
@@ -68,7 +69,10 @@ func decodeFlow(rec []byte, boot int64, f *pavise.Flow) error {
 		Local:  pavise.FlowSide{Port: r.LocalPort, ExecID: r.ExecId},
 		Remote: pavise.FlowSide{Port: r.RemotePort, ExecID: r.RemoteExecId},
 		Sent:   pavise.Traffic{Bytes: r.Sent.Bytes, Packets: r.Sent.Packets}, Received: pavise.Traffic{Bytes: r.Received.Bytes, Packets: r.Received.Packets},
-		Others: r.Flags&flowOthers != 0, Retransmits: r.Retransmits, RTT: int64(r.Rtt) * 1000, ConnectLatency: int64(r.Latency),
+		Others: r.Flags&flowOthers != 0, Retransmits: r.Retransmits, RTT: int64(r.Rtt) * 1000, ConnectLatency: int64(r.Latency), ResetBy: pavise.FlowEndpoint(r.ResetBy),
+	}
+	if r.Flags&flowICMP != 0 {
+		f.ICMP = &pavise.ICMP{Type: r.IcmpType, Code: r.IcmpCode}
 	}
 	if r.Family == afInet || r.Family == afInet6 {
 		f.Local.Address = netip.AddrFrom16(r.Local).Unmap()

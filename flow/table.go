@@ -41,7 +41,17 @@ type Table struct {
 	sweep uint32
 	made  uint64 // ids for flows that the kernel has none for
 	stats Stats
+	sums  [len(sumNames)]Sum
 }
+
+// Sum is what all flows of a protocol carried since the Table was made: what was there before counts from where its own counters begin.
+type Sum struct {
+	Protocol string         `json:"protocol"` // tcp, udp, icmp (and ICMPv6), unix, or other
+	Sent     pavise.Traffic `json:"sent"`
+	Received pavise.Traffic `json:"received"`
+}
+
+var sumNames = [...]string{"tcp", "udp", "icmp", "unix", "other"}
 
 // Stats count what a Table has done.
 type Stats struct {
@@ -83,7 +93,11 @@ func New(o Options) *Table {
 	if o.Max == 0 {
 		o.Max = DefaultMax
 	}
-	return &Table{o: o, open: map[uint64]*entry{}, ends: map[ends][]*entry{}, over: map[uint64]struct{}{}}
+	t := &Table{o: o, open: map[uint64]*entry{}, ends: map[ends][]*entry{}, over: map[uint64]struct{}{}}
+	for i, name := range sumNames {
+		t.sums[i].Protocol = name
+	}
+	return t
 }
 
 // Report takes a report as the kernel made it, which the caller may use again, and returns it with all that is known. It returns nil for one that comes behind a later one.
@@ -105,9 +119,13 @@ func (t *Table) Report(raw *pavise.Flow) *pavise.Flow {
 	t.identify(&f.Remote)
 	if e == nil {
 		if e = t.begin(&f); e == nil {
+			if f.State == pavise.FlowClosed { // each of its reports says all: only the last is added
+				t.add(&f)
+			}
 			return &f
 		}
 	}
+	t.add(&f)
 	if e.tls != nil {
 		f.TLS = e.tls
 	}
@@ -118,6 +136,26 @@ func (t *Table) Report(raw *pavise.Flow) *pavise.Flow {
 		t.end(e)
 	}
 	return e.flow
+}
+
+// add counts what a report says that is new.
+func (t *Table) add(f *pavise.Flow) {
+	i := len(sumNames) - 1
+	switch {
+	case f.Family == pavise.FamilyUnix:
+		i = 3
+	case f.Protocol == pavise.ProtocolTCP:
+		i = 0
+	case f.Protocol == pavise.ProtocolUDP:
+		i = 1
+	case f.Protocol == pavise.ProtocolICMP, f.Protocol == pavise.ProtocolICMPv6:
+		i = 2
+	}
+	s := &t.sums[i]
+	s.Sent.Bytes += f.SentNew.Bytes
+	s.Sent.Packets += f.SentNew.Packets
+	s.Received.Bytes += f.ReceivedNew.Bytes
+	s.Received.Packets += f.ReceivedNew.Packets
 }
 
 // follow gives f what the report before it had.
@@ -341,4 +379,11 @@ func (t *Table) Stats() Stats {
 	s := t.stats
 	s.Open = len(t.open)
 	return s
+}
+
+// Sums are what all flows carried, by protocol.
+func (t *Table) Sums() []Sum {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.sums[:])
 }

@@ -200,3 +200,36 @@ func BenchmarkReport(b *testing.B) {
 	}
 	b.ReportAllocs()
 }
+
+// TestTableSums: every byte counts once, also of flows that find no place.
+func TestTableSums(t *testing.T) {
+	tb := testTable(1)
+	report := func(id uint64, n uint32, sent, received uint64, state pavise.FlowState, change func(*pavise.Flow)) {
+		r := raw(id, client, server, 1, sent, received, state)
+		r.Report = n
+		change(r)
+		tb.Report(r)
+	}
+	tcp := func(*pavise.Flow) {}
+	report(1, 0, 100, 10, pavise.FlowOpen, tcp)
+	report(1, 1, 150, 40, pavise.FlowOpen, tcp)
+	report(1, 0, 120, 20, pavise.FlowOpen, tcp) // overtaken
+	crowded := func(f *pavise.Flow) { f.Protocol = pavise.ProtocolUDP }
+	report(2, 0, 1000, 0, pavise.FlowOpen, crowded)
+	report(2, 1, 2000, 0, pavise.FlowOpen, crowded)
+	report(2, 2, 3000, 500, pavise.FlowClosed, crowded)
+	report(1, 2, 160, 50, pavise.FlowClosed, tcp)
+	report(3, 0, 7, 0, pavise.FlowOpen, func(f *pavise.Flow) { f.Protocol = pavise.ProtocolICMPv6 })
+	report(4, 0, 0, 8, pavise.FlowClosed, func(f *pavise.Flow) { f.Family, f.Protocol = pavise.FamilyUnix, 0 })
+	report(5, 0, 9, 0, pavise.FlowClosed, func(f *pavise.Flow) { f.Protocol = 132 })
+	want := map[string][2]uint64{"tcp": {160, 50}, "udp": {3000, 500}, "icmp": {7, 0}, "unix": {0, 8}, "other": {9, 0}}
+	for _, s := range tb.Sums() {
+		if got := [2]uint64{s.Sent.Bytes, s.Received.Bytes}; got != want[s.Protocol] {
+			t.Errorf("%s: %v, want %v", s.Protocol, got, want[s.Protocol])
+		}
+		delete(want, s.Protocol)
+	}
+	if len(want) != 0 {
+		t.Errorf("no sums of %v", want)
+	}
+}

@@ -435,11 +435,14 @@ class FlowSide(TypedDict, total=False):
 
 class _FlowStatus(TypedDict):
     data_lost: int  # copies of DNS answers and of ClientHellos
+    late: int  # packets of datagram sockets that nobody has any more, or whose headers make no sense: told nowhere
     lost: int
     lost_bytes: int
     made: int  # Of the kernel: records that were made, and those of them that found no place in the ring, with the bytes that these would have told.
     maps_bytes: int
+    no_peer: int  # packets whose peer found no room: they are told in a flow of others, with their socket
     no_storage: int  # sockets for which the kernel had no memory
+    no_unix: int  # acts on Unix sockets that found no room: they are told in one flow of others
     on: bool
     table: Stats
     undecoded: int
@@ -452,6 +455,7 @@ class FlowStatus(_FlowStatus, total=False):
     error: str  # why not, or what is wrong
     exports: List[ExportStatus]
     lacking: List[str]  # what this kernel does not let be told
+    sums: List[Sum]  # what all flows carried, by protocol
 
 
 class Health(TypedDict):
@@ -1017,6 +1021,12 @@ class Status(_Status, total=False):
     peer: Peer  # who asked
     revision: int  # in force; 0 without a state directory
     version: str
+
+
+class Sum(TypedDict):
+    protocol: str
+    received: Traffic
+    sent: Traffic
 
 
 class TLS(TypedDict, total=False):

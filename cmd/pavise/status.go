@@ -147,6 +147,8 @@ func troubles(s *agent.Status) (out []string) {
 		{s.Flows.Lost, "reports of flows that found no room in the ring"},
 		{s.Flows.DataLost, "answers of DNS and ClientHellos that found no room in the ring"},
 		{s.Flows.NoStorage, "sockets for which the kernel had no memory: their flows are not told in full"},
+		{s.Flows.NoPeer, "packets whose peer found no room: they are told in one flow of their socket, with those of others"},
+		{s.Flows.NoUnix, "acts on Unix sockets that found no room: they are told in one flow, with those of others"},
 		{s.Flows.Undecoded, "reports of flows that could not be read"},
 		{s.Flows.Table.Crowded, "reports of flows beyond those that can be followed"},
 		{s.Flows.Table.EndsLost, "flows whose end was not told"},
