@@ -662,6 +662,7 @@ class _NetInfo(TypedDict):
 class NetInfo(_NetInfo, total=False):
     """NetInfo is the socket an operation acts on."""
 
+    established: bool  # Established marks a connection that was there when the policies changed, and was judged again (established: recheck).
     local: Endpoint
     protocol: str
     remote: Endpoint  # IPv6, or IPv4 as ::ffff:a.b.c.d; "remote": {"address","port","path"} in JSON
@@ -846,6 +847,24 @@ class Reason(_Reason, total=False):
     when: Node  # nil: always
 
 
+class _RecheckStatus(TypedDict):
+    checked: int  # the sum of those that follow, and of those that were not ended though denied
+    ended: int
+    generation: int  # whose policies judged
+    kept: int
+    time: str  # when it was done
+    took_ns: int  # nanoseconds
+    unknown: int  # left alone, as something is missing to judge them
+    would_end: int  # by policies in monitor mode, and by rules that this machine cannot carry out
+
+
+class RecheckStatus(_RecheckStatus, total=False):
+    """RecheckStatus is what came of the last time that the connections which were there were judged anew: TCP, and UDP sockets that are connected."""
+
+    failed: List[str]  # could not be ended, or not be looked for, and why
+    missing: Dict[str, int]  # Missing says what, and of how many connections.
+
+
 class _Refusal(TypedDict):
     rule: str
 
@@ -1019,6 +1038,7 @@ class Status(_Status, total=False):
 
     confirm_by: str  # else it is taken back
     peer: Peer  # who asked
+    recheck: RecheckStatus  # the last one; absent when there was none
     revision: int  # in force; 0 without a state directory
     version: str
 
