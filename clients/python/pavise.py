@@ -198,6 +198,7 @@ class Endpoint(TypedDict, total=False):
     name: str
     path: str
     port: int
+    process: Listener
 
 
 class ErrorBody(TypedDict):
@@ -623,6 +624,19 @@ class Learning(_Learning, total=False):
     why: str  # it ended, when nobody ended it
 
 
+class _Listener(TypedDict):
+    exec_id: str
+    pid: int
+
+
+class Listener(_Listener, total=False):
+    exe: ListenerExe
+
+
+class ListenerExe(TypedDict):
+    path: str
+
+
 class LogLevel(TypedDict):
     """LogLevel is the body and the answer of PUT /v1/log."""
 
@@ -658,6 +672,7 @@ class _NetInfo(TypedDict):
 class NetInfo(_NetInfo, total=False):
     """NetInfo is the socket an operation acts on."""
 
+    established: bool  # Established marks a connection that was there when the policies changed, and was judged again (established: recheck).
     local: Endpoint
     protocol: str
     remote: Endpoint  # IPv6, or IPv4 as ::ffff:a.b.c.d; "remote": {"address","port","path"} in JSON
@@ -842,6 +857,24 @@ class Reason(_Reason, total=False):
     when: Node  # nil: always
 
 
+class _RecheckStatus(TypedDict):
+    checked: int  # the sum of those that follow, and of those that were not ended though denied
+    ended: int
+    generation: int  # whose policies judged
+    kept: int
+    time: str  # when it was done
+    took_ns: int  # nanoseconds
+    unknown: int  # left alone, as something is missing to judge them
+    would_end: int  # by policies in monitor mode, and by rules that this machine cannot carry out
+
+
+class RecheckStatus(_RecheckStatus, total=False):
+    """RecheckStatus is what came of the last time that the connections which were there were judged anew: TCP, and UDP sockets that are connected."""
+
+    failed: List[str]  # could not be ended, or not be looked for, and why
+    missing: Dict[str, int]  # Missing says what, and of how many connections.
+
+
 class _Refusal(TypedDict):
     rule: str
 
@@ -991,6 +1024,7 @@ class _Status(TypedDict):
     kernel_no_count: int
     kernel_no_engine: int
     kernel_no_identity: int
+    kernel_no_listener: int  # no room for who listens at an address, so that rules on that were strict
     kernel_no_name: int  # no room for the domain name of an address, which rules then know a moment later, or not
     kernel_no_scratch: int  # What should not happen in the kernel: no working memory for a judgement, a thread without an identity, no room for a process's arguments and ancestors, or for a count of a rate, a hook that had lost what judges for it, a program that was skipped because it was running already on that CPU.
     kernel_no_texts: int
@@ -1015,6 +1049,7 @@ class Status(_Status, total=False):
 
     confirm_by: str  # else it is taken back
     peer: Peer  # who asked
+    recheck: RecheckStatus  # the last one; absent when there was none
     revision: int  # in force; 0 without a state directory
     version: str
 
@@ -1040,7 +1075,7 @@ class _Target(TypedDict):
 
 
 class Target(_Target, total=False):
-    """Target is the process that an operation acts on."""
+    """Target is the process that an operation acts on, or reaches."""
 
     exe: TargetExe
 
