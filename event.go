@@ -213,6 +213,7 @@ type FileInfo struct {
 // ActInfo is what an operation is about beside a file or a socket. Which of it an operation has, and what it means there:
 //
 //	process.exec     Name: the new program's arguments, each followed by NUL, when the rule that decided is about them
+//	net.connect      Target: who listens at the remote end, without its user, where a rule asked for it and it is on this host
 //	process.signal   Value: the signal; Target
 //	process.ptrace   Value: PtraceRead or PtraceAttach; Target
 //	process.setid    Value, Value2: the new effective (file system, for setfsuid) user and group id; 4294967295 where unchanged
@@ -239,7 +240,7 @@ type ActInfo struct {
 	Target        Target
 }
 
-// Target is the process that an operation acts on.
+// Target is the process that an operation acts on, or reaches.
 type Target struct {
 	ExecID uint64
 	PID    uint32

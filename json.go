@@ -96,7 +96,7 @@ func (e *Event) AppendJSON(b []byte) []byte {
 	switch {
 	case e.onNet():
 		b = append(b, `,"net":`...)
-		b = e.Net.appendJSON(b)
+		b = e.Net.appendJSON(b, e.listener())
 	case e.Op == OpExit:
 		b = append(b, `,"exit":{"code":`...)
 		b = strconv.AppendUint(b, uint64(e.Exit.Code), 10)
@@ -493,6 +493,20 @@ func (t *Target) appendJSON(b []byte) []byte {
 	return append(b, '}')
 }
 
+// appendListener appends who listens at an end. Of its user nothing is known.
+func (t *Target) appendListener(b []byte) []byte {
+	b = append(b, `,"process":{"exec_id":"`...)
+	b = strconv.AppendUint(b, t.ExecID, 10)
+	b = append(b, `","pid":`...)
+	b = strconv.AppendUint(b, uint64(t.PID), 10)
+	if t.Path != "" {
+		b = append(b, `,"exe":{"path":`...)
+		b = appendString(b, t.Path)
+		b = append(b, '}')
+	}
+	return append(b, '}')
+}
+
 // appendMountFlag appends the name of one bit, or its number.
 func appendMountFlag(b []byte, bit uint64) []byte {
 	if n := bits.TrailingZeros64(bit); n < len(MountNames) && MountNames[n] != "" {
@@ -568,7 +582,15 @@ func appendCap(b []byte, n int) []byte {
 	return strconv.AppendUint(b, uint64(n), 10)
 }
 
-func (n *NetInfo) appendJSON(b []byte) []byte {
+// listener is who is reached by a connect; nil when that is not known.
+func (e *Event) listener() *Target {
+	if t := &e.Act.Target; e.Op == OpConnect && e.Net.Family != FamilyUnix && (t.PID != 0 || t.Path != "") {
+		return t
+	}
+	return nil
+}
+
+func (n *NetInfo) appendJSON(b []byte, listener *Target) []byte {
 	b = append(b, `{"family":"`...)
 	b = FamilyNames.append(b, uint64(n.Family))
 	b = append(b, '"')
@@ -582,8 +604,8 @@ func (n *NetInfo) appendJSON(b []byte) []byte {
 		b = ProtocolNames.append(b, uint64(n.Protocol))
 		b = append(b, '"')
 	}
-	b = appendEndpoint(b, `,"remote":`, n.Family, &n.Remote, n.RemotePort, n.RemotePath, n.RemoteName)
-	b = appendEndpoint(b, `,"local":`, n.Family, &n.Local, n.LocalPort, n.LocalPath, "")
+	b = appendEndpoint(b, `,"remote":`, n.Family, &n.Remote, n.RemotePort, n.RemotePath, n.RemoteName, listener)
+	b = appendEndpoint(b, `,"local":`, n.Family, &n.Local, n.LocalPort, n.LocalPath, "", nil)
 	if n.Established {
 		b = append(b, `,"established":true`...)
 	}
@@ -591,7 +613,7 @@ func (n *NetInfo) appendJSON(b []byte) []byte {
 }
 
 // appendEndpoint leaves out an end that is not known or has no name.
-func appendEndpoint(b []byte, key string, family uint16, addr *[16]byte, port uint16, path, name string) []byte {
+func appendEndpoint(b []byte, key string, family uint16, addr *[16]byte, port uint16, path, name string, listener *Target) []byte {
 	if family == FamilyUnix {
 		if path == "" {
 			return b
@@ -610,6 +632,9 @@ func appendEndpoint(b []byte, key string, family uint16, addr *[16]byte, port ui
 	b = append(b, `","port":`...)
 	b = strconv.AppendUint(b, uint64(port), 10)
 	b = appendField(b, `,"name":`, name)
+	if listener != nil {
+		b = listener.appendListener(b)
+	}
 	return append(b, '}')
 }
 
@@ -893,6 +918,15 @@ type (
 		Address string `json:"address"`
 		Port    uint16 `json:"port"`
 		Path    string `json:"path"`
+		// Process is who listens there, of net.connect where a rule asked for it.
+		Process *listenerJSON `json:"process"`
+	}
+	listenerJSON struct {
+		ExecID uint64 `json:"exec_id,string"`
+		PID    uint32 `json:"pid"`
+		Exe    struct {
+			Path string `json:"path"`
+		} `json:"exe"`
 	}
 )
 
@@ -1047,6 +1081,10 @@ func (j *eventJSON) act(op Op) (a ActInfo, err error) {
 		case OpSetxattr:
 			a.Name = j.File.Xattr
 		}
+	}
+	if op == OpConnect && j.Net != nil && j.Net.Remote != nil && j.Net.Remote.Process != nil {
+		t := j.Net.Remote.Process
+		a.Target = Target{ExecID: t.ExecID, PID: t.PID, Path: t.Exe.Path}
 	}
 	if t := j.Target; t != nil {
 		a.Target = Target{ExecID: t.ExecID, PID: t.PID, UID: t.User.ID, Path: t.Exe.Path}

@@ -102,6 +102,10 @@ func acts() []struct {
 	socket.Net = NetInfo{Family: FamilyIPv4, Type: TypeRaw, Protocol: ProtocolICMP}
 	bind := act(OpBind, "", ActInfo{})
 	bind.Net = NetInfo{Family: 16, Type: TypeRaw}
+	connect := act(OpConnect, "", ActInfo{Target: Target{ExecID: 9, PID: 123, Path: "/usr/sbin/nginx"}})
+	connect.Net = NetInfo{Family: FamilyIPv4, Type: TypeStream, Protocol: ProtocolTCP, Remote: netip.MustParseAddr("127.0.0.1").As16(), RemotePort: 80}
+	unknown := act(OpConnect, "", ActInfo{Target: Target{PID: 123}})
+	unknown.Net = connect.Net
 	device, sysctl := act(OpDevice, "/a", ActInfo{Value: 8, Value2: 1}), act(OpSysctl, "/a", ActInfo{Name: "kernel/core_pattern"})
 	device.File.Access, sysctl.File.Access = AccessRead|AccessWrite, AccessWrite
 	open := act(OpOpen, "/a", ActInfo{})
@@ -114,6 +118,8 @@ func acts() []struct {
 		{act(OpExec, "/a", ActInfo{Name: "a\x00-i\x00\x00"}), file + `},"exec":{"args":["a","-i",""]}`, `/a (a -i "")`},
 		{act(OpExec, "/a", ActInfo{Name: "a\x00b"}), file + `},"exec":{"args":["a","b"],"args_truncated":true}`, "/a (a b …)"},
 		{open, `"file":{"path":"/a","access":["read"],"mode":33188,"owner":0,"dev":0,"inode":"5","links":0,"fs":"ext4"}`, "/a (read)"},
+		{connect, `"net":{"family":"ipv4","type":"stream","protocol":"tcp","remote":{"address":"127.0.0.1","port":80,"process":{"exec_id":"9","pid":123,"exe":{"path":"/usr/sbin/nginx"}}}}`, "tcp -> 127.0.0.1:80 -> nginx[123]"},
+		{unknown, `"net":{"family":"ipv4","type":"stream","protocol":"tcp","remote":{"address":"127.0.0.1","port":80,"process":{"exec_id":"0","pid":123}}}`, "tcp -> 127.0.0.1:80 -> ?[123]"},
 		{bind, `"net":{"family":"netlink","type":"raw"}`, "family netlink"},
 		{socket, `"net":{"family":"ipv4","type":"raw","protocol":"icmp"}`, "ipv4 raw icmp"},
 		{act(OpSignal, "", ActInfo{Value: 9, Target: nginx}), `"signal":"SIGKILL",` + target, "SIGKILL -> nginx[123]"},

@@ -210,6 +210,9 @@ func (e *Event) appendObject(b []byte) []byte {
 				b = AppendEscaped(b, n.RemoteName)
 				b = append(b, ')')
 			}
+			if t := e.listener(); t != nil {
+				b = t.appendText(b)
+			}
 		}
 		if n.Established {
 			b = append(b, " (established)"...)

@@ -149,7 +149,7 @@ type Agent struct {
 	undecoded     atomic.Uint64
 	unresolved    atomic.Uint64 // rule numbers of a generation that is no longer known
 	kernelLost    [pavise.NumOps]uint64
-	kernelTrouble uint64 // NoScratch, NoIdentity, NoTexts, NoCount, NoEngine, NoName and Missed together, when they were last told
+	kernelTrouble uint64 // NoScratch, NoIdentity, NoTexts, NoCount, NoEngine, NoName, NoListener and Missed together, when they were last told
 	decodeLost    uint64
 	unread        uint64 // Unread, when it was last told
 

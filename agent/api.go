@@ -430,7 +430,7 @@ func (a *Agent) status() *Status {
 	}
 	m := a.kernel.Machine()
 	c, _ := a.kernel.Counters()
-	s.NoScratch, s.NoIdentity, s.NoTexts, s.NoCount, s.NoEngine, s.NoName, s.Missed, s.MapBytes = c.NoScratch, c.NoIdentity, c.NoTexts, c.NoCount, c.NoEngine, c.NoName, c.Missed, c.MapBytes
+	s.NoScratch, s.NoIdentity, s.NoTexts, s.NoCount, s.NoEngine, s.NoName, s.NoListener, s.Missed, s.MapBytes = c.NoScratch, c.NoIdentity, c.NoTexts, c.NoCount, c.NoEngine, c.NoName, c.NoListener, c.Missed, c.MapBytes
 	for op := pavise.OpExec; op <= pavise.OpExit; op++ {
 		k := c.Ops[op]
 		s.Ops = append(s.Ops, OpCount{

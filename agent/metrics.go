@@ -124,7 +124,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge("processes", float64(s.Processes))
 	gauge("containers", float64(s.Containers.Known), "known")
 	gauge("containers", float64(s.Containers.Unknown), "unknown")
-	for kind, n := range map[string]uint64{"no_scratch": s.NoScratch, "no_identity": s.NoIdentity, "no_texts": s.NoTexts, "no_count": s.NoCount, "no_engine": s.NoEngine, "no_name": s.NoName, "missed": s.Missed} {
+	for kind, n := range map[string]uint64{"no_scratch": s.NoScratch, "no_identity": s.NoIdentity, "no_texts": s.NoTexts, "no_count": s.NoCount, "no_engine": s.NoEngine, "no_name": s.NoName, "no_listener": s.NoListener, "missed": s.Missed} {
 		count("kernel_trouble_total", n, kind)
 	}
 	gauge("kernel_map_bytes", float64(s.MapBytes))

@@ -55,7 +55,7 @@ var mirrors = map[string]struct {
 }{
 	"eventJSON": {"Event", []string{"id", "time", "op"}}, "processJSON": {"Process", []string{"exec_id", "pid"}}, "fileJSON": {"FileInfo", nil},
 	"netJSON": {"NetInfo", []string{"family"}}, "targetJSON": {"Target", []string{"exec_id", "pid", "user"}}, "sourceJSON": {"Source", []string{"source"}},
-	"endpointJSON": {"Endpoint", nil}, "idJSON": {"NumericID", []string{"id"}},
+	"endpointJSON": {"Endpoint", nil}, "listenerJSON": {"Listener", []string{"exec_id", "pid"}}, "idJSON": {"NumericID", []string{"id"}},
 	"flowJSON": {"Flow", []string{"id", "report", "state", "local", "remote", "sent", "received", "sent_new", "received_new"}}, "flowSideJSON": {"FlowSide", nil},
 	"dnsJSON": {"DNS", []string{"id", "client", "server", "query", "type", "code"}},
 }

@@ -164,8 +164,8 @@ func (a *Agent) poll() {
 		a.log.Debug("kernel counters not read", "err", err)
 		return
 	}
-	if n := c.NoScratch + c.NoIdentity + c.NoTexts + c.NoCount + c.NoEngine + c.NoName + c.Missed; n > a.kernelTrouble {
-		a.log.Warn("the kernel side could not do all of its work", "no_scratch", c.NoScratch, "no_identity", c.NoIdentity, "no_texts", c.NoTexts, "no_count", c.NoCount, "no_engine", c.NoEngine, "no_name", c.NoName, "missed", c.Missed)
+	if n := c.NoScratch + c.NoIdentity + c.NoTexts + c.NoCount + c.NoEngine + c.NoName + c.NoListener + c.Missed; n > a.kernelTrouble {
+		a.log.Warn("the kernel side could not do all of its work", "no_scratch", c.NoScratch, "no_identity", c.NoIdentity, "no_texts", c.NoTexts, "no_count", c.NoCount, "no_engine", c.NoEngine, "no_name", c.NoName, "no_listener", c.NoListener, "missed", c.Missed)
 		a.kernelTrouble = n
 	}
 	if c.Unread > a.unread {

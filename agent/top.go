@@ -226,7 +226,7 @@ func top(was, is *look, set *policySet, rows int) *Top {
 	t := &Top{
 		Time: is.at.UTC(), Interval: is.at.Sub(was.at), Generation: s.Generation, Revision: s.Revision, Policies: len(s.Policies), Operations: []TopOp{}, Rules: []TopRule{},
 		Processes: []TopProcess{}, SubscriberLost: since(s.SubscriberLost, old.SubscriberLost), Undecoded: since(s.Undecoded, old.Undecoded),
-		Trouble:     since(s.NoScratch+s.NoIdentity+s.NoTexts+s.NoCount+s.NoEngine+s.NoName+s.Missed, old.NoScratch+old.NoIdentity+old.NoTexts+old.NoCount+old.NoEngine+old.NoName+old.Missed),
+		Trouble:     since(s.NoScratch+s.NoIdentity+s.NoTexts+s.NoCount+s.NoEngine+s.NoName+s.NoListener+s.Missed, old.NoScratch+old.NoIdentity+old.NoTexts+old.NoCount+old.NoEngine+old.NoName+old.NoListener+old.Missed),
 		Subscribers: s.Subscribers, RSS: s.RSS, MapBytes: s.MapBytes,
 	}
 	for i, o := range s.Ops {

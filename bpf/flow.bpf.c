@@ -351,17 +351,6 @@ static __always_inline void flow_tell(struct rec_flow *r)
 		flow_count(FLOW_STAT_LOST_BYTES, r->sent.bytes + r->received.bytes);
 }
 
-enum tcp_state {
-	TCP_ESTABLISHED = 1,
-	TCP_SYN_SENT = 2,
-	TCP_SYN_RECV = 3,
-	TCP_FIN_WAIT1 = 4,
-	TCP_FIN_WAIT2 = 5,
-	TCP_CLOSE_WAIT = 8,
-	TCP_CLOSE = 7,
-	TCP_LISTEN = 10,
-};
-
 #define ECONNABORTED 103
 #define ECONNRESET   104
 #define ETIMEDOUT    110
@@ -816,7 +805,6 @@ struct flow_packet {
 #define IPPROTO_DSTOPTS	 60
 #define IPPROTO_SCTP	 132
 #define IPPROTO_UDPLITE	 136
-#define IPPROTO_MPTCP	 262
 
 /* flow_parse reads the headers of a packet. It begins with the IP header. */
 static __always_inline bool flow_parse(struct __sk_buff *skb, struct flow_packet *p, bool out,

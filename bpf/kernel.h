@@ -41,6 +41,7 @@ typedef _Bool bool;
 #define IPPROTO_TCP	6
 #define IPPROTO_UDP	17
 #define IPPROTO_ICMPV6	58
+#define IPPROTO_MPTCP	262
 #define MSG_FASTOPEN	0x20000000
 #define SIGKILL		9
 #define SIGCONT		18
@@ -55,6 +56,17 @@ typedef _Bool bool;
 #define S_IFCHR		0020000
 
 #define PROC_SUPER_MAGIC 0x9fa0
+
+enum tcp_state {
+	TCP_ESTABLISHED = 1,
+	TCP_SYN_SENT = 2,
+	TCP_SYN_RECV = 3,
+	TCP_FIN_WAIT1 = 4,
+	TCP_FIN_WAIT2 = 5,
+	TCP_CLOSE = 7,
+	TCP_CLOSE_WAIT = 8,
+	TCP_LISTEN = 10,
+};
 
 /* include/uapi/linux/bpf.h */
 enum {
@@ -237,6 +249,7 @@ struct pid_namespace {
 
 struct net {
 	struct ns_common ns;
+	struct list_head dev_base_head;
 };
 
 struct user_namespace {
@@ -360,6 +373,30 @@ struct linux_binprm {
 
 struct in6_addr {
 	__u32 s6_addr32[4];
+};
+
+struct in_ifaddr {
+	struct in_ifaddr *ifa_next;
+	__u32 ifa_local;
+};
+
+struct in_device {
+	struct in_ifaddr *ifa_list;
+};
+
+struct inet6_ifaddr {
+	struct in6_addr addr;
+	struct list_head if_list;
+};
+
+struct inet6_dev {
+	struct list_head addr_list;
+};
+
+struct net_device {
+	struct list_head dev_list;
+	struct in_device *ip_ptr;
+	struct inet6_dev *ip6_ptr;
 };
 
 typedef struct {

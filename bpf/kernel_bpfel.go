@@ -337,6 +337,32 @@ type KernelLeaf struct {
 	Miss    uint16
 }
 
+type KernelListenKey struct {
+	_     structs.HostLayout
+	Addr  [16]uint8
+	Netns uint32
+	Port  uint16
+	Nth   uint16
+}
+
+type KernelListenOwner struct {
+	_      structs.HostLayout
+	ExecId uint64
+	Pid    uint32
+	Socks  uint32
+	ExeLen uint32
+	Pad    uint32
+	Exe    [256]uint8
+}
+
+type KernelListenSock struct {
+	_      structs.HostLayout
+	Epoch  uint64
+	Key    KernelListenKey
+	Placed uint32
+	Pad    uint32
+}
+
 type KernelMountInfo struct {
 	_     structs.HostLayout
 	MntId uint32
@@ -557,9 +583,12 @@ type KernelRecNet struct {
 	LocalPort     uint16
 	Remote        [16]uint8
 	Local         [16]uint8
+	TargetExecId  uint64
+	TargetPid     uint32
+	TargetLen     uint16
 	RemotePathLen uint16
 	LocalPathLen  uint16
-	Pad           uint32
+	Pad           [3]uint16
 }
 
 type KernelRecProc struct {
@@ -854,6 +883,8 @@ const (
 	KernelMapIdentities          = "identities"
 	KernelMapImageDigests        = "image_digests"
 	KernelMapInodes              = "inodes"
+	KernelMapListenSocks         = "listen_socks"
+	KernelMapListens             = "listens"
 	KernelMapLongTexts           = "long_texts"
 	KernelMapMounts              = "mounts"
 	KernelMapOpeneds             = "openeds"
@@ -898,6 +929,7 @@ const (
 	KernelProgFlowTcp            = "flow_tcp"
 	KernelProgFlowTcpAgain       = "flow_tcp_again"
 	KernelProgFmodMmap           = "fmod_mmap"
+	KernelProgFoundListener      = "found_listener"
 	KernelProgFoundTask          = "found_task"
 	KernelProgLsmAccept          = "lsm_accept"
 	KernelProgLsmAnonInode       = "lsm_anon_inode"
@@ -957,6 +989,7 @@ const (
 	KernelProgOnExec             = "on_exec"
 	KernelProgOnExit             = "on_exit"
 	KernelProgOnFork             = "on_fork"
+	KernelProgOnListen           = "on_listen"
 	KernelProgOnOpened           = "on_opened"
 	KernelProgOnSysExit          = "on_sys_exit"
 	KernelProgProbeCgroup        = "probe_cgroup"
@@ -984,6 +1017,8 @@ const (
 	KernelVarFlowWake            = "flow_wake"
 	KernelVarHost                = "host"
 	KernelVarIterPhase           = "iter_phase"
+	KernelVarListenEpoch         = "listen_epoch"
+	KernelVarListenLost          = "listen_lost"
 	KernelVarNumScratches        = "num_scratches"
 	KernelVarPerfTypeArg         = "perf_type_arg"
 	KernelVarRegsArg0Off         = "regs_arg0_off"
@@ -1002,6 +1037,7 @@ const (
 	KernelVarUnusedFlowEnd       = "unused_flow_end"
 	KernelVarUnusedFlowPeerKey   = "unused_flow_peer_key"
 	KernelVarUnusedFlowState     = "unused_flow_state"
+	KernelVarUnusedListenKey     = "unused_listen_key"
 	KernelVarUnusedRateKey       = "unused_rate_key"
 	KernelVarUnusedRecExit       = "unused_rec_exit"
 	KernelVarUnusedRecFile       = "unused_rec_file"
@@ -1084,6 +1120,7 @@ type KernelProgramSpecs struct {
 	FlowTcp            *ebpf.ProgramSpec `ebpf:"flow_tcp"`
 	FlowTcpAgain       *ebpf.ProgramSpec `ebpf:"flow_tcp_again"`
 	FmodMmap           *ebpf.ProgramSpec `ebpf:"fmod_mmap"`
+	FoundListener      *ebpf.ProgramSpec `ebpf:"found_listener"`
 	FoundTask          *ebpf.ProgramSpec `ebpf:"found_task"`
 	LsmAccept          *ebpf.ProgramSpec `ebpf:"lsm_accept"`
 	LsmAnonInode       *ebpf.ProgramSpec `ebpf:"lsm_anon_inode"`
@@ -1143,6 +1180,7 @@ type KernelProgramSpecs struct {
 	OnExec             *ebpf.ProgramSpec `ebpf:"on_exec"`
 	OnExit             *ebpf.ProgramSpec `ebpf:"on_exit"`
 	OnFork             *ebpf.ProgramSpec `ebpf:"on_fork"`
+	OnListen           *ebpf.ProgramSpec `ebpf:"on_listen"`
 	OnOpened           *ebpf.ProgramSpec `ebpf:"on_opened"`
 	OnSysExit          *ebpf.ProgramSpec `ebpf:"on_sys_exit"`
 	ProbeCgroup        *ebpf.ProgramSpec `ebpf:"probe_cgroup"`
@@ -1178,6 +1216,8 @@ type KernelMapSpecs struct {
 	Identities    *ebpf.MapSpec `ebpf:"identities"`
 	ImageDigests  *ebpf.MapSpec `ebpf:"image_digests"`
 	Inodes        *ebpf.MapSpec `ebpf:"inodes"`
+	ListenSocks   *ebpf.MapSpec `ebpf:"listen_socks"`
+	Listens       *ebpf.MapSpec `ebpf:"listens"`
 	LongTexts     *ebpf.MapSpec `ebpf:"long_texts"`
 	Mounts        *ebpf.MapSpec `ebpf:"mounts"`
 	Openeds       *ebpf.MapSpec `ebpf:"openeds"`
@@ -1218,6 +1258,8 @@ type KernelVariableSpecs struct {
 	FlowWake            *ebpf.VariableSpec `ebpf:"flow_wake"`
 	Host                *ebpf.VariableSpec `ebpf:"host"`
 	IterPhase           *ebpf.VariableSpec `ebpf:"iter_phase"`
+	ListenEpoch         *ebpf.VariableSpec `ebpf:"listen_epoch"`
+	ListenLost          *ebpf.VariableSpec `ebpf:"listen_lost"`
 	NumScratches        *ebpf.VariableSpec `ebpf:"num_scratches"`
 	PerfTypeArg         *ebpf.VariableSpec `ebpf:"perf_type_arg"`
 	RegsArg0Off         *ebpf.VariableSpec `ebpf:"regs_arg0_off"`
@@ -1236,6 +1278,7 @@ type KernelVariableSpecs struct {
 	UnusedFlowEnd       *ebpf.VariableSpec `ebpf:"unused_flow_end"`
 	UnusedFlowPeerKey   *ebpf.VariableSpec `ebpf:"unused_flow_peer_key"`
 	UnusedFlowState     *ebpf.VariableSpec `ebpf:"unused_flow_state"`
+	UnusedListenKey     *ebpf.VariableSpec `ebpf:"unused_listen_key"`
 	UnusedRateKey       *ebpf.VariableSpec `ebpf:"unused_rate_key"`
 	UnusedRecExit       *ebpf.VariableSpec `ebpf:"unused_rec_exit"`
 	UnusedRecFile       *ebpf.VariableSpec `ebpf:"unused_rec_file"`
@@ -1288,6 +1331,8 @@ type KernelMaps struct {
 	Identities    *ebpf.Map `ebpf:"identities"`
 	ImageDigests  *ebpf.Map `ebpf:"image_digests"`
 	Inodes        *ebpf.Map `ebpf:"inodes"`
+	ListenSocks   *ebpf.Map `ebpf:"listen_socks"`
+	Listens       *ebpf.Map `ebpf:"listens"`
 	LongTexts     *ebpf.Map `ebpf:"long_texts"`
 	Mounts        *ebpf.Map `ebpf:"mounts"`
 	Openeds       *ebpf.Map `ebpf:"openeds"`
@@ -1328,6 +1373,8 @@ func (m *KernelMaps) Close() error {
 		m.Identities,
 		m.ImageDigests,
 		m.Inodes,
+		m.ListenSocks,
+		m.Listens,
 		m.LongTexts,
 		m.Mounts,
 		m.Openeds,
@@ -1369,6 +1416,8 @@ type KernelVariables struct {
 	FlowWake            *ebpf.Variable `ebpf:"flow_wake"`
 	Host                *ebpf.Variable `ebpf:"host"`
 	IterPhase           *ebpf.Variable `ebpf:"iter_phase"`
+	ListenEpoch         *ebpf.Variable `ebpf:"listen_epoch"`
+	ListenLost          *ebpf.Variable `ebpf:"listen_lost"`
 	NumScratches        *ebpf.Variable `ebpf:"num_scratches"`
 	PerfTypeArg         *ebpf.Variable `ebpf:"perf_type_arg"`
 	RegsArg0Off         *ebpf.Variable `ebpf:"regs_arg0_off"`
@@ -1387,6 +1436,7 @@ type KernelVariables struct {
 	UnusedFlowEnd       *ebpf.Variable `ebpf:"unused_flow_end"`
 	UnusedFlowPeerKey   *ebpf.Variable `ebpf:"unused_flow_peer_key"`
 	UnusedFlowState     *ebpf.Variable `ebpf:"unused_flow_state"`
+	UnusedListenKey     *ebpf.Variable `ebpf:"unused_listen_key"`
 	UnusedRateKey       *ebpf.Variable `ebpf:"unused_rate_key"`
 	UnusedRecExit       *ebpf.Variable `ebpf:"unused_rec_exit"`
 	UnusedRecFile       *ebpf.Variable `ebpf:"unused_rec_file"`
@@ -1431,6 +1481,7 @@ type KernelPrograms struct {
 	FlowTcp            *ebpf.Program `ebpf:"flow_tcp"`
 	FlowTcpAgain       *ebpf.Program `ebpf:"flow_tcp_again"`
 	FmodMmap           *ebpf.Program `ebpf:"fmod_mmap"`
+	FoundListener      *ebpf.Program `ebpf:"found_listener"`
 	FoundTask          *ebpf.Program `ebpf:"found_task"`
 	LsmAccept          *ebpf.Program `ebpf:"lsm_accept"`
 	LsmAnonInode       *ebpf.Program `ebpf:"lsm_anon_inode"`
@@ -1490,6 +1541,7 @@ type KernelPrograms struct {
 	OnExec             *ebpf.Program `ebpf:"on_exec"`
 	OnExit             *ebpf.Program `ebpf:"on_exit"`
 	OnFork             *ebpf.Program `ebpf:"on_fork"`
+	OnListen           *ebpf.Program `ebpf:"on_listen"`
 	OnOpened           *ebpf.Program `ebpf:"on_opened"`
 	OnSysExit          *ebpf.Program `ebpf:"on_sys_exit"`
 	ProbeCgroup        *ebpf.Program `ebpf:"probe_cgroup"`
@@ -1531,6 +1583,7 @@ func (p *KernelPrograms) Close() error {
 		p.FlowTcp,
 		p.FlowTcpAgain,
 		p.FmodMmap,
+		p.FoundListener,
 		p.FoundTask,
 		p.LsmAccept,
 		p.LsmAnonInode,
@@ -1590,6 +1643,7 @@ func (p *KernelPrograms) Close() error {
 		p.OnExec,
 		p.OnExit,
 		p.OnFork,
+		p.OnListen,
 		p.OnOpened,
 		p.OnSysExit,
 		p.ProbeCgroup,

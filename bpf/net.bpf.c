@@ -14,16 +14,11 @@ static __always_inline struct rec_net *net_rec(struct scratch *s)
 	struct rec_net *r = (void *)&s->bytes[OFF_REC];
 
 	__builtin_memset(r, 0, sizeof(*r));
+	no_target(s);
 	return r;
 }
 
 #define OFF_NETSTR (OFF_REC + sizeof(struct rec_net))
-
-static __always_inline void put_v4(__u8 *dst, __u32 be)
-{
-	*(__u32 *)&dst[8] = 0xffff0000;
-	*(__u32 *)&dst[12] = be;
-}
 
 static __always_inline bool is_zero16(const __u8 *a)
 {
@@ -72,6 +67,7 @@ static __always_inline int verdict_net(struct scratch *s, __u32 si, __u32 op, bo
 	pos += clip(r->remote_path_len);
 	set_dim(s, DIM_LPATH, pos, r->local_path_len);
 	pos += clip(r->local_path_len);
+	set_dim(s, DIM_TARGET_EXE, OFF_TARGET, s->obj.target_len);
 	s->rec_end = pos;
 	if (!early(s, si, op, known))
 		return 0;
@@ -93,6 +89,11 @@ static __always_inline int tell_net(struct scratch *s, __u32 si)
 					     r->protocol << 16 | r->family);
 	if (r->remote_path_len | r->local_path_len)
 		object ^= digest(s, si, OFF_REC + sizeof(*r), s->rec_end);
+	r->target_exec_id = s->obj.target_exec_id;
+	r->target_pid = s->obj.target_pid;
+	object = same_object(object, r->target_exec_id);
+	if (s->obj.target_len <= MAX_STRING)
+		r->target_len = append(s, OFF_TARGET, s->obj.target_len);
 	action = report(si, REC_NET, s->rung, object, s->rec_end - OFF_REC);
 	/* For the shadow, which judges after this. */
 	r->remote_path_len = s->dim_len[DIM_RPATH];
@@ -244,6 +245,13 @@ static __always_inline __u32 bind_path(struct scratch *s, __u32 si, const void *
 	return dir + (n > 1 ? n - 1 : 0);
 }
 
+/* set_listener makes the program that is reached the target of a connect, if some rule asks for it. */
+static __always_inline void set_listener(struct scratch *s, __u32 si, struct rec_net *r, __u64 net)
+{
+	if (r->protocol == IPPROTO_TCP && asks(s, OP_CONNECT, DIM_TARGET_EXE))
+		find_listener(si, net);
+}
+
 /* Which end an address argument is, and whether the other end is read from the socket. */
 enum net_arg {
 	ARG_NONE,
@@ -286,6 +294,8 @@ static __always_inline int lsm_net(struct sock *sk, void *addr, int len, enum ne
 	} else if (r->family == AF_INET || r->family == AF_INET6) {
 		if (arg != ARG_NONE && !put_addr(s, r, addr, len, arg == ARG_REMOTE))
 			goto out;
+		if (op == OP_CONNECT)
+			set_listener(s, si, r, net_of(sk));
 	}
 	ret = deny_lsm(judge_socket(si, op), op);
 	shadow_socket(s, si, op);
@@ -461,6 +471,12 @@ static __always_inline int cgroup_net(struct bpf_sock_addr *ctx, __u32 op, bool 
 		}
 		r->remote_port = __builtin_bswap16(ctx->user_port);
 		loopback_if_any(dst);
+		if (op == OP_CONNECT && sk) {
+			/* By way of memory it becomes a number, of which fields can be read. */
+			*(volatile __u64 *)&s->dentry = (__u64)sk;
+			set_listener(s, si, r,
+				     net_of((struct sock *)*(volatile __u64 *)&s->dentry));
+		}
 	}
 	act = judge_net(s, si, op);
 	shadow_socket(s, si, op);

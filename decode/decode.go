@@ -133,7 +133,7 @@ func decodeNet(rec []byte, boot int64, e *pavise.Event) bool {
 	}
 	var aligned bpf.KernelRecNet
 	r := view(rec, &aligned)
-	if !fits(len(rec), size, int(r.RemotePathLen)+int(r.LocalPathLen)) {
+	if !fits(len(rec), size, int(r.RemotePathLen)+int(r.LocalPathLen)+int(r.TargetLen)) {
 		return false
 	}
 	header(&r.Hdr, boot, e)
@@ -142,7 +142,10 @@ func decodeNet(rec []byte, boot int64, e *pavise.Event) bool {
 	n.Remote, n.Local, n.RemotePort, n.LocalPort = r.Remote, r.Local, r.RemotePort, r.LocalPort
 	s := rec[size:]
 	n.RemotePath, s = text(s, int(r.RemotePathLen))
-	n.LocalPath, _ = text(s, int(r.LocalPathLen))
+	n.LocalPath, s = text(s, int(r.LocalPathLen))
+	t := &e.Act.Target
+	t.ExecID, t.PID = r.TargetExecId, r.TargetPid
+	t.Path, _ = text(s, int(r.TargetLen))
 	return true
 }
 

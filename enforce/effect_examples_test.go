@@ -238,6 +238,23 @@ func TestKernelExamples(t *testing.T) {
 			done(t, other, "reached", "reach", w.public, w.network)
 		}
 	})
+	t.Run("database-clients", func(t *testing.T) {
+		x.needs(t, pavise.OpConnect)
+		dir := x.place(t)
+		database, proxy := program(t, dir, "postgres", nil), program(t, dir, "socat", nil)
+		client, other := program(t, dir, "psql", nil), program(t, dir, "python3", nil)
+		at, beside := database.serve(t, "127.0.0.1:0"), proxy.serve(t, "127.0.0.1:0")
+		x.apply(t)
+		done(t, other, "", "connect", at)
+		x.example(t, "database-clients", dir)
+		x.forget()
+		if o := other.do(t, "connect", at); o.Errno != unix.EPERM || o.Killed {
+			t.Errorf("no client of the database: %s", o)
+		}
+		told(t, pavise.OpConnect, "database")
+		done(t, client, "", "connect", at)
+		done(t, other, "", "connect", beside)
+	})
 	t.Run("accept-after-hours", func(t *testing.T) {
 		rung := x.needs(t, pavise.OpAccept)
 		dir := x.place(t)

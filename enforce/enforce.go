@@ -45,21 +45,23 @@ type Enforcer struct {
 	status [pavise.NumOps]OpStatus
 	rung   [pavise.NumOps]rung
 
-	mu       sync.Mutex
-	ctl      bpf.KernelControl
-	gen      uint32                   // the last that was staged
-	quiet    [bpf.Sides]chan struct{} // closed when no program reads that side any more
-	live     *staged                  // what judges
-	shadow   *staged                  // what judges beside it, without effect; nil for nothing
-	proved   [pavise.NumOps]bool
-	mounts   mounts
-	missed   uint64 // Missed at the last sweep
-	swept    time.Time
-	sets     sets
-	clock    clock
-	counting [2]bool // rates have their map, and the shadow's
-	whole    bool    // it was told that programs share no engine
-	digests  bool    // the lifecycle programs look for digests
+	mu        sync.Mutex
+	ctl       bpf.KernelControl
+	gen       uint32                   // the last that was staged
+	quiet     [bpf.Sides]chan struct{} // closed when no program reads that side any more
+	live      *staged                  // what judges
+	shadow    *staged                  // what judges beside it, without effect; nil for nothing
+	proved    [pavise.NumOps]bool
+	mounts    mounts
+	missed    uint64 // Missed at the last sweep
+	unheard   uint64 // and when who listens was looked for last
+	swept     time.Time
+	sets      sets
+	clock     clock
+	counting  [2]bool // rates have their map, and the shadow's
+	whole     bool    // it was told that programs share no engine
+	digests   bool    // the lifecycle programs look for digests
+	listening bool    // it is known who listens
 
 	keep        Keep
 	skip        []pavise.Rung
@@ -393,6 +395,11 @@ func (e *Enforcer) attach(img *policy.Image, need map[string]pavise.Op) (added [
 		e.whole = true
 		e.log.Debug("programs are loaded one by one, which takes longer", "err", err)
 	}
+	if _, ok := need[onListen]; ok {
+		if added, err = e.listen(added); err != nil {
+			return added, err
+		}
+	}
 	for p, op := range need {
 		if !e.k.Attached(p) {
 			if err := e.k.Attach(p); err != nil {
@@ -426,11 +433,19 @@ func (e *Enforcer) detach() {
 			_, ok = e.shadow.need[p]
 		}
 		if !ok && !slices.Contains(lifecycle, p) {
-			if err := e.k.Detach(p); err != nil {
+			if err := e.drop(p); err != nil {
 				e.log.Warn("detach a program that nothing needs", "program", p, "err", err)
 			}
 		}
 	}
+}
+
+// drop detaches a program.
+func (e *Enforcer) drop(program string) error {
+	if program == onListen {
+		e.listening = false
+	}
+	return e.k.Detach(program)
 }
 
 // judges tells whether a side judges, with or without effect.
@@ -480,6 +495,9 @@ func (e *Enforcer) programs(img *policy.Image) map[string]pavise.Op {
 	digestPrograms(img, need)
 	if len(img.Domains()) > 0 {
 		need["on_answer"] = pavise.OpConnect
+	}
+	if asksListener(img) {
+		need[onListen] = pavise.OpConnect
 	}
 	return need
 }
@@ -579,6 +597,9 @@ func (e *Enforcer) Refresh() error {
 	if err := e.sweep(); err != nil {
 		return err
 	}
+	if err := e.refreshListeners(); err != nil {
+		return err
+	}
 	if err := e.live.names.refresh(e.k); err != nil || e.shadow == nil {
 		return err
 	}
@@ -623,6 +644,7 @@ type Counters struct {
 	NoScratch, NoIdentity, NoTexts, Missed uint64
 	NoCount                                uint64 // no memory for the count of a rate
 	NoName                                 uint64 // no room for the name of an address
+	NoListener                             uint64 // no room for who listens, which is then judged strictly
 	NoEngine                               uint64 // a hook without what judges for it: what an enforced rule judges was refused
 	Unread                                 uint64 // records that an agent of another build had left, in a layout that this one does not know
 	MapBytes                               uint64 // kernel memory of all maps
@@ -649,7 +671,7 @@ func (e *Enforcer) Counters() (c Counters, err error) {
 			return c, fmt.Errorf("read the counters of %s: %w", pavise.Op(op), err)
 		}
 	}
-	for i, n := range []*uint64{&c.NoScratch, &c.NoIdentity, &c.NoTexts, &c.NoCount, &c.NoEngine, &c.NoName} {
+	for i, n := range []*uint64{&c.NoScratch, &c.NoIdentity, &c.NoTexts, &c.NoCount, &c.NoEngine, &c.NoName, &c.NoListener} {
 		var per []uint64
 		if err := e.k.Map("errors").Lookup(uint32(i), &per); err != nil {
 			return c, fmt.Errorf("read the error counters: %w", err)

@@ -579,7 +579,7 @@ func (e *Enforcer) resume(img *policy.Image) (a Applied, ok bool, err error) {
 
 func (e *Enforcer) undo(added []string) (err error) {
 	for _, p := range added {
-		err = errors.Join(err, e.k.Detach(p))
+		err = errors.Join(err, e.drop(p))
 	}
 	return err
 }

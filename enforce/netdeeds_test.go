@@ -1,9 +1,11 @@
 package enforce
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -232,6 +234,56 @@ var netDeeds = map[string]func(a []string) (string, error){
 				return fmt.Errorf("bind: %w", err)
 			}
 			return unix.Listen(fd, 1)
+		})
+	},
+	"serve": func(a []string) (string, error) { // listens until unserve, and says where
+		family, sa, err := sockaddr(a[0])
+		if err != nil {
+			return "", err
+		}
+		protocol := 0
+		if slices.Contains(a, "mptcp") {
+			protocol = unix.IPPROTO_MPTCP
+		}
+		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, protocol)
+		if err != nil {
+			return "", err
+		}
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+		if slices.Contains(a, "shared") {
+			err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+		}
+		if !slices.Contains(a, "unbound") {
+			err = errors.Join(err, unix.Bind(fd, sa))
+		}
+		if err = errors.Join(err, unix.Listen(fd, 64)); err != nil {
+			return "", errors.Join(err, unix.Close(fd))
+		}
+		at, err := unix.Getsockname(fd)
+		if err != nil {
+			return "", err
+		}
+		where := ""
+		switch at := at.(type) {
+		case *unix.SockaddrInet4:
+			where = netip.AddrPortFrom(netip.AddrFrom4(at.Addr), uint16(at.Port)).String()
+		case *unix.SockaddrInet6:
+			where = netip.AddrPortFrom(netip.AddrFrom16(at.Addr), uint16(at.Port)).String()
+		}
+		kept[where] = fd
+		return where, nil
+	},
+	"unserve": func(a []string) (string, error) { return "", unix.Close(kept[a[0]]) },
+	"connect-from": func(a []string) (string, error) {
+		return do(a[1], unix.SOCK_STREAM, func(fd int, sa unix.Sockaddr) error {
+			_, from, err := sockaddr(a[0])
+			if err == nil {
+				err = unix.Bind(fd, from)
+			}
+			if err != nil {
+				return err
+			}
+			return unix.Connect(fd, sa)
 		})
 	},
 	"accept": func(a []string) (string, error) { // a connection of its own

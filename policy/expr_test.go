@@ -245,6 +245,8 @@ func randomAct(r *rand.Rand, op pavise.Op, path func() string, num func() uint32
 			a.Value = 1 + below(2)
 		}
 		a.Target = pavise.Target{PID: num(), UID: num(), Path: path()}
+	case pavise.OpConnect:
+		a.Target.Path = path()
 	case pavise.OpSetid, pavise.OpChown:
 		a.Value, a.Value2 = uint64(num()), uint64(num())
 	case pavise.OpCapset:

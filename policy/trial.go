@@ -425,6 +425,11 @@ func missingIn(f *Field) func(e *pavise.Event) bool {
 		if f.kind == kindDomain {
 			return func(e *pavise.Event) bool { return e.Net.RemoteName == "" && e.Flow == nil }
 		}
+		if f.Dim == DimTargetExe { // known only where a rule asked for it
+			return func(e *pavise.Event) bool {
+				return listenerPath(e) == "" && e.Net.Family != pavise.FamilyUnix && e.Net.Protocol == pavise.ProtocolTCP
+			}
+		}
 		return func(e *pavise.Event) bool { return e.Net.Family == 0 }
 	case "target":
 		if strings.HasPrefix(name, "exe.") {

@@ -198,6 +198,7 @@ class Endpoint(TypedDict, total=False):
     name: str
     path: str
     port: int
+    process: Listener
 
 
 class ErrorBody(TypedDict):
@@ -627,6 +628,19 @@ class Learning(_Learning, total=False):
     why: str  # it ended, when nobody ended it
 
 
+class _Listener(TypedDict):
+    exec_id: str
+    pid: int
+
+
+class Listener(_Listener, total=False):
+    exe: ListenerExe
+
+
+class ListenerExe(TypedDict):
+    path: str
+
+
 class LogLevel(TypedDict):
     """LogLevel is the body and the answer of PUT /v1/log."""
 
@@ -1014,6 +1028,7 @@ class _Status(TypedDict):
     kernel_no_count: int
     kernel_no_engine: int
     kernel_no_identity: int
+    kernel_no_listener: int  # no room for who listens at an address, so that rules on that were strict
     kernel_no_name: int  # no room for the domain name of an address, which rules then know a moment later, or not
     kernel_no_scratch: int  # What should not happen in the kernel: no working memory for a judgement, a thread without an identity, no room for a process's arguments and ancestors, or for a count of a rate, a hook that had lost what judges for it, a program that was skipped because it was running already on that CPU.
     kernel_no_texts: int
@@ -1070,7 +1085,7 @@ class _Target(TypedDict):
 
 
 class Target(_Target, total=False):
-    """Target is the process that an operation acts on."""
+    """Target is the process that an operation acts on, or reaches."""
 
     exe: TargetExe
 

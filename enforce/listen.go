@@ -1,0 +1,93 @@
+package enforce
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/bpf"
+	"github.com/pavise-project/pavise/policy"
+	"golang.org/x/sys/unix"
+)
+
+// This file has the kernel know who listens (bpf/listen.bpf.c), while a rule asks for net.remote.process.
+
+const (
+	onListen      = "on_listen"
+	foundListener = "found_listener"
+)
+
+// asksListener reports whether a rule asks who is at the other end of a connection.
+func asksListener(img *policy.Image) bool {
+	for _, s := range img.Ops[pavise.OpConnect].Slots {
+		switch img.Automata[s.Automaton].Dim {
+		case policy.DimTargetExe, policy.DimTargetExeSets:
+			return true
+		}
+	}
+	return false
+}
+
+// listen attaches what follows the sockets that listen, and finds those that do already. It adds to the programs that were not attached before, also when it fails.
+func (e *Enforcer) listen(added []string) ([]string, error) {
+	if e.listening {
+		return added, nil
+	}
+	if !e.k.Attached(onListen) {
+		if err := e.forgetListeners(); err != nil {
+			return added, err
+		}
+		if err := e.k.Attach(onListen); err != nil {
+			return added, fmt.Errorf("attach %s for net.remote.process: %w", onListen, short(err))
+		}
+		added = append(added, onListen)
+	}
+	e.unheard = e.k.Missed()
+	// Also of an agent that may have ended before it had found them. Those that are known already stay as they are.
+	if err := e.k.Iterate(foundListener); err != nil {
+		return added, fmt.Errorf("find who listens, for net.remote.process: %w", err)
+	}
+	e.listening = true
+	return added, nil
+}
+
+// refreshListeners looks again for who listens, where the kernel may have skipped on_listen.
+func (e *Enforcer) refreshListeners() error {
+	missed := e.k.Missed()
+	if !e.listening || missed == e.unheard {
+		return nil
+	}
+	e.unheard = missed
+	if err := e.k.Iterate(foundListener); err != nil {
+		return fmt.Errorf("find who listens, for net.remote.process: %w", err)
+	}
+	return nil
+}
+
+// forgetListeners empties the table of those that were known when it was followed last.
+func (e *Enforcer) forgetListeners() error {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return fmt.Errorf("read the clock: %w", err)
+	}
+	if err := e.k.SetVariable("listen_epoch", uint64(now.Nano())); err != nil {
+		return err
+	}
+	if err := e.k.SetVariable("listen_lost", 0); err != nil {
+		return err
+	}
+	m := e.k.Map("listens")
+	var key, next bpf.KernelListenKey
+	err := m.NextKey(nil, &key)
+	for ; err == nil; key = next {
+		err = m.NextKey(key, &next)
+		if derr := m.Delete(key); derr != nil && !errors.Is(derr, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("forget who listened: %w", derr)
+		}
+	}
+	if !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("forget who listened: %w", err)
+	}
+	return nil
+}
