@@ -204,7 +204,7 @@ func (r *recheck) place(ctx context.Context, ns, pid uint32) {
 		var found []*diagSocket
 		// One without an inode is no program's any more, or not yet: when it is accepted it is judged.
 		err := d.list(k.family, k.protocol, k.states, func(s *diagSocket) {
-			if s.inode != 0 {
+			if s.inode != 0 && !s.unconnected() {
 				found = append(found, s)
 			}
 		})
