@@ -83,33 +83,38 @@ func TestData(t *testing.T) {
 	}
 	for _, file := range files {
 		t.Run(filepath.Base(file), func(t *testing.T) {
-			data, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
+			result := conditionResult
+			if strings.HasPrefix(filepath.Base(file), "policy") {
+				result = policyResult
 			}
-			var out []string
-			for i, c := range strings.Split(string(data), caseSep) {
-				src, want, ok := strings.Cut(c, resultSep)
-				if !ok && !*update {
-					t.Fatalf("case %d has no result", i+1)
-				}
-				var got string
-				if strings.HasPrefix(filepath.Base(file), "policy") {
-					got = policyResult(t, src)
-				} else {
-					got = conditionResult(t, src)
-				}
-				if got != want && !*update {
-					t.Errorf("case %d:\n%s\ngot:\n%s\nwant:\n%s", i+1, src, got, want)
-				}
-				out = append(out, src+resultSep+got)
-			}
-			if *update {
-				if err := os.WriteFile(file, []byte(strings.Join(out, caseSep)), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
+			runCases(t, file, result)
 		})
+	}
+}
+
+// runCases compares what comes of each case of a file with what stands below it, or writes that there.
+func runCases(t *testing.T, file string, result func(t *testing.T, src string) string) {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for i, c := range strings.Split(string(data), caseSep) {
+		src, want, ok := strings.Cut(c, resultSep)
+		if !ok && !*update {
+			t.Fatalf("case %d has no result", i+1)
+		}
+		got := result(t, src)
+		if got != want && !*update {
+			t.Errorf("case %d:\n%s\ngot:\n%s\nwant:\n%s", i+1, src, got, want)
+		}
+		out = append(out, src+resultSep+got)
+	}
+	if *update {
+		if err := os.WriteFile(file, []byte(strings.Join(out, caseSep)), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

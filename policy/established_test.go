@@ -1,9 +1,7 @@
 package policy
 
 import (
-	"bytes"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 
@@ -12,25 +10,7 @@ import (
 
 // TestRecheck judges the connections of testdata/established by the policies there; what becomes of each is printed.
 func TestRecheck(t *testing.T) {
-	const name = "testdata/established/established.txt"
-	data, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var out []string
-	for _, c := range strings.Split(string(data), caseSep) {
-		src, _, _ := strings.Cut(c, resultSep)
-		out = append(out, src+resultSep+rechecked(t, src))
-	}
-	got := []byte(strings.Join(out, caseSep))
-	if *update {
-		if err := os.WriteFile(name, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if !bytes.Equal(got, data) {
-		t.Errorf("%s is not what comes of it:\n%s", name, got)
-	}
+	runCases(t, "testdata/established/established.txt", rechecked)
 }
 
 func rechecked(t *testing.T, src string) string {

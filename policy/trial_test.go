@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"slices"
@@ -13,25 +12,7 @@ import (
 
 // TestTrial tries the policies of testdata/trial on events; of each what they would have asked for is printed.
 func TestTrial(t *testing.T) {
-	const name = "testdata/trial/trial.txt"
-	data, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var out []string
-	for _, c := range strings.Split(string(data), caseSep) {
-		src, _, _ := strings.Cut(c, resultSep)
-		out = append(out, src+resultSep+tried(t, src))
-	}
-	got := []byte(strings.Join(out, caseSep))
-	if *update {
-		if err := os.WriteFile(name, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if !bytes.Equal(got, data) {
-		t.Errorf("%s is not what comes of it:\n%s", name, got)
-	}
+	runCases(t, "testdata/trial/trial.txt", tried)
 }
 
 // tried are the outcomes of the events in the first lines.

@@ -3,7 +3,6 @@ package policy
 import (
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,29 +17,7 @@ func TestWhy(t *testing.T) {
 		t.Fatal("no test data", err)
 	}
 	for _, file := range files {
-		t.Run(filepath.Base(file), func(t *testing.T) {
-			data, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var out []string
-			for i, c := range strings.Split(string(data), caseSep) {
-				src, want, ok := strings.Cut(c, resultSep)
-				if !ok && !*update {
-					t.Fatalf("case %d has no result", i+1)
-				}
-				got := whyResult(t, src)
-				if got != want && !*update {
-					t.Errorf("case %d:\n%s\ngot:\n%s\nwant:\n%s", i+1, src, got, want)
-				}
-				out = append(out, src+resultSep+got)
-			}
-			if *update {
-				if err := os.WriteFile(file, []byte(strings.Join(out, caseSep)), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-		})
+		t.Run(filepath.Base(file), func(t *testing.T) { runCases(t, file, whyResult) })
 	}
 }
 
