@@ -437,8 +437,10 @@ __noinline int identify(__u32 si)
 	p = bpf_task_storage_get(&procs, t, leader, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!p)
 		return 0;
-	if (!p->exec_id)
+	if (!p->exec_id) {
 		found(s, si, t, p);
+		p->recalled = 1; /* it may be one that was not kept for lack of room */
+	}
 	return 1;
 }
 

@@ -233,8 +233,10 @@ func TestKernelKeepListeners(t *testing.T) {
 			t.Errorf("port %d, at which nobody listens, is known", port)
 		}
 	}
-	l.keep = KeepNot
 	l.close()
+	if _, err := RemoveLeft(forever.PinDir, false); err != nil {
+		t.Error(err)
+	}
 }
 
 func portOf(l net.Listener) uint16 { return netip.MustParseAddrPort(l.Addr().String()).Port() }
