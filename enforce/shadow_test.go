@@ -480,8 +480,7 @@ func TestKernelShadowJudge(t *testing.T) {
 		for j, side := range []int{active, shadow} {
 			img[j] = image(t, able(), nil)
 			if g.IntN(10) > 0 {
-				src[j] = g.policies(op)
-				img[j] = compile(t, able(), src[j])
+				src[j], img[j] = g.image(t, op)
 			}
 			tables, pool, err := k.Side(side, policy.MaxCells)
 			if err != nil {
