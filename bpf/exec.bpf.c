@@ -387,7 +387,8 @@ int BPF_PROG(on_exit, struct task_struct *t)
 	if (!p || READ((struct signal_struct *)READ_PTR(t, signal), live.counter) > 0)
 		return 0;
 	texts_drop(p->image);
-	bpf_map_delete_elem(&identities, &pid);
+	if (!storage_stays)
+		bpf_map_delete_elem(&identities, &pid);
 	if (!exec_events)
 		return 0;
 	r.hdr.kind = REC_EXIT;
@@ -406,6 +407,13 @@ int BPF_PROG(on_exit, struct task_struct *t)
 		__sync_fetch_and_add(err ? &st->lost : &st->delivered, 1);
 	}
 	return 0;
+}
+
+/* find_storage returns 0 where the current thread has its storage. */
+SEC("syscall")
+int find_storage(void *ctx)
+{
+	return !bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
 }
 
 /* host_up goes from s->task to its parent; 0 when that is the kernel's first task, whose namespaces are the machine's own. */

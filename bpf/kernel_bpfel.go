@@ -909,6 +909,7 @@ const (
 	KernelProgCgSendmsg4         = "cg_sendmsg4"
 	KernelProgCgSendmsg6         = "cg_sendmsg6"
 	KernelProgFindHost           = "find_host"
+	KernelProgFindStorage        = "find_storage"
 	KernelProgFlowConnect4       = "flow_connect4"
 	KernelProgFlowConnect6       = "flow_connect6"
 	KernelProgFlowDgramReceived  = "flow_dgram_received"
@@ -1030,6 +1031,7 @@ const (
 	KernelVarRegsNrOff           = "regs_nr_off"
 	KernelVarReleaseAt           = "release_at"
 	KernelVarSipKey              = "sip_key"
+	KernelVarStorageStays        = "storage_stays"
 	KernelVarSysOp               = "sys_op"
 	KernelVarUnusedDomainServer  = "unused_domain_server"
 	KernelVarUnusedFlowDataKind  = "unused_flow_data_kind"
@@ -1100,6 +1102,7 @@ type KernelProgramSpecs struct {
 	CgSendmsg4         *ebpf.ProgramSpec `ebpf:"cg_sendmsg4"`
 	CgSendmsg6         *ebpf.ProgramSpec `ebpf:"cg_sendmsg6"`
 	FindHost           *ebpf.ProgramSpec `ebpf:"find_host"`
+	FindStorage        *ebpf.ProgramSpec `ebpf:"find_storage"`
 	FlowConnect4       *ebpf.ProgramSpec `ebpf:"flow_connect4"`
 	FlowConnect6       *ebpf.ProgramSpec `ebpf:"flow_connect6"`
 	FlowDgramReceived  *ebpf.ProgramSpec `ebpf:"flow_dgram_received"`
@@ -1271,6 +1274,7 @@ type KernelVariableSpecs struct {
 	RegsNrOff           *ebpf.VariableSpec `ebpf:"regs_nr_off"`
 	ReleaseAt           *ebpf.VariableSpec `ebpf:"release_at"`
 	SipKey              *ebpf.VariableSpec `ebpf:"sip_key"`
+	StorageStays        *ebpf.VariableSpec `ebpf:"storage_stays"`
 	SysOp               *ebpf.VariableSpec `ebpf:"sys_op"`
 	UnusedDomainServer  *ebpf.VariableSpec `ebpf:"unused_domain_server"`
 	UnusedFlowDataKind  *ebpf.VariableSpec `ebpf:"unused_flow_data_kind"`
@@ -1429,6 +1433,7 @@ type KernelVariables struct {
 	RegsNrOff           *ebpf.Variable `ebpf:"regs_nr_off"`
 	ReleaseAt           *ebpf.Variable `ebpf:"release_at"`
 	SipKey              *ebpf.Variable `ebpf:"sip_key"`
+	StorageStays        *ebpf.Variable `ebpf:"storage_stays"`
 	SysOp               *ebpf.Variable `ebpf:"sys_op"`
 	UnusedDomainServer  *ebpf.Variable `ebpf:"unused_domain_server"`
 	UnusedFlowDataKind  *ebpf.Variable `ebpf:"unused_flow_data_kind"`
@@ -1461,6 +1466,7 @@ type KernelPrograms struct {
 	CgSendmsg4         *ebpf.Program `ebpf:"cg_sendmsg4"`
 	CgSendmsg6         *ebpf.Program `ebpf:"cg_sendmsg6"`
 	FindHost           *ebpf.Program `ebpf:"find_host"`
+	FindStorage        *ebpf.Program `ebpf:"find_storage"`
 	FlowConnect4       *ebpf.Program `ebpf:"flow_connect4"`
 	FlowConnect6       *ebpf.Program `ebpf:"flow_connect6"`
 	FlowDgramReceived  *ebpf.Program `ebpf:"flow_dgram_received"`
@@ -1563,6 +1569,7 @@ func (p *KernelPrograms) Close() error {
 		p.CgSendmsg4,
 		p.CgSendmsg6,
 		p.FindHost,
+		p.FindStorage,
 		p.FlowConnect4,
 		p.FlowConnect6,
 		p.FlowDgramReceived,

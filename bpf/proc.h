@@ -93,11 +93,16 @@ static __always_inline __u64 new_exec_id(__u64 now)
 	return (now >> 8) << 12 | (bpf_get_smp_processor_id() & 0xfff);
 }
 
+/* Set by user space when it has seen that this kernel leaves a task its storage: then nothing has to be noted. */
+__u32 storage_stays;
+
 /* keep notes what p is, for when its storage is lost. */
 static __always_inline void keep(struct proc *p)
 {
 	__u32 pid = p->pid;
 
+	if (storage_stays)
+		return;
 	if (bpf_map_update_elem(&identities, &pid, p, BPF_ANY))
 		count_err(ERR_PROC);
 }
@@ -105,8 +110,11 @@ static __always_inline void keep(struct proc *p)
 /* keep_current is keep as a function of its own, for who calls deep functions too: their stacks add up. */
 __noinline int keep_current(void)
 {
-	struct proc *p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
+	struct proc *p;
 
+	if (storage_stays)
+		return 1;
+	p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
 	if (!p)
 		return 0;
 	keep(p);

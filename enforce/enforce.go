@@ -7,10 +7,12 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/bpf"
@@ -174,6 +176,9 @@ func (e *Enforcer) Start() error {
 	if err := e.identified(); err != nil {
 		return err
 	}
+	if err := e.seeForks(); err != nil {
+		return err
+	}
 	if err := e.giveArgs(); err != nil {
 		return err
 	}
@@ -240,6 +245,54 @@ func (e *Enforcer) identified() error {
 		return fmt.Errorf("%w: it gives programs no task storage, so that processes have no identity", ErrUnsupported)
 	}
 	return nil
+}
+
+// seeForks makes a fork fail, to see whether a task has its storage after that (bpf/proc.h, identities). Where that cannot be seen, it is taken to lose it.
+func (e *Enforcer) seeForks() error {
+	stays := make(chan bool)
+	go func() {
+		runtime.LockOSThread() // which ends with this: it may have lost more than its identity
+		stays <- stay() && e.k.Call("find_storage") == nil && forkFails() && e.k.Call("find_storage") == nil
+	}()
+	if !<-stays {
+		return nil
+	}
+	return e.k.SetVariable("storage_stays", 1)
+}
+
+// stay keeps the calling thread on its CPU.
+func stay() bool {
+	var cpu uint32
+	if _, _, err := unix.RawSyscall(unix.SYS_GETCPU, uintptr(unsafe.Pointer(&cpu)), 0, 0); err != 0 {
+		return false
+	}
+	var set unix.CPUSet
+	set.Set(int(cpu))
+	return unix.SchedSetaffinity(0, &set) == nil
+}
+
+// forkFails tells whether it made the making of a process fail, and its remains are gone: who has another root may make no user namespace, which copy_process finds
+// before it comes to the storage. The kernel frees the remains behind a grace period of RCU, each CPU in order, and membarrier(2) waits for one that begins later.
+func forkFails() bool {
+	if n, err := unix.PrctlRetInt(unix.PR_GET_SECCOMP, 0, 0, 0, 0); err != nil || n != 0 { // a filter may refuse before the kernel does
+		return false
+	}
+	if unix.Unshare(unix.CLONE_FS) != nil || unix.Chroot("/proc") != nil {
+		return false
+	}
+	args := [8]uint64{unix.CLONE_NEWUSER} // struct clone_args
+	switch pid, _, err := unix.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&args)), unsafe.Sizeof(args), 0); {
+	case err == 0 && pid == 0:
+		unix.Exit(0)
+	case err != unix.EPERM && err != unix.ENOSPC: // there may be none at all
+		return false
+	}
+	for range 2 {
+		if _, _, err := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); err != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // Applied says what an Apply did.
