@@ -166,7 +166,12 @@ func (h *hub) publishFlow(e *pavise.Event) {
 		}
 		h.gone++
 	}
-	h.send(&item{event: e}, e.Flow != nil && e.Flow.End == pavise.FlowDenied)
+	for sub := range h.subs {
+		if sub.kinds&ofFlows != 0 {
+			h.send(&item{event: e}, e.Flow != nil && e.Flow.End == pavise.FlowDenied)
+			return
+		}
+	}
 }
 
 // lastFlows returns the last flows that ended, oldest first.

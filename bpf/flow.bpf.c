@@ -405,6 +405,7 @@ static __always_inline int flow_state(struct sock *sk, int was, int state)
 {
 	struct flow_sock *f;
 	struct rec_flow r;
+	__u8 before;
 
 	if (state != TCP_ESTABLISHED && state != TCP_SYN_SENT && state != TCP_SYN_RECV &&
 	    state != TCP_CLOSE && state != TCP_LISTEN)
@@ -412,8 +413,9 @@ static __always_inline int flow_state(struct sock *sk, int was, int state)
 	if (was == state || READ(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
 	f = flow_of(sk, was != TCP_LISTEN || state != TCP_CLOSE);
-	if (!f || f->state == state) /* the other program has seen it */
+	if (!f || f->state == state)
 		return 0;
+	before = f->state;
 	f->state = state;
 	switch (state) {
 	case TCP_LISTEN:
@@ -433,7 +435,7 @@ static __always_inline int flow_state(struct sock *sk, int was, int state)
 	case TCP_ESTABLISHED:
 		if (!(f->flags & FLOW_KNOWN))
 			flow_begin(f, sk, was == TCP_SYN_SENT ? FLOW_OUTBOUND : FLOW_INBOUND,
-				   FLOW_FOUND);
+				   before == TCP_LISTEN ? 0 : FLOW_FOUND);
 		else if (f->direction == FLOW_OUTBOUND)
 			f->latency = bpf_ktime_get_boot_ns() - f->start;
 		if (!flow_opens)
@@ -442,9 +444,10 @@ static __always_inline int flow_state(struct sock *sk, int was, int state)
 	default:
 		if (was == TCP_LISTEN || !READ(sk, __sk_common.skc_dport))
 			return 0; /* nobody was at the other end */
-		/* It began before this was attached, and nothing found it. */
+		/* It began before this was attached, and nothing found it; or unseen, and all there is of it is its listener's. */
 		if (!(f->flags & FLOW_KNOWN))
-			flow_begin(f, sk, FLOW_UNKNOWN, FLOW_FOUND);
+			flow_begin(f, sk, before == TCP_LISTEN ? FLOW_INBOUND : FLOW_UNKNOWN,
+				   before == TCP_LISTEN ? 0 : FLOW_FOUND);
 	}
 	flow_head(&r, f, sk);
 	flow_put_ends(&r, sk);
@@ -459,20 +462,24 @@ static __always_inline int flow_state(struct sock *sk, int was, int state)
 	return 0;
 }
 
-/*
- * Two programs for the same: the kernel skips one that it has interrupted, and packets of one connection may interrupt the system call of another
- * (TestKernelFlowInterrupted). While one of the two is interrupted the other is not running, mostly.
- */
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(flow_tcp, struct sock *sk, int was, int state)
 {
 	return flow_state(sk, was, state);
 }
 
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(flow_tcp_again, struct sock *sk, int was, int state)
+/*
+ * The kernel skips a program that it has interrupted on the same CPU, and packets of one connection may interrupt the system call of another
+ * (TestKernelFlowInterrupted). What had no end when the socket goes is told here, by another program: how it ended is no more known than by its error.
+ */
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(flow_tcp_gone, struct sock *sk)
 {
-	return flow_state(sk, was, state);
+	struct flow_sock *f = flow_of(sk, false);
+
+	if (!f || f->state == TCP_CLOSE || READ(sk, __sk_common.skc_state) != TCP_CLOSE)
+		return 0;
+	return flow_state(sk, TCP_LAST_ACK, TCP_CLOSE);
 }
 
 /* Ports that are listened on when sockets are looked for at the start: who is connected to one of them did not begin. Freed after that; when full, it is said that they did. */
@@ -522,6 +529,11 @@ static __always_inline void flow_acts(struct sock *sk)
 		if (!f)
 			return;
 		flow_found_tcp(f, sk, 0);
+	}
+	if (f->state == TCP_LISTEN &&
+	    READ(sk, __sk_common.skc_state) != TCP_LISTEN) { /* it began unseen */
+		f->state = TCP_ESTABLISHED;
+		flow_begin(f, sk, FLOW_INBOUND, 0);
 	}
 	if (f->actor == stamp)
 		return;

@@ -81,6 +81,22 @@ func (o *one) request() {
 	unix.Close(s)
 }
 
+// destroyed returns what counts the sockets of TCP that end in a network namespace from now on, as a program sees them that does nothing else. There are kernels that run no
+// program at all, and count none as skipped, while some process is interrupted: the sandbox's own, where the machine is one. What nobody sees is not lost here.
+func (w *watch) destroyed(ns uint32) func() int {
+	w.t.Helper()
+	if err := errors.Join(w.k.SetVariable("test_netns", uint64(ns)), w.k.SetVariable("test_destroyed", 0), w.k.Attach("test_destroy")); err != nil {
+		w.t.Fatal(err)
+	}
+	return func() int {
+		n, err := w.k.Variable("test_destroyed")
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		return int(n)
+	}
+}
+
 // many connections are open at once.
 const many = 10000
 
@@ -107,6 +123,7 @@ func TestKernelFlowMany(t *testing.T) {
 	me := w.owner(os.Getpid())
 	ns := netNS(t)
 	ours := func(f *pavise.Flow) bool { return f.NetNS == ns && f.State == pavise.FlowClosed }
+	destroyed, before := w.destroyed(ns), 0
 	for round := range 3 {
 		var clients [many]int
 		var bytes uint64
@@ -142,7 +159,15 @@ func TestKernelFlowMany(t *testing.T) {
 			unix.Close(fd)
 		}
 		took := time.Since(start)
-		w.wait((round+1)*2*many, "ended", ours)
+		seen := 0
+		for deadline := time.Now().Add(20 * time.Second); seen < 2*many && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+			seen = destroyed() - before
+		}
+		before += seen
+		if seen != 2*many {
+			t.Logf("the kernel ran no program for the ends of %d sockets", 2*many-seen)
+		}
+		w.wait(before, "ended", ours)
 		it := w.owner(server.Process.Pid)
 		w.mu.Lock()
 		var sent, received uint64
@@ -166,11 +191,11 @@ func TestKernelFlowMany(t *testing.T) {
 		slices.Sort(late)
 		t.Logf("%d connections in %v; %d flows found of %d; from the kernel to here p50 %v, p99 %v, at most %v", many, took.Round(time.Millisecond), found, 2*many,
 			late[len(late)/2], late[len(late)*99/100], late[len(late)-1])
-		if found != 2*many || len(ids) != 2*many || sent != bytes || received != bytes {
+		if found < seen || found > 2*many || len(ids) != found || found == 2*many && (sent != bytes || received != bytes) {
 			t.Errorf("%d flows of %d ids found, want %d; %d bytes sent, %d received, want %d", found, len(ids), 2*many, sent, received, bytes)
 		}
 	}
-	if s := w.stats(); s.Lost != 0 || s.NoStorage != 0 || s.Made < 6*many {
+	if s := w.stats(); s.Lost != 0 || s.NoStorage != 0 || s.Made < uint64(before) {
 		t.Errorf("counters: %+v", s)
 	}
 }
@@ -222,6 +247,7 @@ func TestKernelFlowInterrupted(t *testing.T) {
 		done <- n
 	}()
 	pin(1)
+	destroyed := w.destroyed(ns)
 	o := newOne(t, "127.0.0.1:0")
 	const n = 3000
 	for range n {
@@ -236,25 +262,29 @@ func TestKernelFlowInterrupted(t *testing.T) {
 	}
 	close(fds)
 	refused := <-done
-	want, found, before := 2*n+refused, 0, -1
-	for tries := 0; found < want && (found != before || tries < 50); time.Sleep(100 * time.Millisecond) {
+	want, found, seen, before := 2*n+refused, 0, 0, -1
+	for tries := 0; found < want && (found != before || found < seen || tries < 10) && tries < 50; time.Sleep(100 * time.Millisecond) {
 		if tries++; found != before {
 			tries = 0
 		}
 		before, found = found, 0
 		w.mu.Lock()
 		for i := range w.all {
-			if w.all[i].NetNS == ns {
+			if f := &w.all[i]; f.NetNS == ns {
 				found++
+				if f.Found || f.Direction == pavise.FlowUnknown {
+					t.Errorf("it is not known how it began: %s", show(w.all[i:i+1]))
+				}
 			}
 		}
 		w.mu.Unlock()
+		seen = destroyed()
 	}
 	s := w.stats()
-	t.Logf("programs were skipped %d times; %d flows found of %d", s.Skipped, found, want)
-	// A few of these are not seen all the same; with one program it would be each second.
-	if found < want-int(s.Skipped)/20 || found > want || s.Lost != 0 {
-		t.Errorf("%d flows found of %d; counters: %+v", found, want, s)
+	t.Logf("programs were skipped %d times; %d flows found of %d; %d ends were to be seen", s.Skipped, found, want, seen)
+	// One or two in a thousand interruptions are not seen all the same; without the second program it would be each fourth.
+	if found < seen-int(s.Skipped)/200 || found > want || s.Lost != 0 {
+		t.Errorf("%d flows found of %d, %d were to be seen; counters: %+v", found, want, seen, s)
 	}
 }
 

@@ -100,7 +100,7 @@ var flowPrograms = []struct {
 	{"flow_egress", nil, "what datagram sockets send, and names: cgroup programs on packets"},
 	{"flow_ingress", nil, "what datagram sockets receive, and names: cgroup programs on packets"},
 	{"flow_tcp", nil, ""},
-	{"flow_tcp_again", nil, ""},
+	{"flow_tcp_gone", nil, ""},
 }
 
 // OpenFlows makes the maps of flows and attaches their programs. What processes do must be followed already: a flow's owner is the identity of the process

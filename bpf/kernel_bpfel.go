@@ -928,7 +928,7 @@ const (
 	KernelProgFlowSweepPeers     = "flow_sweep_peers"
 	KernelProgFlowSweepUnix      = "flow_sweep_unix"
 	KernelProgFlowTcp            = "flow_tcp"
-	KernelProgFlowTcpAgain       = "flow_tcp_again"
+	KernelProgFlowTcpGone        = "flow_tcp_gone"
 	KernelProgFmodMmap           = "fmod_mmap"
 	KernelProgFoundListener      = "found_listener"
 	KernelProgFoundTask          = "found_task"
@@ -1001,6 +1001,7 @@ const (
 	KernelProgRunJudge           = "run_judge"
 	KernelProgRunOpen            = "run_open"
 	KernelProgRunShadow          = "run_shadow"
+	KernelProgTestDestroy        = "test_destroy"
 	KernelVarDigestsUsed         = "digests_used"
 	KernelVarExecEvents          = "exec_events"
 	KernelVarFlowData            = "flow_data"
@@ -1033,6 +1034,8 @@ const (
 	KernelVarSipKey              = "sip_key"
 	KernelVarStorageStays        = "storage_stays"
 	KernelVarSysOp               = "sys_op"
+	KernelVarTestDestroyed       = "test_destroyed"
+	KernelVarTestNetns           = "test_netns"
 	KernelVarUnusedDomainServer  = "unused_domain_server"
 	KernelVarUnusedFlowDataKind  = "unused_flow_data_kind"
 	KernelVarUnusedFlowDirection = "unused_flow_direction"
@@ -1121,7 +1124,7 @@ type KernelProgramSpecs struct {
 	FlowSweepPeers     *ebpf.ProgramSpec `ebpf:"flow_sweep_peers"`
 	FlowSweepUnix      *ebpf.ProgramSpec `ebpf:"flow_sweep_unix"`
 	FlowTcp            *ebpf.ProgramSpec `ebpf:"flow_tcp"`
-	FlowTcpAgain       *ebpf.ProgramSpec `ebpf:"flow_tcp_again"`
+	FlowTcpGone        *ebpf.ProgramSpec `ebpf:"flow_tcp_gone"`
 	FmodMmap           *ebpf.ProgramSpec `ebpf:"fmod_mmap"`
 	FoundListener      *ebpf.ProgramSpec `ebpf:"found_listener"`
 	FoundTask          *ebpf.ProgramSpec `ebpf:"found_task"`
@@ -1194,6 +1197,7 @@ type KernelProgramSpecs struct {
 	RunJudge           *ebpf.ProgramSpec `ebpf:"run_judge"`
 	RunOpen            *ebpf.ProgramSpec `ebpf:"run_open"`
 	RunShadow          *ebpf.ProgramSpec `ebpf:"run_shadow"`
+	TestDestroy        *ebpf.ProgramSpec `ebpf:"test_destroy"`
 }
 
 // KernelMapSpecs contains maps before they are loaded into the kernel.
@@ -1276,6 +1280,8 @@ type KernelVariableSpecs struct {
 	SipKey              *ebpf.VariableSpec `ebpf:"sip_key"`
 	StorageStays        *ebpf.VariableSpec `ebpf:"storage_stays"`
 	SysOp               *ebpf.VariableSpec `ebpf:"sys_op"`
+	TestDestroyed       *ebpf.VariableSpec `ebpf:"test_destroyed"`
+	TestNetns           *ebpf.VariableSpec `ebpf:"test_netns"`
 	UnusedDomainServer  *ebpf.VariableSpec `ebpf:"unused_domain_server"`
 	UnusedFlowDataKind  *ebpf.VariableSpec `ebpf:"unused_flow_data_kind"`
 	UnusedFlowDirection *ebpf.VariableSpec `ebpf:"unused_flow_direction"`
@@ -1435,6 +1441,8 @@ type KernelVariables struct {
 	SipKey              *ebpf.Variable `ebpf:"sip_key"`
 	StorageStays        *ebpf.Variable `ebpf:"storage_stays"`
 	SysOp               *ebpf.Variable `ebpf:"sys_op"`
+	TestDestroyed       *ebpf.Variable `ebpf:"test_destroyed"`
+	TestNetns           *ebpf.Variable `ebpf:"test_netns"`
 	UnusedDomainServer  *ebpf.Variable `ebpf:"unused_domain_server"`
 	UnusedFlowDataKind  *ebpf.Variable `ebpf:"unused_flow_data_kind"`
 	UnusedFlowDirection *ebpf.Variable `ebpf:"unused_flow_direction"`
@@ -1485,7 +1493,7 @@ type KernelPrograms struct {
 	FlowSweepPeers     *ebpf.Program `ebpf:"flow_sweep_peers"`
 	FlowSweepUnix      *ebpf.Program `ebpf:"flow_sweep_unix"`
 	FlowTcp            *ebpf.Program `ebpf:"flow_tcp"`
-	FlowTcpAgain       *ebpf.Program `ebpf:"flow_tcp_again"`
+	FlowTcpGone        *ebpf.Program `ebpf:"flow_tcp_gone"`
 	FmodMmap           *ebpf.Program `ebpf:"fmod_mmap"`
 	FoundListener      *ebpf.Program `ebpf:"found_listener"`
 	FoundTask          *ebpf.Program `ebpf:"found_task"`
@@ -1558,6 +1566,7 @@ type KernelPrograms struct {
 	RunJudge           *ebpf.Program `ebpf:"run_judge"`
 	RunOpen            *ebpf.Program `ebpf:"run_open"`
 	RunShadow          *ebpf.Program `ebpf:"run_shadow"`
+	TestDestroy        *ebpf.Program `ebpf:"test_destroy"`
 }
 
 func (p *KernelPrograms) Close() error {
@@ -1588,7 +1597,7 @@ func (p *KernelPrograms) Close() error {
 		p.FlowSweepPeers,
 		p.FlowSweepUnix,
 		p.FlowTcp,
-		p.FlowTcpAgain,
+		p.FlowTcpGone,
 		p.FmodMmap,
 		p.FoundListener,
 		p.FoundTask,
@@ -1661,6 +1670,7 @@ func (p *KernelPrograms) Close() error {
 		p.RunJudge,
 		p.RunOpen,
 		p.RunShadow,
+		p.TestDestroy,
 	)
 }
 

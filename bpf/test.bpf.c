@@ -2,7 +2,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * Programs that Program.Run calls, on any machine and without a hook: the engine with given facts (compared with policy.Image.Judge), the
- * engine on a real file, timed, and the identity of a file as the kernel sees it.
+ * engine on a real file, timed, and the identity of a file as the kernel sees it. And one for a hook, which tells how often the kernel runs a program there.
  */
 
 #define TEST_BYTES 8192
@@ -248,5 +248,16 @@ int run_shadow(void *ctx)
 	in->ns = bpf_ktime_get_ns() - start;
 	in->action = action_of(&s->v);
 	scratch_put(s);
+	return 0;
+}
+
+__u32 test_netns;
+__u64 test_destroyed; /* sockets of TCP in that network namespace whose end a program was run for */
+
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(test_destroy, struct sock *sk)
+{
+	if (flow_netns(sk) == test_netns)
+		__sync_fetch_and_add(&test_destroyed, 1);
 	return 0;
 }

@@ -34,7 +34,7 @@ type Table struct {
 
 	mu    sync.Mutex
 	open  map[uint64]*entry
-	ends  map[ends][]*entry
+	ends  map[ends]*entry     // the first of those with the same ends
 	gone  [remembered]*entry  // a circle of those that have ended, still in ends
 	over  map[uint64]struct{} // their ids
 	next  int
@@ -66,6 +66,7 @@ type Stats struct {
 type entry struct {
 	flow  *pavise.Flow // the last report
 	ends  ends         // where it stands in Table.ends; zero when it does not
+	next  *entry       // there
 	tls   *pavise.TLS
 	seen  uint32 // the sweep that was going on
 	ended bool
@@ -93,7 +94,7 @@ func New(o Options) *Table {
 	if o.Max == 0 {
 		o.Max = DefaultMax
 	}
-	t := &Table{o: o, open: map[uint64]*entry{}, ends: map[ends][]*entry{}, over: map[uint64]struct{}{}}
+	t := &Table{o: o, open: map[uint64]*entry{}, ends: map[ends]*entry{}, over: map[uint64]struct{}{}}
 	for i, name := range sumNames {
 		t.sums[i].Protocol = name
 	}
@@ -135,7 +136,7 @@ func (t *Table) Report(raw *pavise.Flow) *pavise.Flow {
 	if f.State == pavise.FlowClosed {
 		t.end(e)
 	}
-	return e.flow
+	return &f
 }
 
 // add counts what a report says that is new.
@@ -211,7 +212,9 @@ func (t *Table) begin(f *pavise.Flow) *entry {
 		return nil
 	}
 	e := &entry{flow: f}
-	t.open[f.ID] = e
+	if f.State != pavise.FlowClosed { // most are told of once
+		t.open[f.ID] = e
+	}
 	return e
 }
 
@@ -223,7 +226,15 @@ func (t *Table) link(e *entry) {
 	}
 	t.unlink(e)
 	e.ends = k
-	t.ends[k] = append(slices.DeleteFunc(t.ends[k], func(o *entry) bool { return o.ended }), e)
+	for o := t.ends[k]; o != nil; {
+		next := o.next
+		if o.ended { // the same ends, before
+			t.unlink(o)
+		}
+		o = next
+	}
+	e.next = t.ends[k]
+	t.ends[k] = e
 }
 
 func (t *Table) name(f *pavise.Flow) {
@@ -236,28 +247,28 @@ func (t *Table) name(f *pavise.Flow) {
 	}
 }
 
-// join finds out who is at the other end of e, where that is on this host. Two connections with the same ends in different network namespaces are not told
-// apart, so none is taken for the other.
+// join finds out who is at the other end of e, whose report nobody has yet, where that is on this host. Two connections with the same ends in different network
+// namespaces are not told apart, so none is taken for the other.
 func (t *Table) join(e *entry) {
-	others := t.ends[e.ends.other()]
-	if e.ends == (ends{}) || len(others) != 1 || len(t.ends[e.ends]) != 1 {
+	if e.ends == (ends{}) || t.ends[e.ends] != e || e.next != nil {
 		return
 	}
-	o := others[0]
-	if o == e || o.ended && o.flow.Time < e.flow.Start { // the port was used before
+	o := t.ends[e.ends.other()]
+	if o == nil || o.next != nil || o == e || o.ended && o.flow.Time < e.flow.Start { // the port was used before
 		return
 	}
-	meet := func(e *entry, with *pavise.FlowSide) {
+	known := func(e *entry, with *pavise.FlowSide) bool {
 		r := &e.flow.Remote
-		if with.ExecID == 0 || r.ExecID == with.ExecID && r.Process != nil {
-			return
-		}
-		f := *e.flow // the last report may be with a reader
-		f.Remote.ExecID, f.Remote.Process = with.ExecID, with.Process
-		e.flow = &f
+		return with.ExecID == 0 || r.ExecID == with.ExecID && r.Process != nil
 	}
-	meet(e, &o.flow.Local)
-	meet(o, &e.flow.Local)
+	if with := &o.flow.Local; !known(e, with) {
+		e.flow.Remote.ExecID, e.flow.Remote.Process = with.ExecID, with.Process
+	}
+	if with := &e.flow.Local; !o.ended && !known(o, with) {
+		f := *o.flow // the last report may be with a reader
+		f.Remote.ExecID, f.Remote.Process = with.ExecID, with.Process
+		o.flow = &f
+	}
 }
 
 func (t *Table) end(e *entry) {
@@ -274,12 +285,23 @@ func (t *Table) end(e *entry) {
 }
 
 func (t *Table) unlink(e *entry) {
-	list := slices.DeleteFunc(t.ends[e.ends], func(o *entry) bool { return o == e })
-	if len(list) == 0 {
+	first := t.ends[e.ends]
+	switch {
+	case first == nil:
+		return
+	case first == e && e.next == nil:
 		delete(t.ends, e.ends)
-	} else {
-		t.ends[e.ends] = list
+	case first == e:
+		t.ends[e.ends] = e.next
+	default:
+		for o := first; o != nil; o = o.next {
+			if o.next == e {
+				o.next = e.next
+				break
+			}
+		}
 	}
+	e.next = nil
 }
 
 // Hello gives a flow what its ClientHello says. It reports whether the flow is followed.
