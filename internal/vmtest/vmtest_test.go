@@ -55,18 +55,19 @@ func TestCheck(t *testing.T) {
 }
 
 func TestSelected(t *testing.T) {
-	all := []string{"Old", "X", "UnderLoadX", "Runs", "Doctor", "Judge", "AgentKept", "AgentKilled", "LearnServer"}
+	all := []string{"Old", "X", "UnderLoadX", "Runs", "Doctor", "Judge", "AgentKept", "AgentKilled", "LearnServer", "Bind", "Exec"}
 	for _, c := range []struct {
 		kernel string
 		noLSM  bool
 		want   string
 	}{
 		{"5.10", false, "Old"},
-		{"6.1", false, "X Doctor Judge AgentKept"},
-		{"6.12", false, "X Doctor Judge AgentKept LearnServer"},
-		{"newest", false, "X Doctor Judge AgentKept AgentKilled"},
-		{"6.1", true, "Doctor"},
-		{"newest", true, "X Doctor"},
+		{"6.1", false, "X Doctor Judge AgentKept Bind Exec"},
+		{"6.12", false, "LearnServer Bind Exec"},
+		{"newest", false, "X Doctor Judge AgentKept AgentKilled Bind Exec"},
+		{"6.1", true, "Doctor Exec"},
+		{"6.12", true, "Exec"},
+		{"newest", true, "X Doctor Bind Exec"},
 	} {
 		suites := []suite{{pkg: "a"}, {pkg: "b", tests: []string{"TestKernelUnderLoadY"}}}
 		for _, name := range all {
