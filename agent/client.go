@@ -430,7 +430,7 @@ func (d *Doctor) Machine() *policy.Machine {
 		for op := range pavise.OpNames {
 			if strings.EqualFold(pavise.OpNames[op], o.Op) {
 				m.Ops[op] = policy.Support{
-					Rung: rungByName(o.Rung), Deny: o.Deny, Kill: o.Kill, Why: o.Why, Missing: dimsByName(o.Missing), MissingWhy: whysByName(o.MissingWhy), KillOnly: dimsByName(o.KillOnly),
+					Rung: rungByName(o.Rung), Deny: o.Deny, Kill: o.Kill, Why: o.Why, Missing: dimsByName(o.Missing), MissingWhy: whysByName(o.MissingWhy), KillOnly: dimsByName(o.KillOnly), Before: dimsByName(o.Before),
 				}
 			}
 		}

@@ -255,6 +255,7 @@ type OpDoctor struct {
 	Missing    []string          `json:"missing,omitempty"`
 	MissingWhy map[string]string `json:"missing_why,omitempty"` // of those that no rung of the machine has
 	KillOnly   []string          `json:"kill_only,omitempty"`
+	Before     []string          `json:"before,omitempty"` // of missing, what it has before the act, to rules that ask nothing of the process
 }
 
 // RungTry is one rung that was tried.
@@ -278,6 +279,9 @@ func DoctorOps(in []enforce.OpStatus) []OpDoctor {
 				d.MissingWhy[dim.String()] = why
 				d.Notes = append(d.Notes[:len(d.Notes):len(d.Notes)], fmt.Sprintf("%s is not known: %s", dim, why))
 			}
+		}
+		for _, dim := range o.Before {
+			d.Before = append(d.Before, dim.String())
 		}
 		for _, dim := range o.KillOnly {
 			d.KillOnly = append(d.KillOnly, dim.String())

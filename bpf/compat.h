@@ -66,6 +66,25 @@ static __always_inline __u64 arg_at(void *ctx, __u32 n)
 	return v;
 }
 
+/* The references to a file are counted by another type since 6.13 (90ee6ed776c0 "fs: port files to file_ref"): 0 is one. */
+typedef struct {
+	atomic64_t refcnt;
+} __attribute__((preserve_access_index)) file_ref_t___new;
+
+struct file___new {
+	file_ref_t___new f_ref;
+} __attribute__((preserve_access_index));
+
+/* one_file tells whether a file has one reference: a descriptor, in one table. */
+static __always_inline bool one_file(struct file *f)
+{
+	struct file___new *n = (void *)f;
+
+	if (bpf_core_field_exists(n->f_ref))
+		return !READ(n, f_ref.refcnt.counter);
+	return READ(f, f_count.counter) == 1;
+}
+
 /* kernfs_node.parent became __parent, under RCU, in 6.15 (633488947ef6 "kernfs: Use RCU to access kernfs_node::parent"). */
 struct kernfs_node___new {
 	struct kernfs_node *__parent;

@@ -223,24 +223,31 @@ __noinline int set_prefixes_some(__u32 si)
 	return 1;
 }
 
-/* named adds to s->sip[2] the sets of names that the address in s->sip has one of, in the network namespace of the current thread. */
+/* named adds to s->sip[2] the sets of names that the address in s->sip has one of, in the network namespace of the current thread, or of a guest's socket. */
 __noinline int named(__u32 si)
 {
 	struct scratch *s = scratch_at(si);
 	struct tables *t = tables_of(s);
-	struct nsproxy *ns = (void *)READ_PTR(bpf_get_current_task_btf(), nsproxy);
-	__u32 slot, *bits;
+	struct nsproxy *ns;
+	__u32 slot, net, *bits;
 	void *map;
 
-	if (!s || !t || !ns)
+	if (!s || !t)
 		return 0;
+	net = s->who_net;
+	if (s->who == WHO_CURRENT) {
+		ns = (void *)READ_PTR(bpf_get_current_task_btf(), nsproxy);
+		if (!ns)
+			return 0;
+		net = READ((struct net *)READ_PTR(ns, net_ns), ns.inum);
+	}
 	slot = t->set_slot;
 	map = bpf_map_lookup_elem(&set_prefixes, &slot);
 	if (!map)
 		return 0;
 	s->prefix.hi = s->sip[0];
 	s->prefix.lo = s->sip[1];
-	s->prefix.bits = (__u64)READ((struct net *)READ_PTR(ns, net_ns), ns.inum) << 32 | NAMED;
+	s->prefix.bits = (__u64)net << 32 | NAMED;
 	bits = bpf_map_lookup_elem(map, &s->prefix);
 	if (bits)
 		s->sip[2] |= *bits;

@@ -29,6 +29,7 @@
 #define NUM_SIDES     2
 #define MAX_STRING    4095
 #define LEAF_BIT      0x8000
+#define ANY_FACT      0xfffd /* the length of a fact that may be any: as of WHO_UNKNOWN */
 
 #define DIM_EXE	       1
 #define DIM_PARENT_EXE 2
@@ -352,6 +353,13 @@ struct object {
 	__u8 unsure; /* whether there is such a file already is not known: hold() */
 };
 
+/* Whose facts are those of the subject. */
+enum who {
+	WHO_CURRENT,
+	WHO_GUEST, /* a process that does not run now: its part of procs stands in guests */
+	WHO_UNKNOWN, /* any process: a rule that asks for one denies nothing, and allows */
+};
+
 struct scratch {
 	__u32 busy;
 	__u32 side;
@@ -363,7 +371,8 @@ struct scratch {
 	__u32 op;
 	__u32 alias; /* of the name that is judged */
 	__u32 rows[NUM_SLOTS]; /* by slot; 0 is every clause */
-	__u16 unknown[NUM_AUTOMATA]; /* classes of a subject without an identity */
+	/* Classes of the subject, where they do not stand in its identity: not yet, or it has none. */
+	__u16 cls[NUM_AUTOMATA] __attribute__((aligned(8)));
 	__u64 early[4]; /* the words that may hold after judge_early */
 	__u64 left[4]; /* and after all slots, for one name */
 	__u32 met; /* the group whose allow rule was met last */
@@ -401,6 +410,12 @@ struct scratch {
 	__u32 extra_len; /* of the one at OFF_EXTRA, 0 for none */
 	__u32 rung;
 	__u32 rec_end; /* of the record, in bytes */
+	/* For what no process does: whose facts are judged (enum who), where its task_struct is, and in which network namespace. */
+	__u32 who;
+	__u32 who_net;
+	__u64 who_task;
+	__u32 crowd; /* it is one of too many to be told one by one */
+	__u32 sent; /* report() has sent a record */
 	struct object obj;
 	/* The walk of line_next. */
 	__u64 task; /* the process that is next */
@@ -676,7 +691,7 @@ __noinline int classify(__u32 si, __u32 ai, __u32 off, __u32 len)
 		len = s->dim_len[a->dim & (NUM_DIMS - 1)];
 	}
 	if (len > MAX_STRING)
-		return a->overlong;
+		return a->overlong + (len == ANY_FACT);
 	s->state = a->start;
 	s->in_len = len;
 	FORGET();

@@ -49,6 +49,7 @@ enum op {
 	OP_LATE =
 		OP_FORK, /* the part of process.exec that is judged in sched_process_exec on every rung: policy.OpLate */
 	OP_EXIT,
+	OP_SYN = 63, /* no operation: the self-test of the programs that drop SYNs */
 	NUM_OPS = 64,
 };
 

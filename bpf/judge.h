@@ -85,6 +85,30 @@ static __always_inline struct control *ctl(void)
 	return bpf_map_lookup_elem(&controls, &zero);
 }
 
+/* The identity of a guest, by its working memory; of WHO_UNKNOWN the one to be told. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 8); /* as scratches */
+	__type(key, __u32);
+	__type(value, struct proc);
+} guests SEC(".maps");
+
+/* subject_proc is the identity of who is judged. */
+static __always_inline struct proc *subject_proc(struct scratch *s, __u32 si)
+{
+	if (s->who != WHO_CURRENT)
+		return bpf_map_lookup_elem(&guests, &si);
+	return bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
+}
+
+/* subject_task is its task_struct, to be read. */
+static __always_inline struct task_struct *subject_task(struct scratch *s)
+{
+	if (s->who != WHO_CURRENT)
+		return (void *)s->who_task;
+	return bpf_get_current_task_btf();
+}
+
 /* renew_creds takes the current thread's credentials; whether they are others than those its classes were computed for. */
 static __always_inline bool renew_creds(struct task_struct *t, struct proc *p)
 {
@@ -123,10 +147,6 @@ static __always_inline bool renew_creds(struct task_struct *t, struct proc *p)
  */
 __noinline int classes_some(__u32 si, __u64 dims)
 {
-	struct proc *p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
-
-	if (!p)
-		return 0;
 	for (int i = 0; i < CLASSES; i++) {
 		struct scratch *s = scratch_at(si);
 		struct tables *t = tables_of(s);
@@ -142,12 +162,12 @@ __noinline int classes_some(__u32 si, __u64 dims)
 		if (!dim)
 			return 0;
 		if (dim < DIM_PATH && NEED(dims, dim))
-			p->cls[ai] = classify(si, ai, s->dim_off[dim], s->dim_len[dim]);
+			s->cls[ai] = classify(si, ai, s->dim_off[dim], s->dim_len[dim]);
 	}
 	return 1;
 }
 
-/* subject_classes classifies the current thread's facts in these dimensions. */
+/* subject_classes classifies the subject's facts in these dimensions: s->cls. */
 static __always_inline void subject_classes(struct scratch *s, __u32 si, __u64 dims)
 {
 	s->derived = 0;
@@ -161,7 +181,7 @@ static __always_inline void subject_classes(struct scratch *s, __u32 si, __u64 d
 __noinline int subject_texts(__u32 si)
 {
 	struct scratch *s = scratch_at(si);
-	struct proc *p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
+	struct proc *p = s ? subject_proc(s, si) : NULL;
 	__u32 from = 0, exe_len = TEXT_LONG, parent_len = TEXT_LONG, up_len = TEXT_LONG;
 	__u32 args = OFF_LINE, args_len = TEXT_LONG, script = OFF_LINE, script_len = TEXT_LONG;
 
@@ -197,12 +217,14 @@ __noinline int subject_texts(__u32 si)
 __noinline int subject_exe(__u32 si)
 {
 	struct scratch *s = scratch_at(si);
-	struct mm_struct *mm = (void *)READ_PTR(bpf_get_current_task_btf(), mm);
-	struct file *exe = mm ? (void *)READ_PTR(mm, exe_file) : NULL;
+	struct mm_struct *mm;
+	struct file *exe;
 	__u32 len = 0;
 
 	if (!s)
 		return 0;
+	mm = (void *)READ_PTR(subject_task(s), mm);
+	exe = mm ? (void *)READ_PTR(mm, exe_file) : NULL;
 	if (exe)
 		len = path_build(si, OFF_ALT, READ_PTR(exe, f_path.dentry),
 				 READ_PTR(exe, f_path.mnt), 0);
@@ -260,6 +282,18 @@ static __always_inline void renew(struct scratch *s, __u32 si, struct proc *p, _
 	set_dim(s, DIM_CAPS, OFF_SMALL + DIM_CAPS * 16, 8);
 }
 
+/* subject_ns is host_ns of who is judged. */
+__noinline int subject_ns(__u32 si)
+{
+	struct scratch *s = scratch_at(si);
+	struct ns n;
+
+	if (!s)
+		return 0;
+	read_ns(subject_task(s), &n);
+	return host_ns(&n);
+}
+
 /*
  * moved takes those of the current thread's facts in the dimensions need that can change while it runs, and returns stale with those that
  * have changed.
@@ -267,21 +301,20 @@ static __always_inline void renew(struct scratch *s, __u32 si, struct proc *p, _
 __noinline int moved(__u32 si, __u32 need, __u32 stale)
 {
 	struct scratch *s = scratch_at(si);
-	struct task_struct *t = bpf_get_current_task_btf();
-	struct proc *p = bpf_task_storage_get(&procs, t, 0, 0);
+	struct proc *p = s ? subject_proc(s, si) : NULL;
 	__u64 cgrp, cgid;
 	__u8 ns;
 
 	if (!s || !p)
 		return 0;
 	if (NEED(need, DIM_NS)) {
-		ns = current_ns();
+		ns = subject_ns(si);
 		if (ns != p->ns)
 			stale |= DIM(DIM_NS);
 		p->ns = ns;
 	}
 	if (NEED(need, DIM_CGROUP)) {
-		cgrp = cgroup_of(t);
+		cgrp = cgroup_of(subject_task(s));
 		cgid = READ_PTR((struct kernfs_node *)READ_PTR((struct cgroup *)cgrp, kn), id);
 		if (stale || cgid != p->cgroup_id) {
 			stale |= DIM(DIM_CGROUP);
@@ -293,17 +326,14 @@ __noinline int moved(__u32 si, __u32 need, __u32 stale)
 }
 
 /*
- * subject brings the classes of the current thread's facts up to date: all of them when the generation has moved on, those of
- * credentials, namespaces and cgroup when these have changed. Reads only what some rule needs. Returns NULL without an identity.
+ * subject_now brings the classes of a subject's facts up to date: all of them when the generation has moved on, those of
+ * credentials, namespaces and cgroup when these have changed. Reads only what some rule needs.
  */
-static __always_inline struct proc *subject(struct scratch *s, __u32 si, struct tables *tb)
+static __always_inline void subject_now(struct scratch *s, __u32 si, struct tables *tb,
+					struct task_struct *t, struct proc *p)
 {
-	struct task_struct *t = bpf_get_current_task_btf();
-	struct proc *p = bpf_task_storage_get(&procs, t, 0, 0);
 	__u32 stale = 0;
 
-	if (!p)
-		return NULL;
 	if (p->gen != tb->gen)
 		stale = tb->subject_need;
 	/* Credentials are what most rules ask for: no call for them. */
@@ -312,6 +342,7 @@ static __always_inline struct proc *subject(struct scratch *s, __u32 si, struct 
 	if (tb->subject_need & (DIM(DIM_NS) | DIM(DIM_CGROUP)))
 		stale = moved(si, tb->subject_need, stale);
 	if (stale) {
+		__builtin_memcpy(s->cls, p->cls, sizeof(s->cls));
 		if (stale & DIMS_TEXTS) {
 			__u64 exe = subject_texts(si) ? 0 : stale & DIMS_EXE;
 
@@ -322,8 +353,19 @@ static __always_inline struct proc *subject(struct scratch *s, __u32 si, struct 
 		}
 		renew(s, si, p, stale);
 		subject_classes(s, si, stale);
+		__builtin_memcpy(p->cls, s->cls, sizeof(p->cls));
 		p->gen = tb->gen;
 	}
+}
+
+/* subject is subject_now for the current thread. Returns NULL without an identity. */
+static __always_inline struct proc *subject(struct scratch *s, __u32 si, struct tables *tb)
+{
+	struct task_struct *t = bpf_get_current_task_btf();
+	struct proc *p = bpf_task_storage_get(&procs, t, 0, 0);
+
+	if (p)
+		subject_now(s, si, tb, t, p);
 	return p;
 }
 
@@ -342,7 +384,29 @@ __noinline int unknown_classes(__u32 si)
 	if (!t)
 		return 0;
 	for (int i = 0; i < NUM_AUTOMATA; i++)
-		s->unknown[i] = t->automata[i].overlong;
+		s->cls[i] = t->automata[i].overlong;
+	return 0;
+}
+
+/*
+ * guest_classes puts into s->cls the classes of a subject that is not the current thread; they are not brought up to date after this. Of one that may be any process: slots of operations
+ * that are judged so have one more row than classes (policy's anyone).
+ */
+__noinline int guest_classes(__u32 si)
+{
+	struct scratch *s = scratch_at(si);
+	struct tables *t = tables_of(s);
+	struct proc *p = bpf_map_lookup_elem(&guests, &si);
+
+	if (!s || !t || !p)
+		return 0;
+	if (s->who == WHO_GUEST) {
+		subject_now(s, si, t, (void *)s->who_task, p);
+		__builtin_memcpy(s->cls, p->cls, sizeof(s->cls));
+		return 0;
+	}
+	for (int i = 0; i < NUM_AUTOMATA; i++)
+		s->cls[i] = t->automata[i].overlong + 1;
 	return 0;
 }
 
@@ -370,7 +434,7 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 how)
 	t = bpf_map_lookup_elem(&sides, &side);
 	if (!t)
 		return 0;
-	cls = s->unknown;
+	cls = s->cls;
 	s->op = op & (NUM_JUDGED - 1);
 	s->met = 0;
 	s->alias = 0;
@@ -386,7 +450,7 @@ __noinline int judge_early_with(__u32 si, __u32 op, __u32 how)
 	s->left[1] = ot->all[1];
 	s->left[2] = ot->all[2];
 	s->left[3] = ot->all[3];
-	if (ot->n_subject) {
+	if (ot->n_subject && s->who == WHO_CURRENT) {
 		if (how == AS_THEY_ARE)
 			p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
 		else
@@ -665,7 +729,9 @@ __noinline int report(__u32 si, __u32 kind, __u32 rung, __u64 object, __u32 len)
 	h = (void *)&s->bytes[OFF_REC];
 	now = bpf_ktime_get_boot_ns();
 	id = bpf_get_current_pid_tgid();
-	p = bpf_task_storage_get(&procs, bpf_get_current_task_btf(), 0, 0);
+	p = subject_proc(s, si);
+	if (s->who != WHO_CURRENT && p)
+		id = (__u64)p->pid << 32 | p->pid;
 	st = stats_of(s->op);
 	h->kind = kind;
 	h->op = s->op;
@@ -683,6 +749,8 @@ __noinline int report(__u32 si, __u32 kind, __u32 rung, __u64 object, __u32 len)
 				h->flags = REC_MONITOR;
 			else
 				action = h->action;
+			if (s->who != WHO_CURRENT && action)
+				h->action = ACT_DENY; /* nobody is there to be killed */
 		}
 	}
 	h->time = now;
@@ -710,6 +778,7 @@ __noinline int report(__u32 si, __u32 kind, __u32 rung, __u64 object, __u32 len)
 	}
 	nf.start = now;
 	bpf_map_update_elem(&folds, &k, &nf, BPF_ANY);
+	s->sent = 1;
 	send(s, h, len, action != ACT_NONE, true);
 	return action;
 }

@@ -183,12 +183,21 @@ struct inode {
 	__u32 i_generation;
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
+typedef struct {
+	__s64 counter;
+} atomic64_t;
+
 struct file {
 	struct path f_path;
 	struct inode *f_inode;
 	unsigned int f_flags;
 	unsigned int f_mode;
 	void *private_data;
+	atomic64_t f_count;
 };
 
 struct fdtable {
@@ -197,6 +206,7 @@ struct fdtable {
 };
 
 struct files_struct {
+	atomic_t count;
 	struct fdtable *fdt;
 };
 
@@ -323,18 +333,13 @@ struct css_set {
 	struct cgroup *dfl_cgrp;
 };
 
-typedef struct {
-	int counter;
-} atomic_t;
-
-typedef struct {
-	__s64 counter;
-} atomic64_t;
-
 struct tty_struct;
+struct request_sock;
+struct sk_buff;
 
 struct signal_struct {
 	atomic_t live;
+	int nr_threads;
 	struct tty_struct *tty;
 };
 

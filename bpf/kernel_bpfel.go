@@ -657,8 +657,8 @@ type KernelScratch struct {
 	Op        uint32
 	Alias     uint32
 	Rows      [16]uint32
-	Unknown   [32]uint16
 	_         [4]byte
+	Cls       [32]uint16
 	Early     [4]uint64
 	Left      [4]uint64
 	Met       uint32
@@ -695,6 +695,11 @@ type KernelScratch struct {
 	ExtraLen  uint32
 	Rung      uint32
 	RecEnd    uint32
+	Who       uint32
+	WhoNet    uint32
+	WhoTask   uint64
+	Crowd     uint32
+	Sent      uint32
 	Obj       struct {
 		_            structs.HostLayout
 		Dentry       uint64
@@ -758,6 +763,19 @@ type KernelSlot struct {
 	_         structs.HostLayout
 	Automaton uint32
 	ClassRow  uint32
+}
+
+type KernelSynListener struct {
+	_     structs.HostLayout
+	Task  uint64
+	Start uint64
+	Exec  uint64
+	Since uint64
+	Told  uint32
+	Tgid  uint32
+	Fd    uint32
+	Busy  uint32
+	Proc  KernelProc
 }
 
 type KernelTables struct {
@@ -878,6 +896,7 @@ const (
 	KernelMapFlowStats           = "flow_stats"
 	KernelMapFlowUnixes          = "flow_unixes"
 	KernelMapFolds               = "folds"
+	KernelMapGuests              = "guests"
 	KernelMapHelds               = "helds"
 	KernelMapHits                = "hits"
 	KernelMapIdentities          = "identities"
@@ -899,6 +918,7 @@ const (
 	KernelMapShortTexts          = "short_texts"
 	KernelMapSides               = "sides"
 	KernelMapStats               = "stats"
+	KernelMapSynListeners        = "syn_listeners"
 	KernelMapTelemetry           = "telemetry"
 	KernelMapTestJudges          = "test_judges"
 	KernelMapTold                = "told"
@@ -908,6 +928,7 @@ const (
 	KernelProgCgConnect6         = "cg_connect6"
 	KernelProgCgSendmsg4         = "cg_sendmsg4"
 	KernelProgCgSendmsg6         = "cg_sendmsg6"
+	KernelProgCgSyn              = "cg_syn"
 	KernelProgFindHost           = "find_host"
 	KernelProgFindStorage        = "find_storage"
 	KernelProgFlowConnect4       = "flow_connect4"
@@ -931,6 +952,7 @@ const (
 	KernelProgFlowTcpGone        = "flow_tcp_gone"
 	KernelProgFmodMmap           = "fmod_mmap"
 	KernelProgFoundListener      = "found_listener"
+	KernelProgFoundSynListener   = "found_syn_listener"
 	KernelProgFoundTask          = "found_task"
 	KernelProgLsmAccept          = "lsm_accept"
 	KernelProgLsmAnonInode       = "lsm_anon_inode"
@@ -941,6 +963,7 @@ const (
 	KernelProgLsmChmod           = "lsm_chmod"
 	KernelProgLsmChown           = "lsm_chown"
 	KernelProgLsmChroot          = "lsm_chroot"
+	KernelProgLsmConnRequest     = "lsm_conn_request"
 	KernelProgLsmConnect         = "lsm_connect"
 	KernelProgLsmDigest          = "lsm_digest"
 	KernelProgLsmFileOpen        = "lsm_file_open"
@@ -992,6 +1015,7 @@ const (
 	KernelProgOnFork             = "on_fork"
 	KernelProgOnListen           = "on_listen"
 	KernelProgOnOpened           = "on_opened"
+	KernelProgOnSynListen        = "on_syn_listen"
 	KernelProgOnSysExit          = "on_sys_exit"
 	KernelProgProbeCgroup        = "probe_cgroup"
 	KernelProgProbeReturn        = "probe_return"
@@ -1033,6 +1057,8 @@ const (
 	KernelVarReleaseAt           = "release_at"
 	KernelVarSipKey              = "sip_key"
 	KernelVarStorageStays        = "storage_stays"
+	KernelVarSynLost             = "syn_lost"
+	KernelVarSynNone             = "syn_none"
 	KernelVarSysOp               = "sys_op"
 	KernelVarTestDestroyed       = "test_destroyed"
 	KernelVarTestNetns           = "test_netns"
@@ -1104,6 +1130,7 @@ type KernelProgramSpecs struct {
 	CgConnect6         *ebpf.ProgramSpec `ebpf:"cg_connect6"`
 	CgSendmsg4         *ebpf.ProgramSpec `ebpf:"cg_sendmsg4"`
 	CgSendmsg6         *ebpf.ProgramSpec `ebpf:"cg_sendmsg6"`
+	CgSyn              *ebpf.ProgramSpec `ebpf:"cg_syn"`
 	FindHost           *ebpf.ProgramSpec `ebpf:"find_host"`
 	FindStorage        *ebpf.ProgramSpec `ebpf:"find_storage"`
 	FlowConnect4       *ebpf.ProgramSpec `ebpf:"flow_connect4"`
@@ -1127,6 +1154,7 @@ type KernelProgramSpecs struct {
 	FlowTcpGone        *ebpf.ProgramSpec `ebpf:"flow_tcp_gone"`
 	FmodMmap           *ebpf.ProgramSpec `ebpf:"fmod_mmap"`
 	FoundListener      *ebpf.ProgramSpec `ebpf:"found_listener"`
+	FoundSynListener   *ebpf.ProgramSpec `ebpf:"found_syn_listener"`
 	FoundTask          *ebpf.ProgramSpec `ebpf:"found_task"`
 	LsmAccept          *ebpf.ProgramSpec `ebpf:"lsm_accept"`
 	LsmAnonInode       *ebpf.ProgramSpec `ebpf:"lsm_anon_inode"`
@@ -1137,6 +1165,7 @@ type KernelProgramSpecs struct {
 	LsmChmod           *ebpf.ProgramSpec `ebpf:"lsm_chmod"`
 	LsmChown           *ebpf.ProgramSpec `ebpf:"lsm_chown"`
 	LsmChroot          *ebpf.ProgramSpec `ebpf:"lsm_chroot"`
+	LsmConnRequest     *ebpf.ProgramSpec `ebpf:"lsm_conn_request"`
 	LsmConnect         *ebpf.ProgramSpec `ebpf:"lsm_connect"`
 	LsmDigest          *ebpf.ProgramSpec `ebpf:"lsm_digest"`
 	LsmFileOpen        *ebpf.ProgramSpec `ebpf:"lsm_file_open"`
@@ -1188,6 +1217,7 @@ type KernelProgramSpecs struct {
 	OnFork             *ebpf.ProgramSpec `ebpf:"on_fork"`
 	OnListen           *ebpf.ProgramSpec `ebpf:"on_listen"`
 	OnOpened           *ebpf.ProgramSpec `ebpf:"on_opened"`
+	OnSynListen        *ebpf.ProgramSpec `ebpf:"on_syn_listen"`
 	OnSysExit          *ebpf.ProgramSpec `ebpf:"on_sys_exit"`
 	ProbeCgroup        *ebpf.ProgramSpec `ebpf:"probe_cgroup"`
 	ProbeReturn        *ebpf.ProgramSpec `ebpf:"probe_return"`
@@ -1218,6 +1248,7 @@ type KernelMapSpecs struct {
 	FlowStats     *ebpf.MapSpec `ebpf:"flow_stats"`
 	FlowUnixes    *ebpf.MapSpec `ebpf:"flow_unixes"`
 	Folds         *ebpf.MapSpec `ebpf:"folds"`
+	Guests        *ebpf.MapSpec `ebpf:"guests"`
 	Helds         *ebpf.MapSpec `ebpf:"helds"`
 	Hits          *ebpf.MapSpec `ebpf:"hits"`
 	Identities    *ebpf.MapSpec `ebpf:"identities"`
@@ -1239,6 +1270,7 @@ type KernelMapSpecs struct {
 	ShortTexts    *ebpf.MapSpec `ebpf:"short_texts"`
 	Sides         *ebpf.MapSpec `ebpf:"sides"`
 	Stats         *ebpf.MapSpec `ebpf:"stats"`
+	SynListeners  *ebpf.MapSpec `ebpf:"syn_listeners"`
 	Telemetry     *ebpf.MapSpec `ebpf:"telemetry"`
 	TestJudges    *ebpf.MapSpec `ebpf:"test_judges"`
 	Told          *ebpf.MapSpec `ebpf:"told"`
@@ -1279,6 +1311,8 @@ type KernelVariableSpecs struct {
 	ReleaseAt           *ebpf.VariableSpec `ebpf:"release_at"`
 	SipKey              *ebpf.VariableSpec `ebpf:"sip_key"`
 	StorageStays        *ebpf.VariableSpec `ebpf:"storage_stays"`
+	SynLost             *ebpf.VariableSpec `ebpf:"syn_lost"`
+	SynNone             *ebpf.VariableSpec `ebpf:"syn_none"`
 	SysOp               *ebpf.VariableSpec `ebpf:"sys_op"`
 	TestDestroyed       *ebpf.VariableSpec `ebpf:"test_destroyed"`
 	TestNetns           *ebpf.VariableSpec `ebpf:"test_netns"`
@@ -1336,6 +1370,7 @@ type KernelMaps struct {
 	FlowStats     *ebpf.Map `ebpf:"flow_stats"`
 	FlowUnixes    *ebpf.Map `ebpf:"flow_unixes"`
 	Folds         *ebpf.Map `ebpf:"folds"`
+	Guests        *ebpf.Map `ebpf:"guests"`
 	Helds         *ebpf.Map `ebpf:"helds"`
 	Hits          *ebpf.Map `ebpf:"hits"`
 	Identities    *ebpf.Map `ebpf:"identities"`
@@ -1357,6 +1392,7 @@ type KernelMaps struct {
 	ShortTexts    *ebpf.Map `ebpf:"short_texts"`
 	Sides         *ebpf.Map `ebpf:"sides"`
 	Stats         *ebpf.Map `ebpf:"stats"`
+	SynListeners  *ebpf.Map `ebpf:"syn_listeners"`
 	Telemetry     *ebpf.Map `ebpf:"telemetry"`
 	TestJudges    *ebpf.Map `ebpf:"test_judges"`
 	Told          *ebpf.Map `ebpf:"told"`
@@ -1378,6 +1414,7 @@ func (m *KernelMaps) Close() error {
 		m.FlowStats,
 		m.FlowUnixes,
 		m.Folds,
+		m.Guests,
 		m.Helds,
 		m.Hits,
 		m.Identities,
@@ -1399,6 +1436,7 @@ func (m *KernelMaps) Close() error {
 		m.ShortTexts,
 		m.Sides,
 		m.Stats,
+		m.SynListeners,
 		m.Telemetry,
 		m.TestJudges,
 		m.Told,
@@ -1440,6 +1478,8 @@ type KernelVariables struct {
 	ReleaseAt           *ebpf.Variable `ebpf:"release_at"`
 	SipKey              *ebpf.Variable `ebpf:"sip_key"`
 	StorageStays        *ebpf.Variable `ebpf:"storage_stays"`
+	SynLost             *ebpf.Variable `ebpf:"syn_lost"`
+	SynNone             *ebpf.Variable `ebpf:"syn_none"`
 	SysOp               *ebpf.Variable `ebpf:"sys_op"`
 	TestDestroyed       *ebpf.Variable `ebpf:"test_destroyed"`
 	TestNetns           *ebpf.Variable `ebpf:"test_netns"`
@@ -1473,6 +1513,7 @@ type KernelPrograms struct {
 	CgConnect6         *ebpf.Program `ebpf:"cg_connect6"`
 	CgSendmsg4         *ebpf.Program `ebpf:"cg_sendmsg4"`
 	CgSendmsg6         *ebpf.Program `ebpf:"cg_sendmsg6"`
+	CgSyn              *ebpf.Program `ebpf:"cg_syn"`
 	FindHost           *ebpf.Program `ebpf:"find_host"`
 	FindStorage        *ebpf.Program `ebpf:"find_storage"`
 	FlowConnect4       *ebpf.Program `ebpf:"flow_connect4"`
@@ -1496,6 +1537,7 @@ type KernelPrograms struct {
 	FlowTcpGone        *ebpf.Program `ebpf:"flow_tcp_gone"`
 	FmodMmap           *ebpf.Program `ebpf:"fmod_mmap"`
 	FoundListener      *ebpf.Program `ebpf:"found_listener"`
+	FoundSynListener   *ebpf.Program `ebpf:"found_syn_listener"`
 	FoundTask          *ebpf.Program `ebpf:"found_task"`
 	LsmAccept          *ebpf.Program `ebpf:"lsm_accept"`
 	LsmAnonInode       *ebpf.Program `ebpf:"lsm_anon_inode"`
@@ -1506,6 +1548,7 @@ type KernelPrograms struct {
 	LsmChmod           *ebpf.Program `ebpf:"lsm_chmod"`
 	LsmChown           *ebpf.Program `ebpf:"lsm_chown"`
 	LsmChroot          *ebpf.Program `ebpf:"lsm_chroot"`
+	LsmConnRequest     *ebpf.Program `ebpf:"lsm_conn_request"`
 	LsmConnect         *ebpf.Program `ebpf:"lsm_connect"`
 	LsmDigest          *ebpf.Program `ebpf:"lsm_digest"`
 	LsmFileOpen        *ebpf.Program `ebpf:"lsm_file_open"`
@@ -1557,6 +1600,7 @@ type KernelPrograms struct {
 	OnFork             *ebpf.Program `ebpf:"on_fork"`
 	OnListen           *ebpf.Program `ebpf:"on_listen"`
 	OnOpened           *ebpf.Program `ebpf:"on_opened"`
+	OnSynListen        *ebpf.Program `ebpf:"on_syn_listen"`
 	OnSysExit          *ebpf.Program `ebpf:"on_sys_exit"`
 	ProbeCgroup        *ebpf.Program `ebpf:"probe_cgroup"`
 	ProbeReturn        *ebpf.Program `ebpf:"probe_return"`
@@ -1577,6 +1621,7 @@ func (p *KernelPrograms) Close() error {
 		p.CgConnect6,
 		p.CgSendmsg4,
 		p.CgSendmsg6,
+		p.CgSyn,
 		p.FindHost,
 		p.FindStorage,
 		p.FlowConnect4,
@@ -1600,6 +1645,7 @@ func (p *KernelPrograms) Close() error {
 		p.FlowTcpGone,
 		p.FmodMmap,
 		p.FoundListener,
+		p.FoundSynListener,
 		p.FoundTask,
 		p.LsmAccept,
 		p.LsmAnonInode,
@@ -1610,6 +1656,7 @@ func (p *KernelPrograms) Close() error {
 		p.LsmChmod,
 		p.LsmChown,
 		p.LsmChroot,
+		p.LsmConnRequest,
 		p.LsmConnect,
 		p.LsmDigest,
 		p.LsmFileOpen,
@@ -1661,6 +1708,7 @@ func (p *KernelPrograms) Close() error {
 		p.OnFork,
 		p.OnListen,
 		p.OnOpened,
+		p.OnSynListen,
 		p.OnSysExit,
 		p.ProbeCgroup,
 		p.ProbeReturn,

@@ -28,7 +28,7 @@ const (
 # go test ./bpf -run '^TestKernelLoad$' -update -timeout 60m
 `
 	// What the limits of all that an agent may load may be together: so that it does not grow unseen. BenchmarkLoad says what that takes; the goal is a second.
-	mostVerified = 700_000
+	mostVerified = 730_000
 )
 
 // limits reads testdata/verified.txt.
@@ -166,6 +166,10 @@ func TestKernelLoad(t *testing.T) {
 				}
 			case ebpf.CGroupSockAddr:
 				kerntest.Since(t, "6.18", "bpf_task_storage_get in cgroup programs")
+			case ebpf.CGroupSKB:
+				if name == "cg_syn" { // the only one of these that judges
+					kerntest.Since(t, "6.18", "bpf_task_storage_get in cgroup programs")
+				}
 			}
 			start := time.Now()
 			prog, err := k.Program(as)

@@ -88,7 +88,7 @@ func setMachine(spec *ebpf.CollectionSpec, types *btf.Cache, sip [2]uint64) erro
 		return err
 	}
 	n := uint32(max(cpus, 3) * scratchPerCPU) // scratch_get tries three CPUs' worth
-	spec.Maps["scratches"].MaxEntries, spec.Maps["cgroups_told"].MaxEntries = n, n
+	spec.Maps["scratches"].MaxEntries, spec.Maps["cgroups_told"].MaxEntries, spec.Maps["guests"].MaxEntries = n, n, n
 	for name, v := range map[string]any{
 		"num_scratches": n, "sys_op": sys, "perf_type_arg": perf, "sip_key": sip,
 		"regs_nr_off": a.nr, "regs_arg0_off": a.args[0], "regs_arg0_off_compat": a.compats[0],

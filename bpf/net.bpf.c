@@ -63,6 +63,11 @@ static __always_inline int verdict_net(struct scratch *s, __u32 si, __u32 op, bo
 		s->dim_len[DIM_LPORT] = 0;
 		s->dim_len[DIM_LADDR] = 0;
 	}
+	/* The hook knows of no connection yet: what asks for its other end was judged when that sent a SYN (syn.bpf.c). */
+	if (op == OP_ACCEPT && inet && s->who == WHO_CURRENT && s->rung != RUNG_KILL) {
+		s->dim_len[DIM_RPORT] = ANY_FACT;
+		s->dim_len[DIM_RADDR] = ANY_FACT;
+	}
 	set_dim(s, DIM_RPATH, pos, r->remote_path_len);
 	pos += clip(r->remote_path_len);
 	set_dim(s, DIM_LPATH, pos, r->local_path_len);
@@ -73,6 +78,21 @@ static __always_inline int verdict_net(struct scratch *s, __u32 si, __u32 op, bo
 		return 0;
 	judge(si, 0, 0, 0);
 	return decided(&s->v) < NUM_DECIDED || s->was;
+}
+
+/*
+ * syn_object is the object of a SYN: where it came from, whatever its port; of a crowd, where it went to, and where it came from is not told. So a flood is a few events a
+ * second, and takes few places in folds.
+ */
+static __always_inline __u64 syn_object(struct scratch *s, struct rec_net *r)
+{
+	__u64 object = same_object(same_object(0, r->local_port), s->who_net);
+
+	if (s->crowd) {
+		__builtin_memset(r->remote, 0, sizeof(r->remote));
+		r->remote_port = 0;
+	}
+	return same_object(same_object(object, *(__u64 *)&r->remote[8]), *(__u64 *)r->remote);
 }
 
 /* tell_net completes the record of a verdict and reports it. */
@@ -92,6 +112,8 @@ static __always_inline int tell_net(struct scratch *s, __u32 si)
 	r->target_exec_id = s->obj.target_exec_id;
 	r->target_pid = s->obj.target_pid;
 	object = same_object(object, r->target_exec_id);
+	if (s->who != WHO_CURRENT)
+		object = syn_object(s, r);
 	if (s->obj.target_len <= MAX_STRING)
 		r->target_len = append(s, OFF_TARGET, s->obj.target_len);
 	action = report(si, REC_NET, s->rung, object, s->rec_end - OFF_REC);
@@ -104,7 +126,12 @@ static __always_inline int tell_net(struct scratch *s, __u32 si)
 /* judge_net is verdict_net, reports, and returns the action to take. */
 static __always_inline int judge_net(struct scratch *s, __u32 si, __u32 op)
 {
-	return verdict_net(s, si, op, false) ? tell_net(s, si) : 0;
+	if (!verdict_net(s, si, op, false))
+		return 0;
+	/* Of a guest's act only what is refused is told: else the act itself will be. */
+	if (s->who != WHO_CURRENT && (s->v.action[DECIDED_ENFORCED] < ACT_DENY || released()))
+		return 0;
+	return tell_net(s, si);
 }
 
 /* judge_socket is judge_net as a function of its own, for hooks whose own cost does not matter. */
@@ -114,6 +141,8 @@ __noinline int judge_socket(__u32 si, __u32 op)
 
 	if (!s)
 		return 0;
+	if (s->who != WHO_CURRENT)
+		guest_classes(si);
 	return judge_net(s, si, op & (NUM_JUDGED - 1));
 }
 

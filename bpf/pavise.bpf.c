@@ -22,6 +22,7 @@
 #include "digest.bpf.c"
 #include "listen.bpf.c"
 #include "net.bpf.c"
+#include "syn.bpf.c"
 #include "namei.bpf.c"
 #include "mount.bpf.c"
 #include "task.bpf.c"

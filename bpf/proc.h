@@ -368,15 +368,6 @@ static __always_inline __u8 host_ns(struct ns *n)
 	       (n->ipc == host.ns.ipc) << 6;
 }
 
-/* current_ns is host_ns of the current thread. */
-__noinline int current_ns(void)
-{
-	struct ns n;
-
-	read_ns(bpf_get_current_task_btf(), &n);
-	return host_ns(&n);
-}
-
 /* kernel_cap_t is 8 bytes, of two types: 6.3 made one word of two (f122a08b197d "capability: just use a 'u64' instead of a 'u32[2]' array"). */
 static __always_inline __u64 read_caps(const struct cred *c)
 {

@@ -128,13 +128,13 @@ __noinline int rate_passed(__u32 si, __u32 ri, __u32 q, __u64 low)
 
 /*
  * rated judges up to RATED words of quarter q of s->rated, lowest first: of those whose clauses hold, which is one more act for their rates, those whose rates are
- * passed. 0 when no word is left.
+ * passed. 0 when no word is left. What a guest has not done yet is not counted; no rule with a rate allows.
  */
 __noinline int rated(__u32 si, __u32 q)
 {
 	struct scratch *s = scratch_at(si);
 
-	if (!s)
+	if (!s || s->who != WHO_CURRENT)
 		return 0;
 	for (int i = 0; i < RATED; i++) {
 		__u64 m = s->rated[q & 3], low = (m & -m) - 1;

@@ -45,6 +45,7 @@ __noinline int judge_given(__u32 si)
 	/* Give the caller the classes of the given facts, as subject() would have. */
 	s->now = in->now;
 	subject_classes(s, si, ~0ULL);
+	__builtin_memcpy(p->cls, s->cls, sizeof(p->cls));
 	if (judge_early_with(si, in->op, AS_THEY_ARE)) {
 		judge(si, s->dim_off[DIM_PATH], s->dim_len[DIM_PATH], 0);
 		for (int n = 0; n < 4; n++) {

@@ -64,6 +64,7 @@ type Enforcer struct {
 	whole     bool    // it was told that programs share no engine
 	digests   bool    // the lifecycle programs look for digests
 	listening bool    // it is known who listens
+	syns      syns
 
 	keep        Keep
 	skip        []pavise.Rung
@@ -119,6 +120,9 @@ func Open(ctx context.Context, o Options) (*Enforcer, error) {
 			skip[r] = true
 		}
 		e.choose(skip)
+	}
+	if err := e.chooseSyn(); err != nil {
+		return nil, errors.Join(err, e.Close())
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, errors.Join(err, e.Close())
@@ -335,6 +339,9 @@ func (e *Enforcer) put(img *policy.Image, next *staged, flip func() error) (a Ap
 		return Applied{}, err
 	}
 	next.need = e.programs(img)
+	if p := e.syns.program; p != "" && deniesAccept(img) && next.names.shade == 0 {
+		next.need[onSynListen], next.need[p] = pavise.OpAccept, pavise.OpAccept
+	}
 	added, err := e.attach(img, next.need)
 	undo := func(err error) (Applied, error) {
 		return Applied{Shadow: a.Shadow}, errors.Join(err, e.undo(added))
@@ -453,6 +460,11 @@ func (e *Enforcer) attach(img *policy.Image, need map[string]pavise.Op) (added [
 			return added, err
 		}
 	}
+	if _, ok := need[onSynListen]; ok {
+		if added, err = e.dropSyns(img, need, added); err != nil {
+			return added, err
+		}
+	}
 	for p, op := range need {
 		if !e.k.Attached(p) {
 			if err := e.k.Attach(p); err != nil {
@@ -495,8 +507,11 @@ func (e *Enforcer) detach() {
 
 // drop detaches a program.
 func (e *Enforcer) drop(program string) error {
-	if program == onListen {
+	switch program {
+	case onListen:
 		e.listening = false
+	case onSynListen:
+		e.syns.found = false
 	}
 	return e.k.Detach(program)
 }
@@ -650,7 +665,7 @@ func (e *Enforcer) Refresh() error {
 	if err := e.sweep(); err != nil {
 		return err
 	}
-	if err := e.refreshListeners(); err != nil {
+	if err := errors.Join(e.refreshListeners(), e.refreshSyn()); err != nil {
 		return err
 	}
 	if err := e.live.names.refresh(e.k); err != nil || e.shadow == nil {

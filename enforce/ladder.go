@@ -23,6 +23,9 @@ type rung struct {
 	notes      []string
 }
 
+// synNote is what is done beside judging accept(2).
+const synNote = "a SYN to a socket that one process alone has, or that the rules deny to every process, is dropped before it is answered"
+
 var (
 	unixPaths = []policy.Dim{policy.DimRemotePath, policy.DimLocalPath}
 	remote    = []policy.Dim{policy.DimRemoteAddr, policy.DimRemotePort, policy.DimRemotePath}
@@ -60,7 +63,8 @@ var hooks = map[pavise.Op]hook{
 		}}}},
 	pavise.OpListen: {programs: []string{"lsm_listen"}, lower: onReturnRung()},
 	pavise.OpAccept: {programs: []string{"lsm_accept"}, missing: remote,
-		notes: []string{"judged before a connection is taken: rules on net.remote.* need another rung"}, lower: onReturnRung()},
+		notes: []string{"judged before a connection is taken: net.remote.address and .port are known to a SYN alone, where rules that ask nothing of the process deny by them", synNote},
+		lower: onReturnRung("where connections are judged at cgroup: " + synNote)},
 	pavise.OpSend: {programs: []string{"lsm_sendmsg", "lsm_unix_send"},
 		lower: []rung{{rung: pavise.RungCgroup, programs: []string{"cg_sendmsg4", "cg_sendmsg6"}, deny: true, kill: true, missing: unixPaths, notes: []string{
 			"UDP sent without connect only",

@@ -77,8 +77,12 @@ func (e *Enforcer) forgetListeners() error {
 	if err := e.k.SetVariable("listen_lost", 0); err != nil {
 		return err
 	}
-	m := e.k.Map("listens")
-	var key, next bpf.KernelListenKey
+	return forget[bpf.KernelListenKey](e.k.Map("listens"))
+}
+
+// forget empties a map, of keys of type K.
+func forget[K any](m *ebpf.Map) error {
+	var key, next K
 	err := m.NextKey(nil, &key)
 	for ; err == nil; key = next {
 		err = m.NextKey(key, &next)

@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -273,6 +275,30 @@ var netDeeds = map[string]func(a []string) (string, error){
 		kept[where] = fd
 		return where, nil
 	},
+	"waits": func(a []string) (string, error) { // whether a connection waits at a kept socket
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(kept[a[0]]), Events: unix.POLLIN}}, 0)
+		return fmt.Sprint(n), err
+	},
+	"take": func(a []string) (string, error) { // accepts at a kept socket
+		fd, _, err := unix.Accept4(kept[a[0]], unix.SOCK_CLOEXEC)
+		if err == nil {
+			unix.Close(fd)
+		}
+		return "", err
+	},
+	"serve-by": func(a []string) (string, error) { // WHERE PROGRAM [NEXT]: has a child accept at a kept socket, as that program or, when it is there, the next
+		_, err := syscall.ForkExec(a[1], []string{a[1]}, &syscall.ProcAttr{Env: append(os.Environ(), acceptEnv+"="+strings.Join(a[2:], "")), Files: []uintptr{0, 1, 2, uintptr(kept[a[0]])}})
+		return "", err
+	},
+	"move": func(a []string) (string, error) { // gives a kept socket another descriptor
+		fd, err := unix.FcntlInt(uintptr(kept[a[0]]), unix.F_DUPFD_CLOEXEC, 700)
+		if err != nil {
+			return "", err
+		}
+		err = unix.Close(kept[a[0]])
+		kept[a[0]] = fd
+		return "", err
+	},
 	"unserve": func(a []string) (string, error) { return "", unix.Close(kept[a[0]]) },
 	"connect-from": func(a []string) (string, error) {
 		return do(a[1], unix.SOCK_STREAM, func(fd int, sa unix.Sockaddr) error {
@@ -288,6 +314,12 @@ var netDeeds = map[string]func(a []string) (string, error){
 	},
 	"accept": func(a []string) (string, error) { // a connection of its own
 		return do(a[0], unix.SOCK_STREAM, func(fd int, sa unix.Sockaddr) error {
+			// With another descriptor the SYN is not judged by who has the socket: it is what accept(2) does that is tried.
+			two, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(two)
 			return with(a[0], unix.SOCK_STREAM, func(c int, _ unix.Sockaddr) error {
 				_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 				if err := unix.Bind(fd, sa); err != nil {
@@ -330,6 +362,29 @@ var netDeeds = map[string]func(a []string) (string, error){
 			return nil
 		})
 	},
+}
+
+// acceptEnv makes this program one that accepts at descriptor 3, and greets; or, with the name of a program, only has it until there is that, and becomes it.
+const acceptEnv = "PAVISE_TEST_ACCEPT"
+
+// acceptForever ends with the process that started it.
+func acceptForever() {
+	for parent := unix.Getppid(); unix.Getppid() == parent; {
+		if program := os.Getenv(acceptEnv); program != "" {
+			time.Sleep(20 * time.Millisecond)
+			_ = unix.Exec(program, []string{program}, []string{acceptEnv + "="})
+			continue
+		}
+		if n, _ := unix.Poll([]unix.PollFd{{Fd: 3, Events: unix.POLLIN}}, 20); n < 1 {
+			continue
+		}
+		fd, _, err := unix.Accept4(3, unix.SOCK_CLOEXEC)
+		if err != nil {
+			return
+		}
+		_, _ = unix.Write(fd, []byte("hello"))
+		unix.Close(fd)
+	}
 }
 
 // loopbackUp brings lo up in the thread's network namespace.

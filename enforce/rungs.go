@@ -31,6 +31,7 @@ type OpStatus struct {
 	Tried      []RungTry
 	Missing    []policy.Dim // facts that this rung does not have
 	MissingWhy map[policy.Dim]string
+	Before     []policy.Dim // those of Missing that it has before the act
 	KillOnly   []policy.Dim // facts that it has only after the act
 }
 
@@ -189,7 +190,7 @@ func (e *Enforcer) hooked(r rung) (rung, error) {
 // Machine returns what the compiler must know of this machine, by operation.
 func (e *Enforcer) Machine() (m [pavise.NumOps]policy.Support) {
 	for op, st := range e.status {
-		m[op] = policy.Support{Rung: st.Rung, Deny: st.Deny, Kill: st.Kill, Missing: st.Missing, MissingWhy: st.MissingWhy, KillOnly: st.KillOnly, Why: st.Why}
+		m[op] = policy.Support{Rung: st.Rung, Deny: st.Deny, Kill: st.Kill, Missing: st.Missing, MissingWhy: st.MissingWhy, Before: st.Before, KillOnly: st.KillOnly, Why: st.Why}
 	}
 	return m
 }
@@ -221,6 +222,15 @@ func (e *Enforcer) Doctor() []OpStatus {
 			for _, p := range e.rung[op].programs {
 				if !was[p] {
 					_ = e.k.Detach(p)
+				}
+			}
+			if op == pavise.OpAccept && e.syns.program != "" {
+				added, _ := e.dropSyns(new(policy.Image), map[string]pavise.Op{}, nil)
+				for _, p := range added {
+					_ = e.drop(p)
+				}
+				if e.syns.why != nil {
+					st.Notes = append(slices.Clone(st.Notes), fmt.Sprintf("no SYN is dropped on this machine: %v", e.syns.why))
 				}
 			}
 		}

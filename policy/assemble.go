@@ -858,7 +858,7 @@ func (a *assembler) slot(op pavise.Op, automaton int, users []user) []uint32 {
 		}
 	}
 	base := slices.Clone(full)
-	strict := slices.Clone(full)
+	strict, anyone := slices.Clone(full), slices.Clone(full)
 	p := a.pieces[automaton]
 	for _, test := range p.tests {
 		a.asked[test] = a.asked[test][:0]
@@ -866,7 +866,9 @@ func (a *assembler) slot(op pavise.Op, automaton int, users []user) []uint32 {
 	a.stamp++ // no test is accepted
 	for i, u := range users {
 		set(base, u.bit, a.eval(u.pred, u.tests))
-		set(strict, u.bit, a.ops[op][u.bit].Kind != WordAllow)
+		allows := a.ops[op][u.bit].Kind == WordAllow
+		set(strict, u.bit, !allows)
+		set(anyone, u.bit, allows)
 		eachAtom(u.pred, func(atom int) {
 			test := u.tests[atom]
 			if l := a.asked[test]; len(l) == 0 || l[len(l)-1] != int32(i) {
@@ -894,7 +896,11 @@ func (a *assembler) slot(op pavise.Op, automaton int, users []user) []uint32 {
 			}
 		}
 	}
-	return append(out, a.row(strict, full))
+	out = append(out, a.row(strict, full))
+	if op == pavise.OpAccept {
+		out = append(out, a.row(anyone, full))
+	}
+	return out
 }
 
 // row returns the number of the row that holds words. Rows share their words with others that have the same.

@@ -19,6 +19,8 @@ type Support struct {
 	Missing []Dim // facts that the kernel does not have at this rung
 	// MissingWhy is, for those of them that no rung of this machine has, why.
 	MissingWhy map[Dim]string
+	// Before are those of Missing that are known before the act, to rules that ask nothing of the process: they can deny it then.
+	Before []Dim
 	// KillOnly are facts that the kernel has only after the act, where it can still kill: no deny by them.
 	KillOnly []Dim
 	Why      string // why not more, for messages
@@ -263,8 +265,14 @@ func (w *policyNormaliser) ladder(op pavise.Op, a pavise.Action, dims map[Dim]bo
 	why := ""
 	var lacks []string
 	lackWhy := reason(s)
+	before := !asksProcess(dims) && a == pavise.ActionDeny
+	asks := false
 	for _, d := range s.Missing {
+		if dims[d] && before && slices.Contains(s.Before, d) {
+			continue
+		}
 		if dims[d] {
+			asks = asks || slices.Contains(s.Before, d)
 			lacks = append(lacks, d.of(op))
 			if w := s.MissingWhy[d]; w != "" {
 				lackWhy = w
@@ -287,6 +295,9 @@ func (w *policyNormaliser) ladder(op pavise.Op, a pavise.Action, dims map[Dim]bo
 		why = "it cannot be observed: " + reason(s)
 	case len(lacks) > 0:
 		why = fmt.Sprintf("the kernel does not know %s at rung %s: %s", strings.Join(lacks, ", "), s.Rung, lackWhy)
+		if asks {
+			why += "; it does before the act, for what denies without a rate and asks nothing of the process"
+		}
 	case !can && late != "" && op == pavise.OpExec:
 		why = "the arguments of the new program are known only when it is in place, where the process can be killed, and the call cannot fail any more"
 	case !can:
@@ -305,7 +316,7 @@ func (w *policyNormaliser) ladder(op pavise.Op, a pavise.Action, dims map[Dim]bo
 		w.fail(&e)
 	case FallbackMonitor:
 		o := &outcome{state: StateDegraded, action: a, monitor: true, why: why}
-		if s.Rung == pavise.RungNone {
+		if s.Rung == pavise.RungNone || asks {
 			o.state = StateNotObserved
 		}
 		return o
@@ -331,6 +342,16 @@ func reason(s *Support) string {
 		return "no reason was given"
 	}
 	return s.Why
+}
+
+// asksProcess reports whether facts are asked of who acts.
+func asksProcess(dims map[Dim]bool) bool {
+	for d := range dims {
+		if d < DimPath {
+			return true
+		}
+	}
+	return false
 }
 
 // group decides what becomes of a policy's default on op with its allow rules.
@@ -417,6 +438,9 @@ func (w *policyNormaliser) rule(index int, r *RuleSpec, groups map[pavise.Op]*ou
 		} else {
 			dims := map[Dim]bool{}
 			addDims(dims, n.cubes)
+			if nr.rate != nil {
+				dims[DimNone] = true // acts are counted: it is not for what is known before
+			}
 			o = w.ladder(op, r.Action, dims, at)
 			part.action = o.action
 		}

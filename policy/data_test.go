@@ -66,6 +66,8 @@ func machineFor(t *testing.T, src string) *Machine {
 		all(Support{Rung: pavise.RungCgroup, Deny: true, Missing: []Dim{DimExe, DimParentExe}, Why: "the hook runs without the task's file"})
 	case "little":
 		all(Support{Rung: pavise.RungKillOnReturn, Deny: true, Kill: true, Missing: []Dim{DimValue, DimNewPath}, Why: "the act is over"})
+	case "before":
+		all(Support{Rung: pavise.RungLSM, Deny: true, Kill: true, Missing: []Dim{DimRemoteAddr, DimRemotePort, DimRemotePath}, Before: []Dim{DimRemoteAddr, DimRemotePort}, Why: "the hook comes first"})
 	case "none":
 		all(Support{Why: "no tracing in this kernel"})
 	default:

@@ -175,7 +175,8 @@ type OpTable struct {
 func (t *OpTable) Used() bool { return len(t.Words) > 0 }
 
 // Slot is one automaton that an operation consults. ClassRow[class] is the row of clauses that
-// hold for that class, 0 for all of them.
+// hold for that class, 0 for all of them. Of net.accept, which is judged too when it is not known which process will accept, one more row
+// follows, for a fact that may be any: clauses that allow and ask for it hold, others do not.
 type Slot struct {
 	Automaton int
 	ClassRow  []uint32

@@ -11,6 +11,7 @@ type Facts struct {
 	Values  [NumDims][]byte
 	Aliases [][]byte // other names of the file whose name is Values[DimPath]
 	Names   []string // by which the address Values[DimRemoteAddr] was looked up
+	Anyone  bool     // who acts may be any process: what is denied then is denied to each. Of net.accept only
 
 	Rates *Rates            // what was counted so far; nil: no rate is passed
 	Who   [NumRateBy]uint64 // who is counted
@@ -59,7 +60,11 @@ func (img *Image) Judge(op pavise.Op, facts *Facts) Verdict {
 	for i := range t.Slots {
 		s := &t.Slots[i]
 		a := &img.Automata[s.Automaton]
-		j.rows[i] = s.ClassRow[a.class(img.fact(facts, a.Dim, facts.Values[DimPath], &buf))]
+		if facts.Anyone && a.Dim < DimPath {
+			j.rows[i] = s.ClassRow[a.Classes]
+		} else {
+			j.rows[i] = s.ClassRow[a.class(img.fact(facts, a.Dim, facts.Values[DimPath], &buf))]
+		}
 		named = named || a.Dim == DimPath || a.Dim == DimPathSets
 	}
 	j.name(img, t, false)
@@ -215,7 +220,7 @@ func (j *judgement) word(img *Image, t *OpTable, rows []uint32, n int, alias boo
 // passed counts what word n matched, at the first name under which it did, and reports whether that was too often.
 func (j *judgement) passed(r *Rate, n int) bool {
 	bit := uint64(1) << (n % 64)
-	if j.counted[n/64]&bit == 0 && j.facts.Rates != nil {
+	if j.counted[n/64]&bit == 0 && j.facts.Rates != nil && !j.facts.Anyone {
 		j.counted[n/64] |= bit
 		if j.facts.Rates.over(r, j.facts.Who[r.By], j.facts.Now) {
 			j.over[n/64] |= bit
