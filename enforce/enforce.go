@@ -254,10 +254,19 @@ func (e *Enforcer) identified() error {
 // seeForks makes a fork fail, to see whether a task has its storage after that (bpf/proc.h, identities). Where that cannot be seen, it is taken to lose it.
 func (e *Enforcer) seeForks() error {
 	stays := make(chan bool)
-	go func() {
-		runtime.LockOSThread() // which ends with this: it may have lost more than its identity
+	var see func()
+	see = func() {
+		runtime.LockOSThread()              // which ends with this: it may have lost more than its identity, and its root is another
+		if unix.Gettid() == unix.Getpid() { // but this one would stay, and what it has is what the process is said to have
+			defer runtime.UnlockOSThread()
+			done := make(chan struct{})
+			go func() { defer close(done); see() }()
+			<-done
+			return
+		}
 		stays <- stay() && e.k.Call("find_storage") == nil && forkFails() && e.k.Call("find_storage") == nil
-	}()
+	}
+	go see()
 	if !<-stays {
 		return nil
 	}

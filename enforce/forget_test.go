@@ -1,6 +1,7 @@
 package enforce
 
 import (
+	"os"
 	"testing"
 
 	"github.com/pavise-project/pavise/internal/kerntest"
@@ -20,5 +21,8 @@ func TestKernelStorageStays(t *testing.T) {
 	}
 	if got != want {
 		t.Errorf("storage_stays is %d, want %d", got, want)
+	}
+	if root, err := os.Readlink("/proc/self/root"); err != nil || root != "/" {
+		t.Errorf("the process has another root: %q, %v", root, err)
 	}
 }
