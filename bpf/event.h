@@ -173,7 +173,7 @@ struct rec_net {
 	__u16 local_port;
 	__u8 remote[16]; /* IPv4 as ::ffff:a.b.c.d; zero when there is none */
 	__u8 local[16];
-	__u64 target_exec_id; /* of who listens at the remote end, where a rule asked for it and it is on this host */
+	__u64 target_exec_id; /* of who listens at the remote end, or connects from there, where a rule asked for it and it is on this host */
 	__u32 target_pid;
 	__u16 target_len;
 	__u16 remote_path_len;

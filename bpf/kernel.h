@@ -565,6 +565,14 @@ struct bpf_sock_addr {
 	struct bpf_sock *sk;
 };
 
+#define BPF_SOCK_OPS_TCP_CONNECT_CB 3
+
+struct bpf_sock_ops {
+	__u32 op;
+	__u32 others[45];
+	struct bpf_sock *sk;
+};
+
 struct bpf_dynptr {
 	__u64 __opaque[2];
 } __attribute__((aligned(8)));

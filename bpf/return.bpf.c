@@ -164,6 +164,8 @@ static __always_inline void return_socket(struct control *c, struct file *f, __u
 			 BPF_CORE_READ(sk, sk_protocol));
 	else
 		put_sk(s, si, r, sk, op == OP_CONNECT || op == OP_ACCEPT);
+	if (op == OP_ACCEPT)
+		set_connector(s, si, r, net_of(sk));
 	/* IPv4 and IPv6 connect, bind and send are the cgroup rung's. */
 	if (r->family != AF_UNIX && op != OP_LISTEN && op != OP_ACCEPT && op != OP_SOCKET)
 		goto out;

@@ -25,7 +25,7 @@ type rung struct {
 
 var (
 	unixPaths = []policy.Dim{policy.DimRemotePath, policy.DimLocalPath}
-	remote    = []policy.Dim{policy.DimRemoteAddr, policy.DimRemotePort, policy.DimRemotePath}
+	remote    = []policy.Dim{policy.DimRemoteAddr, policy.DimRemotePort, policy.DimRemotePath, policy.DimTargetExe}
 	number    = []policy.Dim{policy.DimValue}
 	execArgs  = []policy.Dim{policy.DimName}
 )

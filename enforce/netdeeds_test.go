@@ -273,6 +273,36 @@ var netDeeds = map[string]func(a []string) (string, error){
 		kept[where] = fd
 		return where, nil
 	},
+	"take": func(a []string) (string, error) { // accepts a connection where it listens
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(kept[a[0]]), Events: unix.POLLIN}}, 10_000); err != nil {
+			return "", err
+		}
+		if err := unix.SetNonblock(kept[a[0]], true); err != nil {
+			return "", err
+		}
+		fd, _, err := unix.Accept4(kept[a[0]], unix.SOCK_CLOEXEC)
+		if err != nil {
+			return "", err
+		}
+		return "", unix.Close(fd)
+	},
+	"keep-from": func(a []string) (string, error) { // LOCAL TO
+		family, to, err := sockaddr(a[1])
+		if err != nil {
+			return "", err
+		}
+		_, from, err := sockaddr(a[0])
+		if err != nil {
+			return "", err
+		}
+		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return "", err
+		}
+		kept[a[1]] = fd
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+		return "", errors.Join(unix.Bind(fd, from), unix.Connect(fd, to))
+	},
 	"unserve": func(a []string) (string, error) { return "", unix.Close(kept[a[0]]) },
 	"connect-from": func(a []string) (string, error) {
 		return do(a[1], unix.SOCK_STREAM, func(fd int, sa unix.Sockaddr) error {

@@ -94,7 +94,7 @@ const (
 	DimValue2     Dim = 38 // 8 bytes: pavise.ActInfo.Value2
 	DimName       Dim = 39 // pavise.ActInfo.Name
 	DimNewPath    Dim = 40 // pavise.ActInfo.NewPath
-	DimTargetExe  Dim = 41 // path of the target process's executable; for net.connect, of the one that listens at the remote end
+	DimTargetExe  Dim = 41 // path of the target process's executable; for net.connect and net.accept, of the one at the remote end
 	DimTargetUID  Dim = 42 // 4 bytes
 
 	DimPathSets       Dim = 48 // 8 bytes: the sets that hold DimPath, a bit each; the others likewise
