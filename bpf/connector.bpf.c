@@ -111,7 +111,7 @@ static __always_inline void connect_leave(struct connect_sock *l)
 		bpf_map_delete_elem(&connects, &l->key);
 }
 
-/* connect_by keeps who connects: the current process. */
+/* connect_by keeps who connects: the current process. One without an identity, which is seldom, is not known: to give it one takes more than all the rest here. */
 static __always_inline void connect_by(struct sock *sk)
 {
 	struct listen_owner *o;
@@ -126,7 +126,7 @@ static __always_inline void connect_by(struct sock *sk)
 	s = scratch_at(si);
 	if (!s)
 		return;
-	owner_of(s, si, bpf_get_current_task_btf(), true);
+	owner_of(s, si, bpf_get_current_task_btf(), false);
 	o = (void *)&s->bytes[OFF_TMP];
 	o->netns = READ((struct net *)net_of(sk), ns.inum);
 	bpf_sk_storage_get(&connectings, sk, &s->bytes[OFF_TMP], BPF_SK_STORAGE_GET_F_CREATE);
