@@ -606,6 +606,7 @@ func (n *NetInfo) appendJSON(b []byte, peer *Target) []byte {
 	}
 	b = appendEndpoint(b, `,"remote":`, n.Family, &n.Remote, n.RemotePort, n.RemotePath, n.RemoteName, peer)
 	b = appendEndpoint(b, `,"local":`, n.Family, &n.Local, n.LocalPort, n.LocalPath, "", nil)
+	b = appendField(b, `,"interface":`, n.Interface)
 	if n.Established {
 		b = append(b, `,"established":true`...)
 	}
@@ -894,7 +895,9 @@ type (
 		Remote   *endpointJSON `json:"remote"`
 		Local    *endpointJSON `json:"local"`
 
-		Established bool `json:"established"`
+		// Interface is the one by which a connection came (net.accept), or that the socket is bound to, where a rule asked for it.
+		Interface   string `json:"interface"`
+		Established bool   `json:"established"`
 	}
 	idJSON struct {
 		ID uint64 `json:"id"`
@@ -1197,7 +1200,7 @@ func (j *netJSON) net() (n NetInfo, err error) {
 	if j.Local != nil {
 		n.LocalPort, n.LocalPath = j.Local.Port, j.Local.Path
 	}
-	n.Established = j.Established
+	n.Interface, n.Established = j.Interface, j.Established
 	return n, nil
 }
 

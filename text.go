@@ -214,6 +214,10 @@ func (e *Event) appendObject(b []byte) []byte {
 				b = t.appendPeerText(append(b, arrow...))
 			}
 		}
+		if n.Interface != "" {
+			b = append(b, " on "...)
+			b = AppendEscaped(b, n.Interface)
+		}
 		if n.Established {
 			b = append(b, " (established)"...)
 		}

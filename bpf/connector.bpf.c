@@ -288,10 +288,3 @@ __noinline int find_connector(__u32 si, __u64 net)
 	}
 	return 0;
 }
-
-/* set_connector makes the program that connected the target of an accept, if some rule asks for it. */
-static __always_inline void set_connector(struct scratch *s, __u32 si, struct rec_net *r, __u64 net)
-{
-	if (r->protocol == IPPROTO_TCP && asks(s, OP_ACCEPT, DIM_TARGET_EXE))
-		find_connector(si, net);
-}

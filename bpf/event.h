@@ -178,8 +178,9 @@ struct rec_net {
 	__u16 target_len;
 	__u16 remote_path_len;
 	__u16 local_path_len;
-	__u16 pad[3];
-	/* remote path, local path, target's executable; an abstract name begins with '@' and its other NULs are kept */
+	__u8 interface_len;
+	__u8 pad[5];
+	/* remote path, local path, target's executable, interface where a rule asked for it; an abstract name begins with '@' and its other NULs are kept */
 };
 
 #define PROC_DELETED (1 << 0) /* as policy.ProcFlag* */

@@ -606,7 +606,8 @@ type KernelRecNet struct {
 	TargetLen     uint16
 	RemotePathLen uint16
 	LocalPathLen  uint16
-	Pad           [3]uint16
+	InterfaceLen  uint8
+	Pad           [5]uint8
 }
 
 type KernelRecProc struct {

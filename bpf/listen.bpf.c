@@ -445,20 +445,20 @@ __noinline int find_listener(__u32 si, __u64 net)
 	return 0;
 }
 
-/* asks tells whether a rule on op, of a side that judges, is about a fact. */
-static __always_inline bool asks(struct scratch *s, __u32 op, __u32 dim)
+/* asked is the facts that rules on op are about, of the sides that judge. */
+static __always_inline __u64 asked(struct scratch *s, __u32 op)
 {
 	struct tables *t = tables_of(s);
 	__u32 side = s->shadow - 1;
 	__u64 need;
 
 	if (!t)
-		return false;
+		return 0;
 	need = t->ops[op & (NUM_JUDGED - 1)].need;
 	if (s->shadow) {
 		t = bpf_map_lookup_elem(&sides, &side);
 		if (t)
 			need |= t->ops[op & (NUM_JUDGED - 1)].need;
 	}
-	return NEED(need, dim);
+	return need;
 }

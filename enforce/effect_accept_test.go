@@ -166,7 +166,7 @@ func (x *effect) acceptElsewhere(t *testing.T, bad, good *actor, rule string) {
 	hosts := [2]string{"192.0.2.1", "192.0.2.2"}
 	var near *os.File
 	in(func() {
-		near = cable(t, func() {
+		near = cable(t, "cable", func() {
 			addressOf(t, "cable", hosts[1])
 			bad.start(t)
 			good.start(t)
@@ -223,8 +223,116 @@ func (x *effect) acceptElsewhere(t *testing.T, bad, good *actor, rule string) {
 	refused(t)
 }
 
-// cable gives the thread a network namespace of its own with an interface "cable", whose other end, of that name too, is in another one, where it runs there. It returns the thread's.
-func cable(t *testing.T, there func()) *os.File {
+// TestKernelInterface: net.* by the interface that a socket is bound to, or by which a connection came.
+func TestKernelInterface(t *testing.T) {
+	x := theEffect(t)
+	t.Run("accept", func(t *testing.T) { x.acceptByInterface(t) })
+	for _, c := range []struct {
+		op   pavise.Op
+		deed string
+	}{{pavise.OpConnect, "connect-on"}, {pavise.OpBind, "bind-on"}, {pavise.OpListen, "listen-on"}, {pavise.OpSend, "send-on"}} {
+		t.Run(c.op.String(), func(t *testing.T) {
+			rung := x.needs(t, c.op)
+			for _, at := range []string{"127.0.0.1:0", "[::1]:0"} {
+				if c.op == pavise.OpConnect || c.op == pavise.OpSend {
+					at = serve(t, "tcp", at)
+				}
+				x.apply(t)
+				done(t, x.subject, "", c.deed, "lo", at)
+				done(t, x.subject, "", c.deed, "", at)
+				x.apply(t, fmt.Sprintf(`on: [%s], action: deny, when: 'net.interface == "lo"'`, c.op))
+				x.forget()
+				x.subject.stop()
+				pid := x.subject.pid(t)
+				x.stopped(t, c.op, c.deed, "lo", at)
+				e := x.event(t, c.deed, func(e *pavise.Event) bool { return e.PID == pid })
+				if e.Op != c.op || e.Rung != rung || e.Net.Interface != "lo" || x.rule(e) != "r0" {
+					t.Errorf("event %s rung %s %+v", e.Op, e.Rung, e.Net)
+				}
+				done(t, x.subject, "", c.deed, "", at)
+				done(t, x.other, "", c.deed, "lo", at)
+				// What is bound to no interface has none.
+				x.apply(t, fmt.Sprintf(`on: [%s], action: deny, when: 'net.interface != "lo"'`, c.op))
+				x.stopped(t, c.op, c.deed, "", at)
+				done(t, x.subject, "", c.deed, "lo", at)
+				x.applyText(t, x.text(fmt.Sprintf("mode: enforce\n  fallback: kill\n  default: {%s: deny}", c.op), fmt.Sprintf(`on: [%s], action: allow, when: 'net.interface == "lo"'`, c.op)))
+				x.stopped(t, c.op, c.deed, "", at)
+				done(t, x.subject, "", c.deed, "lo", at)
+			}
+		})
+	}
+}
+
+// acceptByInterface does it in a network namespace with two interfaces.
+func (x *effect) acceptByInterface(t *testing.T) {
+	x.needs(t, pavise.OpAccept)
+	x = x.knowsRemote(t, policy.DimInterface, `on: [net.accept], action: deny, when: 'net.interface == "lo"'`)
+	runtime.LockOSThread() // and never unlocked: what is started from here is in the namespace
+	far, near := &actor{exe: x.other.exe}, &actor{exe: x.other.exe}
+	x.subject.stop()
+	t.Cleanup(x.subject.stop)
+	t.Cleanup(far.stop)
+	t.Cleanup(near.stop)
+	cable(t, "cable", func() {
+		addressOf(t, "cable", "192.0.2.2")
+		far.start(t)
+	})
+	addressOf(t, "cable", "192.0.2.1")
+	near.start(t)
+	// from has a client connect, and tells where that waits.
+	from := func(t *testing.T, client *actor, deed, host string, how ...string) string {
+		t.Helper()
+		where := x.subject.serve(t, "[::]:0", how...)
+		args := []string{at(host, where)}
+		if deed == "connect-on" {
+			args = []string{"cable", args[0]}
+		}
+		done(t, client, "", deed, args...)
+		return where
+	}
+	x.apply(t)
+	done(t, x.subject, "", "take", from(t, far, "connect", "192.0.2.1"))
+	for _, c := range []struct {
+		name, by   string
+		client     *actor
+		deed, host string
+	}{
+		{"another namespace", "cable", far, "connect", "192.0.2.1"},
+		{"loopback", "lo", near, "connect", "127.0.0.1"},
+		{"loopback, IPv6", "lo", near, "connect", "[::1]"},
+		{"the other interface's address", "lo", near, "connect", "192.0.2.1"},
+		{"a client that is bound to the other interface", "lo", near, "connect-on", "192.0.2.1"},
+	} {
+		other := map[string]string{"lo": "cable", "cable": "lo"}[c.by]
+		x.apply(t, fmt.Sprintf("on: [net.accept], action: deny, when: 'net.interface == %q'", other))
+		where := from(t, c.client, c.deed, c.host)
+		if o := x.subject.do(t, "take", where); o.Killed || o.Err != "" {
+			t.Fatalf("%s, by a rule on %s: %s", c.name, other, o)
+		}
+		x.apply(t, fmt.Sprintf("on: [net.accept], action: deny, when: 'net.interface == %q'", c.by))
+		x.forget()
+		where = from(t, c.client, c.deed, c.host)
+		pid := x.subject.pid(t)
+		x.stopped(t, pavise.OpAccept, "take", where)
+		e := x.event(t, c.name, func(e *pavise.Event) bool { return e.PID == pid })
+		if e.Op != pavise.OpAccept || e.Net.Interface != c.by || x.rule(e) != "r0" {
+			t.Errorf("%s: event %s %+v", c.name, e.Op, e.Net)
+		}
+	}
+	if rung := x.e.status[pavise.OpSend].Rung; rung != pavise.RungNone {
+		x.applyText(t, x.text("mode: enforce\n  default: {net.send: deny}", `on: [net.send], action: allow, when: 'net.interface == "cable"'`))
+		x.stopped(t, pavise.OpSend, "send-by", "lo", "", "127.0.0.1:0")
+		done(t, x.subject, "arrived", "send-by", "cable", "lo", "127.0.0.1:0") // docs/THREATS.md
+	}
+	where := from(t, near, "connect-mptcp", "127.0.0.1", "mptcp")
+	x.apply(t, "on: [net.accept], action: deny, when: 'net.interface == \"cable\"'")
+	done(t, x.subject, "", "take", where)
+	x.apply(t, "on: [net.accept], action: deny, when: 'net.interface == \"lo\"'")
+	x.stopped(t, pavise.OpAccept, "take", from(t, near, "connect-mptcp", "127.0.0.1", "mptcp"))
+}
+
+// cable gives the thread a network namespace of its own with an interface, whose other end, of the same name, is in another one, where it runs there. It returns the thread's.
+func cable(t *testing.T, name string, there func()) *os.File {
 	t.Helper()
 	must(t, unix.Unshare(unix.CLONE_NEWNET))
 	must(t, loopbackUp())
@@ -244,11 +352,11 @@ func cable(t *testing.T, there func()) *os.File {
 		b = append(binary.NativeEndian.AppendUint16(b, typ), v...)
 		return append(b, make([]byte, -len(b)&3)...)
 	}
-	peer := attribute(make([]byte, 16), unix.IFLA_IFNAME, []byte("cable\x00"))
+	peer := attribute(make([]byte, 16), unix.IFLA_IFNAME, []byte(name+"\x00"))
 	peer = attribute(peer, unix.IFLA_NET_NS_FD, binary.NativeEndian.AppendUint32(nil, uint32(far.Fd())))
 	info := attribute(nil, 1, []byte("veth\x00")) // IFLA_INFO_KIND
 	info = attribute(info, 2, attribute(nil, 1, peer))
-	msg := attribute(make([]byte, 16), unix.IFLA_IFNAME, []byte("cable\x00"))
+	msg := attribute(make([]byte, 16), unix.IFLA_IFNAME, []byte(name+"\x00"))
 	msg = attribute(msg, unix.IFLA_LINKINFO, info)
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	must(t, err)

@@ -282,6 +282,27 @@ func TestKernelExamples(t *testing.T) {
 		}
 		told(t, pavise.OpAccept, "callers")
 	})
+	t.Run("management-interface", func(t *testing.T) {
+		x.needs(t, pavise.OpAccept)
+		if slices.Contains(x.e.status[pavise.OpAccept].Missing, policy.DimInterface) {
+			t.Skip(kerntest.NotExpected + "net.accept is judged before it is known by what a connection comes; TestKernelInterface does without that rung")
+		}
+		dir := x.place(t)
+		sshd, nginx, client := program(t, dir, "sshd", nil), program(t, dir, "nginx", nil), program(t, dir, "ssh", nil)
+		x.apply(t)
+		where, beside := sshd.serve(t, "127.0.0.1:0"), nginx.serve(t, "127.0.0.1:0")
+		done(t, client, "", "connect", where)
+		done(t, sshd, "", "take", where)
+		x.example(t, "management-interface", dir)
+		done(t, client, "", "connect", beside)
+		done(t, nginx, "", "take", beside)
+		x.forget()
+		done(t, client, "", "connect", where)
+		if o := sshd.do(t, "take", where); atHook(x.e.status[pavise.OpAccept].Rung) && (o.Killed || o.Errno != unix.EPERM) || !atHook(x.e.status[pavise.OpAccept].Rung) && !o.Killed {
+			t.Errorf("a connection by lo: %s", o)
+		}
+		told(t, pavise.OpAccept, "elsewhere")
+	})
 	t.Run("accept-after-hours", func(t *testing.T) {
 		rung := x.needs(t, pavise.OpAccept)
 		dir := x.place(t)

@@ -25,7 +25,7 @@ type rung struct {
 
 var (
 	unixPaths = []policy.Dim{policy.DimRemotePath, policy.DimLocalPath}
-	remote    = []policy.Dim{policy.DimRemoteAddr, policy.DimRemotePort, policy.DimRemotePath, policy.DimTargetExe}
+	remote    = []policy.Dim{policy.DimRemoteAddr, policy.DimRemotePort, policy.DimRemotePath, policy.DimTargetExe, policy.DimInterface}
 	number    = []policy.Dim{policy.DimValue}
 	execArgs  = []policy.Dim{policy.DimName}
 )
@@ -60,7 +60,7 @@ var hooks = map[pavise.Op]hook{
 		}}}},
 	pavise.OpListen: {programs: []string{"lsm_listen"}, lower: onReturnRung()},
 	pavise.OpAccept: {programs: []string{"lsm_accept"}, missing: remote,
-		notes: []string{"judged before a connection is taken: rules on net.remote.* need another rung"}, lower: onReturnRung()},
+		notes: []string{"judged before a connection is taken: rules on net.remote.* and net.interface need another rung"}, lower: onReturnRung()},
 	pavise.OpSend: {programs: []string{"lsm_sendmsg", "lsm_unix_send"},
 		lower: []rung{{rung: pavise.RungCgroup, programs: []string{"cg_sendmsg4", "cg_sendmsg6"}, deny: true, kill: true, missing: unixPaths, notes: []string{
 			"UDP sent without connect only",

@@ -436,6 +436,8 @@ var objectFields = []Field{
 		event: func(e *pavise.Event) ref.Val { return textVal(pavise.ProtocolNames.Name(uint64(e.Net.Protocol))) }},
 	{Name: "net.direction", Type: "string", Ops: netOps, kind: kindDirection, Doc: "out for net.connect and net.send, in for net.bind, net.listen and net.accept.",
 		event: func(e *pavise.Event) ref.Val { return textVal(directionOf(e)) }},
+	{Name: "net.interface", Type: "string", Ops: netOps, Dim: DimInterface, kind: kindText, Doc: "Name of a network interface, in the socket's network namespace. For net.accept, the one by which the connection came in: \"lo\" from this namespace itself. For the others, the one that the socket is bound to (SO_BINDTODEVICE), empty when it is bound to none, as most are: not the one that routing will choose. docs/policy-language.md says what follows.", Tip: "net.local.address or net.remote.address",
+		event: func(e *pavise.Event) ref.Val { return textVal(e.Net.Interface) }},
 	{Name: "net.remote.address", Type: "string", Ops: remoteOps, Dim: DimRemoteAddr, kind: kindAddr, Doc: "The other end's address; IPv4 also when an IPv6 socket uses it mapped; empty for Unix sockets.",
 		event: func(e *pavise.Event) ref.Val { return addrText(&e.Net, &e.Net.Remote) }},
 	{Name: "net.remote.port", Type: "int", Ops: remoteOps, Dim: DimRemotePort, kind: kindInt, size: 2, Doc: "The other end's port, 0 for sockets that have none.",

@@ -430,6 +430,9 @@ func missingIn(f *Field) func(e *pavise.Event) bool {
 				return peerPath(e) == "" && e.Net.Family != pavise.FamilyUnix && e.Net.Protocol == pavise.ProtocolTCP
 			}
 		}
+		if f.Dim == DimInterface { // likewise
+			return func(e *pavise.Event) bool { return e.Net.Interface == "" && e.Net.Family != pavise.FamilyUnix }
+		}
 		return func(e *pavise.Event) bool { return e.Net.Family == 0 }
 	case "target":
 		if strings.HasPrefix(name, "exe.") {
