@@ -243,29 +243,23 @@ int connect_begun(struct bpf_sock_ops *ctx)
 }
 
 /*
- * find_connector makes who made the connection of the record the target. An address of this network namespace is only believed to be that of a socket in it, and another's only that of one
- * elsewhere. What no socket of this host holds comes from another one, but where the address is this namespace's own or something was lost.
+ * find_connector makes who made the connection at OFF_TMP, a connect_key without a network namespace, the target. An address of this network namespace is only believed to be that of a
+ * socket in it, and another's only that of one elsewhere. What no socket of this host holds comes from another one, but where the address is this namespace's own or something was lost.
  */
 __noinline int find_connector(__u32 si, __u64 net)
 {
 	struct scratch *s = scratch_at(si);
 	struct listen_owner *o;
 	struct connect_key *k;
-	struct rec_net *r;
 	__u32 own, from = 0;
 	int is = LOCAL_IS;
 	bool known;
 
 	if (!s)
 		return 0;
-	r = (void *)&s->bytes[OFF_REC];
 	k = (void *)&s->bytes[OFF_TMP];
 	own = READ((struct net *)net, ns.inum);
-	__builtin_memcpy(k->client, r->remote, 16);
-	__builtin_memcpy(k->server, r->local, 16);
 	k->netns = connect_own(k) ? own : 0;
-	k->client_port = r->remote_port;
-	k->server_port = r->local_port;
 	o = bpf_map_lookup_elem(&connects, k);
 	if (o) {
 		from = o->netns;
@@ -274,10 +268,10 @@ __noinline int find_connector(__u32 si, __u64 net)
 		s->obj.target_len = o->exe_len;
 		bpf_probe_read_kernel(&s->bytes[OFF_TARGET], EXE_BYTES, o->exe);
 	}
-	if (!k->netns) {
-		__builtin_memcpy(((struct listen_key *)k)->addr, r->remote, 16);
-		is = is_local(si, net);
-	}
+	if (!k->netns)
+		is = is_local(
+			si,
+			net); /* the client's address: it stands where a listen_key has its own */
 	if (from)
 		known = is == LOCAL_MAYBE || (is == LOCAL_IS) == (from == own);
 	else
@@ -287,4 +281,20 @@ __noinline int find_connector(__u32 si, __u64 net)
 		s->obj.target_len = MAX_STRING + 1;
 	}
 	return 0;
+}
+
+_Static_assert(!__builtin_offsetof(struct connect_key, client) &&
+		       !__builtin_offsetof(struct listen_key, addr),
+	       "is_local finds the address of either");
+
+/* set_connector is find_connector for the ends of the record. */
+static __always_inline void set_connector(struct scratch *s, __u32 si, struct rec_net *r, __u64 net)
+{
+	struct connect_key *k = (void *)&s->bytes[OFF_TMP];
+
+	__builtin_memcpy(k->client, r->remote, 16);
+	__builtin_memcpy(k->server, r->local, 16);
+	k->client_port = r->remote_port;
+	k->server_port = r->local_port;
+	find_connector(si, net);
 }

@@ -294,7 +294,7 @@ static __always_inline void set_asked(struct scratch *s, __u32 si, struct rec_ne
 		if (op == OP_CONNECT)
 			find_listener(si, net_of(sk));
 		else if (op == OP_ACCEPT)
-			find_connector(si, net_of(sk));
+			set_connector(s, si, r, net_of(sk));
 	}
 	if (!NEED(need, DIM_INTERFACE))
 		return;

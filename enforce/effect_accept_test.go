@@ -164,7 +164,7 @@ func (x *effect) acceptElsewhere(t *testing.T, bad, good *actor, rule string) {
 		}
 	}
 	hosts := [2]string{"192.0.2.1", "192.0.2.2"}
-	var near *os.File
+	var near, third *os.File
 	in(func() {
 		near = cable(t, "cable", func() {
 			addressOf(t, "cable", hosts[1])
@@ -180,7 +180,11 @@ func (x *effect) acceptElsewhere(t *testing.T, bad, good *actor, rule string) {
 		addressOf(t, "lo:1", hosts[0])
 		addressOf(t, "lo:2", hosts[1])
 		liar.start(t)
+		var err error
+		third, err = os.Open("/proc/thread-self/ns/net")
+		must(t, err)
 	})
+	defer third.Close()
 	ends := [2]string{hosts[0] + ":7001", hosts[1] + ":7002"}
 	take := func(t *testing.T, client *actor) outcome {
 		t.Helper()
@@ -221,6 +225,22 @@ func (x *effect) acceptElsewhere(t *testing.T, bad, good *actor, rule string) {
 	// The liar's program is another, and its connection has the same addresses and ports.
 	done(t, liar, "", "keep-from", ends[1], ends[0])
 	refused(t)
+	// From one address of a network namespace to another of its own.
+	for _, c := range []*actor{good, bad} {
+		x.subject.stop()
+		c.stop()
+		in(func() {
+			must(t, unix.Setns(int(third.Fd()), unix.CLONE_NEWNET))
+			x.subject.start(t)
+			c.start(t)
+		})
+		where := x.subject.serve(t, hosts[0]+":0")
+		done(t, c, "", "keep-from", hosts[1]+":0", where)
+		o := x.subject.do(t, "take", where)
+		if stopped := o.Killed || o.Errno == unix.EPERM; stopped != (c == bad) || !stopped && o.Err != "" {
+			t.Errorf("%s, by another address: %s", c.exe, o)
+		}
+	}
 }
 
 // TestKernelInterface: net.* by the interface that a socket is bound to, or by which a connection came.
