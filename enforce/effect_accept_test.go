@@ -16,6 +16,7 @@ import (
 	"unsafe"
 
 	"github.com/pavise-project/pavise"
+	"github.com/pavise-project/pavise/internal/kerntest"
 	"github.com/pavise-project/pavise/policy"
 	"golang.org/x/sys/unix"
 )
@@ -240,6 +241,67 @@ func (x *effect) acceptElsewhere(t *testing.T, bad, good *actor, rule string) {
 		if stopped := o.Killed || o.Errno == unix.EPERM; stopped != (c == bad) || !stopped && o.Err != "" {
 			t.Errorf("%s, by another address: %s", c.exe, o)
 		}
+	}
+}
+
+// TestKernelKeepConnectors: who connects is followed without an agent, and known to the next one.
+func TestKernelKeepConnectors(t *testing.T) {
+	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.TpBtf)
+	self, err := os.Executable()
+	must(t, err)
+	src := fmt.Sprintf(`{apiVersion: pavise.dev/v1alpha1, kind: Policy, metadata: {name: p}, spec: {mode: monitor, fallback: kill, subject: process.exe.path == %q,
+  rules: [{name: r, on: [net.accept], action: deny, when: net.remote.process.exe.path == %q}]}}`, self, self)
+	forever := Options{Keep: KeepForever, PinDir: pinDir(t), Skip: []pavise.Rung{pavise.RungLSM, pavise.RungFmodRet}}
+	paths := make(chan string, 16) // of who connected
+	see := func(e *pavise.Event) {
+		if e.Op == pavise.OpAccept {
+			paths <- e.Act.Target.Path
+		}
+	}
+	connect := func() (accept func(when string)) {
+		t.Helper()
+		to, err := net.Listen("tcp4", "127.0.0.1:0")
+		must(t, err)
+		t.Cleanup(func() { _ = to.Close() })
+		c, err := net.Dial("tcp4", to.Addr().String())
+		must(t, err)
+		t.Cleanup(func() { _ = c.Close() })
+		return func(when string) {
+			t.Helper()
+			in, err := to.Accept()
+			must(t, err)
+			must(t, in.Close())
+			select {
+			case p := <-paths:
+				if p != self {
+					t.Errorf("%s: %q connected, it was %q", when, p, self)
+				}
+			case <-time.After(10 * time.Second):
+				t.Errorf("%s: nothing was told", when)
+			}
+		}
+	}
+	l := startKept(t, forever, see)
+	l.apply(src)
+	accept := connect()
+	accept("at first")
+	l.close()
+	accept = connect()
+	l = startKept(t, forever, see)
+	if !l.Keep().Adopted || !l.k.Attached(onConnecting) || !l.k.Attached(connectBegun) {
+		t.Errorf("not adopted: %+v, %v", l.Keep(), l.k.Links())
+	}
+	if a := l.apply(src); !a.Resumed {
+		t.Errorf("the same policy is staged anew: %+v", a)
+	}
+	accept("connected without an agent")
+	l.apply()
+	if l.k.Attached(onConnecting) || l.k.Attached(connectBegun) {
+		t.Errorf("followed, and no rule asks: %v", l.k.Links())
+	}
+	l.close()
+	if _, err := RemoveLeft(forever.PinDir, false); err != nil {
+		t.Error(err)
 	}
 }
 
