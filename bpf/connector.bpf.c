@@ -116,9 +116,11 @@ static __always_inline void connect_by(struct sock *sk)
 {
 	struct listen_owner *o;
 	struct scratch *s;
-	int si = scratch_get();
+	int si;
 
-	bpf_sk_storage_delete(&connectings, sk);
+	if (bpf_sk_storage_get(&connectings, sk, 0, 0)) /* the other program has seen it */
+		return;
+	si = scratch_get();
 	if (si < 0) {
 		count_err(ERR_SCRATCH);
 		return;
@@ -155,7 +157,8 @@ static __always_inline void connect_reached(struct sock *sk)
 	struct connect_sock *l;
 	struct listen_owner *o;
 
-	if (bpf_sk_storage_get(&connect_socks, sk, 0, 0)) /* both ends have connected */
+	if (bpf_sk_storage_get(&connect_socks, sk, 0,
+			       0)) /* it is there, or both ends have connected */
 		return;
 	connect_ends(k.client, k.server, &k.client_port, &k.server_port, sk);
 	if (connect_own(&k))
@@ -179,6 +182,7 @@ static __always_inline void connect_closed(struct sock *sk)
 {
 	struct connect_sock *l = bpf_sk_storage_get(&connect_socks, sk, 0, 0);
 
+	bpf_sk_storage_delete(&connectings, sk);
 	if (!l)
 		return;
 	connect_leave(l);
@@ -186,8 +190,7 @@ static __always_inline void connect_closed(struct sock *sk)
 }
 
 /* SYN_SENT is a call of a process; the other changes are anybody's whom an interrupt found. */
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(on_connecting, struct sock *sk, int was, int state)
+static __always_inline int connect_state(struct sock *sk, int was, int state)
 {
 	__u16 family = READ(sk, __sk_common.skc_family);
 
@@ -201,6 +204,19 @@ int BPF_PROG(on_connecting, struct sock *sk, int was, int state)
 	else if (state == TCP_CLOSE && was != TCP_LISTEN)
 		connect_closed(sk);
 	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(on_connecting, struct sock *sk, int was, int state)
+{
+	return connect_state(sk, was, state);
+}
+
+/* Once more, for a change of state that interrupts the one above on its CPU: the kernel skips a program that runs there. */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(on_connecting_again, struct sock *sk, int was, int state)
+{
+	return connect_state(sk, was, state);
 }
 
 /* Only the beginning of a connection is ours. What other programs reply is left as it is. */
@@ -268,10 +284,8 @@ __noinline int find_connector(__u32 si, __u64 net)
 		s->obj.target_len = o->exe_len;
 		bpf_probe_read_kernel(&s->bytes[OFF_TARGET], EXE_BYTES, o->exe);
 	}
-	if (!k->netns)
-		is = is_local(
-			si,
-			net); /* the client's address: it stands where a listen_key has its own */
+	if (!k->netns) /* the client's address stands where a listen_key has its own */
+		is = is_local(si, net);
 	if (from)
 		known = is == LOCAL_MAYBE || (is == LOCAL_IS) == (from == own);
 	else

@@ -1011,6 +1011,7 @@ const (
 	KernelProgLsmVerity          = "lsm_verity"
 	KernelProgOnAnswer           = "on_answer"
 	KernelProgOnConnecting       = "on_connecting"
+	KernelProgOnConnectingAgain  = "on_connecting_again"
 	KernelProgOnExec             = "on_exec"
 	KernelProgOnExit             = "on_exit"
 	KernelProgOnFork             = "on_fork"
@@ -1212,6 +1213,7 @@ type KernelProgramSpecs struct {
 	LsmVerity          *ebpf.ProgramSpec `ebpf:"lsm_verity"`
 	OnAnswer           *ebpf.ProgramSpec `ebpf:"on_answer"`
 	OnConnecting       *ebpf.ProgramSpec `ebpf:"on_connecting"`
+	OnConnectingAgain  *ebpf.ProgramSpec `ebpf:"on_connecting_again"`
 	OnExec             *ebpf.ProgramSpec `ebpf:"on_exec"`
 	OnExit             *ebpf.ProgramSpec `ebpf:"on_exit"`
 	OnFork             *ebpf.ProgramSpec `ebpf:"on_fork"`
@@ -1598,6 +1600,7 @@ type KernelPrograms struct {
 	LsmVerity          *ebpf.Program `ebpf:"lsm_verity"`
 	OnAnswer           *ebpf.Program `ebpf:"on_answer"`
 	OnConnecting       *ebpf.Program `ebpf:"on_connecting"`
+	OnConnectingAgain  *ebpf.Program `ebpf:"on_connecting_again"`
 	OnExec             *ebpf.Program `ebpf:"on_exec"`
 	OnExit             *ebpf.Program `ebpf:"on_exit"`
 	OnFork             *ebpf.Program `ebpf:"on_fork"`
@@ -1704,6 +1707,7 @@ func (p *KernelPrograms) Close() error {
 		p.LsmVerity,
 		p.OnAnswer,
 		p.OnConnecting,
+		p.OnConnectingAgain,
 		p.OnExec,
 		p.OnExit,
 		p.OnFork,

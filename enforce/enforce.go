@@ -558,7 +558,9 @@ func (e *Enforcer) programs(img *policy.Image) map[string]pavise.Op {
 		need[onListen] = pavise.OpConnect
 	}
 	if asksPeer(img, pavise.OpAccept) {
-		need[onConnecting], need[connectBegun] = pavise.OpAccept, pavise.OpAccept
+		for _, p := range connectors {
+			need[p] = pavise.OpAccept
+		}
 	}
 	return need
 }

@@ -17,8 +17,12 @@ const (
 	onListen      = "on_listen"
 	foundListener = "found_listener"
 	onConnecting  = "on_connecting"
+	connectAgain  = "on_connecting_again"
 	connectBegun  = "connect_begun"
 )
+
+// connectors follow who connects: first those that know who it is, then the one that asks that.
+var connectors = []string{onConnecting, connectAgain, connectBegun}
 
 // asksPeer reports whether a rule on an operation asks who is at the other end of a connection.
 func asksPeer(img *policy.Image, op pavise.Op) bool {
@@ -75,15 +79,14 @@ func (e *Enforcer) forgetListeners() error {
 	return nil
 }
 
-// followConnectors attaches what follows who connects: first what knows who it is, then what asks that. It adds to the programs that were not attached before, also
-// when it fails.
+// followConnectors attaches connectors, in this order. It adds to the programs that were not attached before, also when it fails.
 func (e *Enforcer) followConnectors(added []string) ([]string, error) {
 	if !e.k.Attached(onConnecting) {
 		if err := forget[bpf.KernelConnectKey](e.k, "connect_epoch", "connect_lost", "connects"); err != nil {
 			return added, fmt.Errorf("forget who connected: %w", err)
 		}
 	}
-	for _, p := range []string{onConnecting, connectBegun} {
+	for _, p := range connectors {
 		if e.k.Attached(p) {
 			continue
 		}
