@@ -292,6 +292,7 @@ type NetInfo struct {
 	RemotePath string   `json:"-"` // Unix sockets; an abstract name begins with '@'
 	RemoteName string   `json:"-"` // the domain name that Remote was looked up by
 	LocalPath  string   `json:"-"`
+	Interface  string   `json:"interface,omitempty"` // where a rule asked for it
 	// Established marks a connection that was there when the policies changed, and was judged again (established: recheck).
 	Established bool `json:"established,omitempty"`
 }
@@ -345,7 +346,7 @@ func (e *Event) Clone() *Event {
 	c := *e
 	clone := func(s *string) { *s = string(append([]byte(nil), *s...)) }
 	for _, s := range []*string{
-		&c.File.Path, &c.File.Alias, &c.File.FS, &c.Net.RemotePath, &c.Net.LocalPath,
+		&c.File.Path, &c.File.Alias, &c.File.FS, &c.Net.RemotePath, &c.Net.LocalPath, &c.Net.Interface,
 		&c.Act.NewPath, &c.Act.Name, &c.Act.Target.Path,
 		&c.Exec.ExeDigest, &c.Exec.ExeVerity, &c.Exec.Script, &c.Exec.CWD, &c.Exec.Cgroup, &c.Exec.Comm,
 		&c.Exec.Exe.Path, &c.Exec.Exe.Alias, &c.Exec.Exe.FS,

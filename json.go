@@ -96,7 +96,7 @@ func (e *Event) AppendJSON(b []byte) []byte {
 	switch {
 	case e.onNet():
 		b = append(b, `,"net":`...)
-		b = e.Net.appendJSON(b, e.listener())
+		b = e.Net.appendJSON(b, e.otherEnd())
 	case e.Op == OpExit:
 		b = append(b, `,"exit":{"code":`...)
 		b = strconv.AppendUint(b, uint64(e.Exit.Code), 10)
@@ -493,8 +493,8 @@ func (t *Target) appendJSON(b []byte) []byte {
 	return append(b, '}')
 }
 
-// appendListener appends who listens at an end. Of its user nothing is known.
-func (t *Target) appendListener(b []byte) []byte {
+// appendPeer appends who is at an end. Of its user nothing is known.
+func (t *Target) appendPeer(b []byte) []byte {
 	b = append(b, `,"process":{"exec_id":"`...)
 	b = strconv.AppendUint(b, t.ExecID, 10)
 	b = append(b, `","pid":`...)
@@ -582,15 +582,15 @@ func appendCap(b []byte, n int) []byte {
 	return strconv.AppendUint(b, uint64(n), 10)
 }
 
-// listener is who is reached by a connect; nil when that is not known.
-func (e *Event) listener() *Target {
-	if t := &e.Act.Target; e.Op == OpConnect && e.Net.Family != FamilyUnix && (t.PID != 0 || t.Path != "") {
+// otherEnd is who is reached by a connect, or who made the connection that is accepted; nil when that is not known.
+func (e *Event) otherEnd() *Target {
+	if t := &e.Act.Target; (e.Op == OpConnect || e.Op == OpAccept) && e.Net.Family != FamilyUnix && (t.PID != 0 || t.Path != "") {
 		return t
 	}
 	return nil
 }
 
-func (n *NetInfo) appendJSON(b []byte, listener *Target) []byte {
+func (n *NetInfo) appendJSON(b []byte, peer *Target) []byte {
 	b = append(b, `{"family":"`...)
 	b = FamilyNames.append(b, uint64(n.Family))
 	b = append(b, '"')
@@ -604,8 +604,9 @@ func (n *NetInfo) appendJSON(b []byte, listener *Target) []byte {
 		b = ProtocolNames.append(b, uint64(n.Protocol))
 		b = append(b, '"')
 	}
-	b = appendEndpoint(b, `,"remote":`, n.Family, &n.Remote, n.RemotePort, n.RemotePath, n.RemoteName, listener)
+	b = appendEndpoint(b, `,"remote":`, n.Family, &n.Remote, n.RemotePort, n.RemotePath, n.RemoteName, peer)
 	b = appendEndpoint(b, `,"local":`, n.Family, &n.Local, n.LocalPort, n.LocalPath, "", nil)
+	b = appendField(b, `,"interface":`, n.Interface)
 	if n.Established {
 		b = append(b, `,"established":true`...)
 	}
@@ -613,7 +614,7 @@ func (n *NetInfo) appendJSON(b []byte, listener *Target) []byte {
 }
 
 // appendEndpoint leaves out an end that is not known or has no name.
-func appendEndpoint(b []byte, key string, family uint16, addr *[16]byte, port uint16, path, name string, listener *Target) []byte {
+func appendEndpoint(b []byte, key string, family uint16, addr *[16]byte, port uint16, path, name string, peer *Target) []byte {
 	if family == FamilyUnix {
 		if path == "" {
 			return b
@@ -632,8 +633,8 @@ func appendEndpoint(b []byte, key string, family uint16, addr *[16]byte, port ui
 	b = append(b, `","port":`...)
 	b = strconv.AppendUint(b, uint64(port), 10)
 	b = appendField(b, `,"name":`, name)
-	if listener != nil {
-		b = listener.appendListener(b)
+	if peer != nil {
+		b = peer.appendPeer(b)
 	}
 	return append(b, '}')
 }
@@ -894,7 +895,9 @@ type (
 		Remote   *endpointJSON `json:"remote"`
 		Local    *endpointJSON `json:"local"`
 
-		Established bool `json:"established"`
+		// Interface is the one by which a connection came (net.accept), or that the socket is bound to, where a rule asked for it.
+		Interface   string `json:"interface"`
+		Established bool   `json:"established"`
 	}
 	idJSON struct {
 		ID uint64 `json:"id"`
@@ -918,10 +921,10 @@ type (
 		Address string `json:"address"`
 		Port    uint16 `json:"port"`
 		Path    string `json:"path"`
-		// Process is who listens there, of net.connect where a rule asked for it.
-		Process *listenerJSON `json:"process"`
+		// Process is who listens there, of net.connect, or who connects from there, of net.accept, where a rule asked for it.
+		Process *peerJSON `json:"process"`
 	}
-	listenerJSON struct {
+	peerJSON struct {
 		ExecID uint64 `json:"exec_id,string"`
 		PID    uint32 `json:"pid"`
 		Exe    struct {
@@ -1082,7 +1085,7 @@ func (j *eventJSON) act(op Op) (a ActInfo, err error) {
 			a.Name = j.File.Xattr
 		}
 	}
-	if op == OpConnect && j.Net != nil && j.Net.Remote != nil && j.Net.Remote.Process != nil {
+	if (op == OpConnect || op == OpAccept) && j.Net != nil && j.Net.Remote != nil && j.Net.Remote.Process != nil {
 		t := j.Net.Remote.Process
 		a.Target = Target{ExecID: t.ExecID, PID: t.PID, Path: t.Exe.Path}
 	}
@@ -1197,7 +1200,7 @@ func (j *netJSON) net() (n NetInfo, err error) {
 	if j.Local != nil {
 		n.LocalPort, n.LocalPath = j.Local.Port, j.Local.Path
 	}
-	n.Established = j.Established
+	n.Interface, n.Established = j.Interface, j.Established
 	return n, nil
 }
 

@@ -106,6 +106,9 @@ func acts() []struct {
 	connect.Net = NetInfo{Family: FamilyIPv4, Type: TypeStream, Protocol: ProtocolTCP, Remote: netip.MustParseAddr("127.0.0.1").As16(), RemotePort: 80}
 	unknown := act(OpConnect, "", ActInfo{Target: Target{PID: 123}})
 	unknown.Net = connect.Net
+	accept := act(OpAccept, "", connect.Act)
+	accept.Net = connect.Net
+	accept.Net.Local, accept.Net.LocalPort, accept.Net.Interface = accept.Net.Remote, 81, "lo"
 	device, sysctl := act(OpDevice, "/a", ActInfo{Value: 8, Value2: 1}), act(OpSysctl, "/a", ActInfo{Name: "kernel/core_pattern"})
 	device.File.Access, sysctl.File.Access = AccessRead|AccessWrite, AccessWrite
 	open := act(OpOpen, "/a", ActInfo{})
@@ -120,6 +123,7 @@ func acts() []struct {
 		{open, `"file":{"path":"/a","access":["read"],"mode":33188,"owner":0,"dev":0,"inode":"5","links":0,"fs":"ext4"}`, "/a (read)"},
 		{connect, `"net":{"family":"ipv4","type":"stream","protocol":"tcp","remote":{"address":"127.0.0.1","port":80,"process":{"exec_id":"9","pid":123,"exe":{"path":"/usr/sbin/nginx"}}}}`, "tcp -> 127.0.0.1:80 -> nginx[123]"},
 		{unknown, `"net":{"family":"ipv4","type":"stream","protocol":"tcp","remote":{"address":"127.0.0.1","port":80,"process":{"exec_id":"0","pid":123}}}`, "tcp -> 127.0.0.1:80 -> ?[123]"},
+		{accept, `"net":{"family":"ipv4","type":"stream","protocol":"tcp","remote":{"address":"127.0.0.1","port":80,"process":{"exec_id":"9","pid":123,"exe":{"path":"/usr/sbin/nginx"}}},"local":{"address":"127.0.0.1","port":81},"interface":"lo"}`, "tcp 127.0.0.1:81 <- 127.0.0.1:80 <- nginx[123] on lo"},
 		{bind, `"net":{"family":"netlink","type":"raw"}`, "family netlink"},
 		{socket, `"net":{"family":"ipv4","type":"raw","protocol":"icmp"}`, "ipv4 raw icmp"},
 		{act(OpSignal, "", ActInfo{Value: 9, Target: nginx}), `"signal":"SIGKILL",` + target, "SIGKILL -> nginx[123]"},

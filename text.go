@@ -199,20 +199,24 @@ func (e *Event) appendObject(b []byte) []byte {
 			b = appendEndpointText(b, n.Family, &n.Local, n.LocalPort, n.LocalPath)
 		}
 		if remote {
+			arrow := " -> "
 			if e.Op == OpAccept {
-				b = append(b, " <- "...)
-			} else {
-				b = append(b, " -> "...)
+				arrow = " <- "
 			}
+			b = append(b, arrow...)
 			b = appendEndpointText(b, n.Family, &n.Remote, n.RemotePort, n.RemotePath)
 			if n.RemoteName != "" {
 				b = append(b, " ("...)
 				b = AppendEscaped(b, n.RemoteName)
 				b = append(b, ')')
 			}
-			if t := e.listener(); t != nil {
-				b = t.appendText(b)
+			if t := e.otherEnd(); t != nil {
+				b = t.appendPeerText(append(b, arrow...))
 			}
+		}
+		if n.Interface != "" {
+			b = append(b, " on "...)
+			b = AppendEscaped(b, n.Interface)
 		}
 		if n.Established {
 			b = append(b, " (established)"...)
@@ -440,7 +444,10 @@ func appendCapText(b []byte, caps uint64) []byte {
 
 // appendText appends name[pid] of the target.
 func (t *Target) appendText(b []byte) []byte {
-	b = append(b, " -> "...)
+	return t.appendPeerText(append(b, " -> "...))
+}
+
+func (t *Target) appendPeerText(b []byte) []byte {
 	p := Process{PID: t.PID, Unknown: t.Path == ""}
 	p.Exe.Path = t.Path
 	return appendName(b, &p)

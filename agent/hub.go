@@ -109,7 +109,7 @@ func (s *slot) put(e *pavise.Event) {
 	s.event = *e
 	s.event.Exec = pavise.ExecInfo{} // Process has it
 	strs := [...]*string{
-		&s.event.File.Path, &s.event.File.Alias, &s.event.File.FS, &s.event.Net.RemotePath, &s.event.Net.LocalPath,
+		&s.event.File.Path, &s.event.File.Alias, &s.event.File.FS, &s.event.Net.RemotePath, &s.event.Net.LocalPath, &s.event.Net.Interface,
 		&s.event.Act.NewPath, &s.event.Act.Name, &s.event.Act.Target.Path,
 	}
 	n := 0

@@ -46,7 +46,7 @@ type Status struct {
 	NoTexts    uint64 `json:"kernel_no_texts"`
 	NoCount    uint64 `json:"kernel_no_count"`
 	NoName     uint64 `json:"kernel_no_name"`     // no room for the domain name of an address, which rules then know a moment later, or not
-	NoListener uint64 `json:"kernel_no_listener"` // no room for who listens at an address, so that rules on that were strict
+	NoListener uint64 `json:"kernel_no_listener"` // no room for who listens at an address or connects from it, so that rules on that were strict
 	NoEngine   uint64 `json:"kernel_no_engine"`
 	Missed     uint64 `json:"kernel_missed"`
 	MapBytes   uint64 `json:"kernel_map_bytes"`

@@ -119,6 +119,25 @@ static __always_inline bool is_only_mount(struct mount *mnt, struct super_block 
 	return READ_PTR(mnt, mnt_instance.next) == READ_PTR(mnt, mnt_instance.prev);
 }
 
+/* The interface by which a connection came was a field of inet_sock before 5.17 (0c0a5ef809f9 "tcp: move inet->rx_dst_ifindex to sk->sk_rx_dst_ifindex"). */
+struct inet_sock___old {
+	int rx_dst_ifindex;
+} __attribute__((preserve_access_index));
+
+static __always_inline __u32 interface_in(struct sock *sk)
+{
+	struct inet_sock___old *old = (void *)sk;
+	struct mptcp_sock *msk = (void *)sk;
+
+	if (bpf_core_type_exists(struct mptcp_sock) && READ(sk, sk_protocol) == IPPROTO_MPTCP)
+		sk = (void *)READ_PTR(msk, first);
+	if (bpf_core_field_exists(sk->sk_rx_dst_ifindex))
+		return READ(sk, sk_rx_dst_ifindex);
+	if (bpf_core_field_exists(old->rx_dst_ifindex))
+		return READ(old, rx_dst_ifindex);
+	return 0;
+}
+
 /* x86 tells a 32-bit system call by TS_COMPAT in thread_info.status, arm64 by TIF_32BIT in thread_info.flags. */
 struct thread_info___x86 {
 	__u32 status;

@@ -67,6 +67,7 @@
 #define DIM_NEW_PATH   40
 #define DIM_TARGET_EXE 41
 #define DIM_TARGET_UID 42
+#define DIM_INTERFACE  43
 #define DIM_PATH_SETS  48
 #define DIM_TIME       56
 #define NUM_DIMS       64

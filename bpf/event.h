@@ -174,13 +174,14 @@ struct rec_net {
 	__u16 local_port;
 	__u8 remote[16]; /* IPv4 as ::ffff:a.b.c.d; zero when there is none */
 	__u8 local[16];
-	__u64 target_exec_id; /* of who listens at the remote end, where a rule asked for it and it is on this host */
+	__u64 target_exec_id; /* of who listens at the remote end, or connects from there, where a rule asked for it and it is on this host */
 	__u32 target_pid;
 	__u16 target_len;
 	__u16 remote_path_len;
 	__u16 local_path_len;
-	__u16 pad[3];
-	/* remote path, local path, target's executable; an abstract name begins with '@' and its other NULs are kept */
+	__u8 interface_len;
+	__u8 pad[5];
+	/* remote path, local path, target's executable, interface where a rule asked for it; an abstract name begins with '@' and its other NULs are kept */
 };
 
 #define PROC_DELETED (1 << 0) /* as policy.ProcFlag* */

@@ -258,9 +258,18 @@ struct pid_namespace {
 	struct ns_common ns;
 };
 
+struct hlist_node {
+	struct hlist_node *next;
+};
+
+struct hlist_head {
+	struct hlist_node *first;
+};
+
 struct net {
 	struct ns_common ns;
 	struct list_head dev_base_head;
+	struct hlist_head *dev_index_head;
 };
 
 struct user_namespace {
@@ -400,6 +409,9 @@ struct inet6_dev {
 };
 
 struct net_device {
+	char name[16];
+	struct hlist_node index_hlist;
+	int ifindex;
 	struct list_head dev_list;
 	struct in_device *ip_ptr;
 	struct inet6_dev *ip6_ptr;
@@ -416,6 +428,7 @@ struct sock_common {
 	__u16 skc_num;
 	unsigned short skc_family;
 	unsigned char skc_state;
+	int skc_bound_dev_if;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
@@ -430,6 +443,11 @@ struct sock {
 	__u16 sk_type;
 	__u16 sk_protocol;
 	struct socket *sk_socket;
+	int sk_rx_dst_ifindex;
+};
+
+struct mptcp_sock {
+	struct sock *first;
 };
 
 struct inet_sock {
@@ -567,6 +585,14 @@ struct bpf_sock_addr {
 	__u32 protocol;
 	__u32 msg_src_ip4;
 	__u32 msg_src_ip6[4];
+	struct bpf_sock *sk;
+};
+
+#define BPF_SOCK_OPS_TCP_CONNECT_CB 3
+
+struct bpf_sock_ops {
+	__u32 op;
+	__u32 others[45];
 	struct bpf_sock *sk;
 };
 

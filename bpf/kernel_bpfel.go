@@ -40,6 +40,24 @@ type KernelCgroupTold struct {
 	_    [4]byte
 }
 
+type KernelConnectKey struct {
+	_          structs.HostLayout
+	Client     [16]uint8
+	Server     [16]uint8
+	Netns      uint32
+	ClientPort uint16
+	ServerPort uint16
+}
+
+type KernelConnectSock struct {
+	_      structs.HostLayout
+	Epoch  uint64
+	Key    KernelConnectKey
+	Placed uint32
+	Pad    uint32
+	Sk     uint64
+}
+
 type KernelControl struct {
 	_            structs.HostLayout
 	Active       uint32
@@ -351,7 +369,7 @@ type KernelListenOwner struct {
 	Pid    uint32
 	Socks  uint32
 	ExeLen uint32
-	Pad    uint32
+	Netns  uint32
 	Exe    [256]uint8
 }
 
@@ -588,7 +606,8 @@ type KernelRecNet struct {
 	TargetLen     uint16
 	RemotePathLen uint16
 	LocalPathLen  uint16
-	Pad           [3]uint16
+	InterfaceLen  uint8
+	Pad           [5]uint8
 }
 
 type KernelRecProc struct {
@@ -883,6 +902,9 @@ type KernelWord struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	KernelMapCgroupsTold         = "cgroups_told"
+	KernelMapConnectSocks        = "connect_socks"
+	KernelMapConnectings         = "connectings"
+	KernelMapConnects            = "connects"
 	KernelMapControls            = "controls"
 	KernelMapCritical            = "critical"
 	KernelMapDomainServers       = "domain_servers"
@@ -929,6 +951,7 @@ const (
 	KernelProgCgSendmsg4         = "cg_sendmsg4"
 	KernelProgCgSendmsg6         = "cg_sendmsg6"
 	KernelProgCgSyn              = "cg_syn"
+	KernelProgConnectBegun       = "connect_begun"
 	KernelProgFindHost           = "find_host"
 	KernelProgFindStorage        = "find_storage"
 	KernelProgFlowConnect4       = "flow_connect4"
@@ -1010,6 +1033,8 @@ const (
 	KernelProgLsmUserns          = "lsm_userns"
 	KernelProgLsmVerity          = "lsm_verity"
 	KernelProgOnAnswer           = "on_answer"
+	KernelProgOnConnecting       = "on_connecting"
+	KernelProgOnConnectingAgain  = "on_connecting_again"
 	KernelProgOnExec             = "on_exec"
 	KernelProgOnExit             = "on_exit"
 	KernelProgOnFork             = "on_fork"
@@ -1026,6 +1051,8 @@ const (
 	KernelProgRunOpen            = "run_open"
 	KernelProgRunShadow          = "run_shadow"
 	KernelProgTestDestroy        = "test_destroy"
+	KernelVarConnectEpoch        = "connect_epoch"
+	KernelVarConnectLost         = "connect_lost"
 	KernelVarDigestsUsed         = "digests_used"
 	KernelVarExecEvents          = "exec_events"
 	KernelVarFlowData            = "flow_data"
@@ -1062,6 +1089,7 @@ const (
 	KernelVarSysOp               = "sys_op"
 	KernelVarTestDestroyed       = "test_destroyed"
 	KernelVarTestNetns           = "test_netns"
+	KernelVarUnusedConnectKey    = "unused_connect_key"
 	KernelVarUnusedDomainServer  = "unused_domain_server"
 	KernelVarUnusedFlowDataKind  = "unused_flow_data_kind"
 	KernelVarUnusedFlowDirection = "unused_flow_direction"
@@ -1131,6 +1159,7 @@ type KernelProgramSpecs struct {
 	CgSendmsg4         *ebpf.ProgramSpec `ebpf:"cg_sendmsg4"`
 	CgSendmsg6         *ebpf.ProgramSpec `ebpf:"cg_sendmsg6"`
 	CgSyn              *ebpf.ProgramSpec `ebpf:"cg_syn"`
+	ConnectBegun       *ebpf.ProgramSpec `ebpf:"connect_begun"`
 	FindHost           *ebpf.ProgramSpec `ebpf:"find_host"`
 	FindStorage        *ebpf.ProgramSpec `ebpf:"find_storage"`
 	FlowConnect4       *ebpf.ProgramSpec `ebpf:"flow_connect4"`
@@ -1212,6 +1241,8 @@ type KernelProgramSpecs struct {
 	LsmUserns          *ebpf.ProgramSpec `ebpf:"lsm_userns"`
 	LsmVerity          *ebpf.ProgramSpec `ebpf:"lsm_verity"`
 	OnAnswer           *ebpf.ProgramSpec `ebpf:"on_answer"`
+	OnConnecting       *ebpf.ProgramSpec `ebpf:"on_connecting"`
+	OnConnectingAgain  *ebpf.ProgramSpec `ebpf:"on_connecting_again"`
 	OnExec             *ebpf.ProgramSpec `ebpf:"on_exec"`
 	OnExit             *ebpf.ProgramSpec `ebpf:"on_exit"`
 	OnFork             *ebpf.ProgramSpec `ebpf:"on_fork"`
@@ -1235,6 +1266,9 @@ type KernelProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelMapSpecs struct {
 	CgroupsTold   *ebpf.MapSpec `ebpf:"cgroups_told"`
+	ConnectSocks  *ebpf.MapSpec `ebpf:"connect_socks"`
+	Connectings   *ebpf.MapSpec `ebpf:"connectings"`
+	Connects      *ebpf.MapSpec `ebpf:"connects"`
 	Controls      *ebpf.MapSpec `ebpf:"controls"`
 	Critical      *ebpf.MapSpec `ebpf:"critical"`
 	DomainServers *ebpf.MapSpec `ebpf:"domain_servers"`
@@ -1280,6 +1314,8 @@ type KernelMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelVariableSpecs struct {
+	ConnectEpoch        *ebpf.VariableSpec `ebpf:"connect_epoch"`
+	ConnectLost         *ebpf.VariableSpec `ebpf:"connect_lost"`
 	DigestsUsed         *ebpf.VariableSpec `ebpf:"digests_used"`
 	ExecEvents          *ebpf.VariableSpec `ebpf:"exec_events"`
 	FlowData            *ebpf.VariableSpec `ebpf:"flow_data"`
@@ -1316,6 +1352,7 @@ type KernelVariableSpecs struct {
 	SysOp               *ebpf.VariableSpec `ebpf:"sys_op"`
 	TestDestroyed       *ebpf.VariableSpec `ebpf:"test_destroyed"`
 	TestNetns           *ebpf.VariableSpec `ebpf:"test_netns"`
+	UnusedConnectKey    *ebpf.VariableSpec `ebpf:"unused_connect_key"`
 	UnusedDomainServer  *ebpf.VariableSpec `ebpf:"unused_domain_server"`
 	UnusedFlowDataKind  *ebpf.VariableSpec `ebpf:"unused_flow_data_kind"`
 	UnusedFlowDirection *ebpf.VariableSpec `ebpf:"unused_flow_direction"`
@@ -1357,6 +1394,9 @@ func (o *KernelObjects) Close() error {
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelMaps struct {
 	CgroupsTold   *ebpf.Map `ebpf:"cgroups_told"`
+	ConnectSocks  *ebpf.Map `ebpf:"connect_socks"`
+	Connectings   *ebpf.Map `ebpf:"connectings"`
+	Connects      *ebpf.Map `ebpf:"connects"`
 	Controls      *ebpf.Map `ebpf:"controls"`
 	Critical      *ebpf.Map `ebpf:"critical"`
 	DomainServers *ebpf.Map `ebpf:"domain_servers"`
@@ -1401,6 +1441,9 @@ type KernelMaps struct {
 func (m *KernelMaps) Close() error {
 	return _KernelClose(
 		m.CgroupsTold,
+		m.ConnectSocks,
+		m.Connectings,
+		m.Connects,
 		m.Controls,
 		m.Critical,
 		m.DomainServers,
@@ -1447,6 +1490,8 @@ func (m *KernelMaps) Close() error {
 //
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelVariables struct {
+	ConnectEpoch        *ebpf.Variable `ebpf:"connect_epoch"`
+	ConnectLost         *ebpf.Variable `ebpf:"connect_lost"`
 	DigestsUsed         *ebpf.Variable `ebpf:"digests_used"`
 	ExecEvents          *ebpf.Variable `ebpf:"exec_events"`
 	FlowData            *ebpf.Variable `ebpf:"flow_data"`
@@ -1483,6 +1528,7 @@ type KernelVariables struct {
 	SysOp               *ebpf.Variable `ebpf:"sys_op"`
 	TestDestroyed       *ebpf.Variable `ebpf:"test_destroyed"`
 	TestNetns           *ebpf.Variable `ebpf:"test_netns"`
+	UnusedConnectKey    *ebpf.Variable `ebpf:"unused_connect_key"`
 	UnusedDomainServer  *ebpf.Variable `ebpf:"unused_domain_server"`
 	UnusedFlowDataKind  *ebpf.Variable `ebpf:"unused_flow_data_kind"`
 	UnusedFlowDirection *ebpf.Variable `ebpf:"unused_flow_direction"`
@@ -1514,6 +1560,7 @@ type KernelPrograms struct {
 	CgSendmsg4         *ebpf.Program `ebpf:"cg_sendmsg4"`
 	CgSendmsg6         *ebpf.Program `ebpf:"cg_sendmsg6"`
 	CgSyn              *ebpf.Program `ebpf:"cg_syn"`
+	ConnectBegun       *ebpf.Program `ebpf:"connect_begun"`
 	FindHost           *ebpf.Program `ebpf:"find_host"`
 	FindStorage        *ebpf.Program `ebpf:"find_storage"`
 	FlowConnect4       *ebpf.Program `ebpf:"flow_connect4"`
@@ -1595,6 +1642,8 @@ type KernelPrograms struct {
 	LsmUserns          *ebpf.Program `ebpf:"lsm_userns"`
 	LsmVerity          *ebpf.Program `ebpf:"lsm_verity"`
 	OnAnswer           *ebpf.Program `ebpf:"on_answer"`
+	OnConnecting       *ebpf.Program `ebpf:"on_connecting"`
+	OnConnectingAgain  *ebpf.Program `ebpf:"on_connecting_again"`
 	OnExec             *ebpf.Program `ebpf:"on_exec"`
 	OnExit             *ebpf.Program `ebpf:"on_exit"`
 	OnFork             *ebpf.Program `ebpf:"on_fork"`
@@ -1622,6 +1671,7 @@ func (p *KernelPrograms) Close() error {
 		p.CgSendmsg4,
 		p.CgSendmsg6,
 		p.CgSyn,
+		p.ConnectBegun,
 		p.FindHost,
 		p.FindStorage,
 		p.FlowConnect4,
@@ -1703,6 +1753,8 @@ func (p *KernelPrograms) Close() error {
 		p.LsmUserns,
 		p.LsmVerity,
 		p.OnAnswer,
+		p.OnConnecting,
+		p.OnConnectingAgain,
 		p.OnExec,
 		p.OnExit,
 		p.OnFork,

@@ -18,7 +18,7 @@ struct listen_owner {
 	__u32 pid;
 	__u32 socks; /* how many listen */
 	__u32 exe_len; /* over MAX_STRING: not known */
-	__u32 pad;
+	__u32 netns; /* of one that connects (connector.bpf.c) */
 	__u8 exe[EXE_BYTES]; /* as it was then: it outlives the process */
 };
 
@@ -93,12 +93,36 @@ static __always_inline bool listen_place(struct scratch *s, __u32 si, struct lis
 	return false;
 }
 
+/* owner_of lays out who a thread of the process t is, at OFF_TMP: the owner of one socket. */
+static __always_inline void owner_of(struct scratch *s, __u32 si, struct task_struct *t,
+				     bool current)
+{
+	struct listen_owner *o = (void *)&s->bytes[OFF_TMP];
+	struct proc *p = proc_of(t);
+
+	if (!p && current && identify(si))
+		p = bpf_task_storage_get(&procs, t, 0, 0);
+	o->exec_id = 0;
+	o->pid = t->tgid;
+	o->socks = 1;
+	o->exe_len = MAX_STRING + 1;
+	o->netns = 0;
+	if (p) {
+		__u64 image = p->image;
+
+		o->exec_id = p->exec_id;
+		o->exe_len = texts_exe(si, image,
+				       OFF_TMP + __builtin_offsetof(struct listen_owner, exe));
+		FORGET();
+		if (p->image != image) /* as in set_target */
+			o->exe_len = MAX_STRING + 1;
+	}
+}
+
 /* listen_of is listen_place for who listens: a thread of the process t. */
 static __always_inline bool listen_of(struct listen_key *k, struct task_struct *t, bool current)
 {
-	struct listen_owner *o;
 	struct scratch *s;
-	struct proc *p;
 	bool placed;
 	int si;
 
@@ -112,25 +136,7 @@ static __always_inline bool listen_of(struct listen_key *k, struct task_struct *
 	s = scratch_at(si);
 	if (!s)
 		return false;
-	o = (void *)&s->bytes[OFF_TMP];
-	p = proc_of(t);
-	if (!p && current && identify(si))
-		p = bpf_task_storage_get(&procs, t, 0, 0);
-	o->exec_id = 0;
-	o->pid = t->tgid;
-	o->socks = 1;
-	o->exe_len = MAX_STRING + 1;
-	o->pad = 0;
-	if (p) {
-		__u64 image = p->image;
-
-		o->exec_id = p->exec_id;
-		o->exe_len = texts_exe(si, image,
-				       OFF_TMP + __builtin_offsetof(struct listen_owner, exe));
-		FORGET();
-		if (p->image != image) /* as in set_target */
-			o->exe_len = MAX_STRING + 1;
-	}
+	owner_of(s, si, t, current);
 	placed = listen_place(s, si, k);
 	scratch_put(s);
 	return placed;
@@ -439,20 +445,20 @@ __noinline int find_listener(__u32 si, __u64 net)
 	return 0;
 }
 
-/* asks tells whether a rule on op, of a side that judges, is about a fact. */
-static __always_inline bool asks(struct scratch *s, __u32 op, __u32 dim)
+/* asked is the facts that rules on op are about, of the sides that judge. */
+static __always_inline __u64 asked(struct scratch *s, __u32 op)
 {
 	struct tables *t = tables_of(s);
 	__u32 side = s->shadow - 1;
 	__u64 need;
 
 	if (!t)
-		return false;
+		return 0;
 	need = t->ops[op & (NUM_JUDGED - 1)].need;
 	if (s->shadow) {
 		t = bpf_map_lookup_elem(&sides, &side);
 		if (t)
 			need |= t->ops[op & (NUM_JUDGED - 1)].need;
 	}
-	return NEED(need, dim);
+	return need;
 }

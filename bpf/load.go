@@ -23,7 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -type rec_hdr -type rec_file -type rec_net -type rec_proc -type rec_exit -type rec_kind -type rec_flow -type rec_flow_data -type flow_data_kind -type flow_state -type flow_end -type flow_direction -type flow_sock -type flow_peer -type flow_peer_key -type flow_owner -type flow_unix -type proc -type texts_short -type texts_long -type tables -type pool -type control -type hit -type verdict -type scratch -type automaton -type op_table -type word -type slot -type row -type leaf -type mount_info -type inode_key -type inode_name -type op_stats -type fold_key -type fold -type test_judge -type opened -type shade_count -type set_string -type set_prefix -type rate -type digests -type listen_key Kernel pavise.bpf.c -- -I. -O2 -g -Wall -Werror -mcpu=v3
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -type rec_hdr -type rec_file -type rec_net -type rec_proc -type rec_exit -type rec_kind -type rec_flow -type rec_flow_data -type flow_data_kind -type flow_state -type flow_end -type flow_direction -type flow_sock -type flow_peer -type flow_peer_key -type flow_owner -type flow_unix -type proc -type texts_short -type texts_long -type tables -type pool -type control -type hit -type verdict -type scratch -type automaton -type op_table -type word -type slot -type row -type leaf -type mount_info -type inode_key -type inode_name -type op_stats -type fold_key -type fold -type test_judge -type opened -type shade_count -type set_string -type set_prefix -type rate -type digests -type listen_key -type connect_key Kernel pavise.bpf.c -- -I. -O2 -g -Wall -Werror -mcpu=v3
 
 // ErrPrivileges says that the process may not load programs.
 var ErrPrivileges = errors.New("no privileges: run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_SYS_ADMIN and CAP_SYS_PTRACE")
@@ -490,7 +490,7 @@ func (k *Kernel) Attach(name string) error {
 		l, err = link.AttachLSM(link.LSMOptions{Program: p})
 	case ebpf.Tracing:
 		l, err = link.AttachTracing(link.TracingOptions{Program: p})
-	case ebpf.CGroupSockAddr, ebpf.CGroupSKB:
+	case ebpf.CGroupSockAddr, ebpf.CGroupSKB, ebpf.SockOps:
 		var object *ebpf.CollectionSpec
 		if object, err = k.object(k.types); err == nil {
 			l, err = k.attachCgroup(p, object.Programs[name].AttachType)

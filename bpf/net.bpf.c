@@ -15,6 +15,8 @@ static __always_inline struct rec_net *net_rec(struct scratch *s)
 
 	__builtin_memset(r, 0, sizeof(*r));
 	no_target(s);
+	s->dim_len[DIM_INTERFACE] = 0;
+	s->obj.value = 0;
 	return r;
 }
 
@@ -112,10 +114,14 @@ static __always_inline int tell_net(struct scratch *s, __u32 si)
 	r->target_exec_id = s->obj.target_exec_id;
 	r->target_pid = s->obj.target_pid;
 	object = same_object(object, r->target_exec_id);
+	object = same_object(object, s->obj.value);
 	if (s->who != WHO_CURRENT)
 		object = syn_object(s, r);
 	if (s->obj.target_len <= MAX_STRING)
 		r->target_len = append(s, OFF_TARGET, s->obj.target_len);
+	if (s->dim_len[DIM_INTERFACE] < 16)
+		r->interface_len =
+			append(s, OFF_SMALL + DIM_INTERFACE * 16, s->dim_len[DIM_INTERFACE] & 15);
 	action = report(si, REC_NET, s->rung, object, s->rec_end - OFF_REC);
 	/* For the shadow, which judges after this. */
 	r->remote_path_len = s->dim_len[DIM_RPATH];
@@ -274,11 +280,56 @@ static __always_inline __u32 bind_path(struct scratch *s, __u32 si, const void *
 	return dir + (n > 1 ? n - 1 : 0);
 }
 
-/* set_listener makes the program that is reached the target of a connect, if some rule asks for it. */
-static __always_inline void set_listener(struct scratch *s, __u32 si, struct rec_net *r, __u64 net)
+#define INTERFACES 16 /* in one of the 256 rows of a network namespace's table */
+
+/* find_interface names an interface of a network namespace, by its number. One that is not found, as it is gone by now, is judged strictly. */
+__noinline int find_interface(__u32 si, __u64 net, __u32 index)
 {
-	if (r->protocol == IPPROTO_TCP && asks(s, OP_CONNECT, DIM_TARGET_EXE))
-		find_listener(si, net);
+	struct scratch *s = scratch_at(si);
+	__u32 off = OFF_SMALL + DIM_INTERFACE * 16;
+	__u64 at;
+	long n;
+
+	if (!s)
+		return 0;
+	s->obj.value = index;
+	set_dim(s, DIM_INTERFACE, off, MAX_STRING + 1);
+	at = read_word((void *)READ_PTR((struct net *)net, dev_index_head) + (index & 255) * 8);
+	for (int i = 0; i < INTERFACES && at; i++) {
+		struct net_device *dev =
+			(void *)at - bpf_core_field_offset(struct net_device, index_hlist);
+
+		if (READ(dev, ifindex) == index) {
+			n = bpf_probe_read_kernel_str(
+				&s->bytes[off], 16,
+				(void *)dev + bpf_core_field_offset(struct net_device, name));
+			if (n > 1)
+				set_dim(s, DIM_INTERFACE, off, (n - 1) & 15);
+			break;
+		}
+		at = READ_PTR((struct hlist_node *)at, next);
+	}
+	return 0;
+}
+
+/* set_asked finds out what takes longer, of a socket of IPv4 or IPv6, if some rule asks for it: the program at the other end of TCP, and the interface. */
+static __always_inline void set_asked(struct scratch *s, __u32 si, struct rec_net *r, __u32 op,
+				      struct sock *sk)
+{
+	__u64 need = asked(s, op);
+	__u32 index;
+
+	if (NEED(need, DIM_TARGET_EXE) && r->protocol == IPPROTO_TCP) {
+		if (op == OP_CONNECT)
+			find_listener(si, net_of(sk));
+		else if (op == OP_ACCEPT)
+			set_connector(s, si, r, net_of(sk));
+	}
+	if (!NEED(need, DIM_INTERFACE))
+		return;
+	index = op == OP_ACCEPT ? interface_in(sk) : READ(sk, __sk_common.skc_bound_dev_if);
+	if (index || op == OP_ACCEPT)
+		find_interface(si, net_of(sk), index);
 }
 
 /* Which end an address argument is, and whether the other end is read from the socket. */
@@ -323,8 +374,8 @@ static __always_inline int lsm_net(struct sock *sk, void *addr, int len, enum ne
 	} else if (r->family == AF_INET || r->family == AF_INET6) {
 		if (arg != ARG_NONE && !put_addr(s, r, addr, len, arg == ARG_REMOTE))
 			goto out;
-		if (op == OP_CONNECT)
-			set_listener(s, si, r, net_of(sk));
+		if (op != OP_ACCEPT) /* what is accepted is not known yet */
+			set_asked(s, si, r, op, sk);
 	}
 	ret = deny_lsm(judge_socket(si, op), op);
 	shadow_socket(s, si, op);
@@ -457,6 +508,7 @@ int BPF_PROG(lsm_unix_send, struct socket *sock, struct socket *other, int ret)
 /* The cgroup rung. 1 lets the call go on, 0 refuses it with EPERM. */
 static __always_inline int cgroup_net(struct bpf_sock_addr *ctx, __u32 op, bool v6)
 {
+	struct bpf_sock *sk = ctx->sk;
 	struct rec_net *r;
 	struct scratch *s;
 	__u32 a[4], si;
@@ -484,8 +536,6 @@ static __always_inline int cgroup_net(struct bpf_sock_addr *ctx, __u32 op, bool 
 	if (op == OP_BIND) {
 		r->local_port = __builtin_bswap16(ctx->user_port);
 	} else {
-		struct bpf_sock *sk = ctx->sk;
-
 		if (sk) {
 			r->local_port = sk->src_port;
 			if (v6) {
@@ -500,12 +550,11 @@ static __always_inline int cgroup_net(struct bpf_sock_addr *ctx, __u32 op, bool 
 		}
 		r->remote_port = __builtin_bswap16(ctx->user_port);
 		loopback_if_any(dst);
-		if (op == OP_CONNECT && sk) {
-			/* By way of memory it becomes a number, of which fields can be read. */
-			*(volatile __u64 *)&s->dentry = (__u64)sk;
-			set_listener(s, si, r,
-				     net_of((struct sock *)*(volatile __u64 *)&s->dentry));
-		}
+	}
+	if (sk) {
+		/* By way of memory it becomes a number, of which fields can be read. */
+		*(volatile __u64 *)&s->dentry = (__u64)sk;
+		set_asked(s, si, r, op, (struct sock *)*(volatile __u64 *)&s->dentry);
 	}
 	act = judge_net(s, si, op);
 	shadow_socket(s, si, op);

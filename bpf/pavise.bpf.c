@@ -21,6 +21,7 @@
 #include "exec.bpf.c"
 #include "digest.bpf.c"
 #include "listen.bpf.c"
+#include "connector.bpf.c"
 #include "net.bpf.c"
 #include "syn.bpf.c"
 #include "namei.bpf.c"
@@ -50,6 +51,7 @@ struct set_string *unused_set_string __attribute__((unused));
 struct set_prefix *unused_set_prefix __attribute__((unused));
 struct domain_server *unused_domain_server __attribute__((unused));
 struct listen_key *unused_listen_key __attribute__((unused));
+struct connect_key *unused_connect_key __attribute__((unused));
 struct rate_key *unused_rate_key __attribute__((unused));
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -65,7 +65,7 @@ enum err {
 	ERR_RATE, /* no memory for a count */
 	ERR_ENGINE, /* a hook without what judges for it */
 	ERR_DOMAIN, /* no room for the name of an address */
-	ERR_LISTEN, /* no room for who listens */
+	ERR_LISTEN, /* no room for who listens, or connects */
 	NUM_ERRS = 8
 };
 

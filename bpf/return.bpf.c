@@ -167,6 +167,12 @@ static __always_inline void return_socket(struct control *c, struct file *f, __u
 	/* IPv4 and IPv6 connect, bind and send are the cgroup rung's. */
 	if (r->family != AF_UNIX && op != OP_LISTEN && op != OP_ACCEPT && op != OP_SOCKET)
 		goto out;
+	if (r->family == AF_INET || r->family == AF_INET6) {
+		if (op == OP_ACCEPT)
+			set_asked(s, si, r, OP_ACCEPT, sk);
+		else if (op == OP_LISTEN)
+			set_asked(s, si, r, OP_LISTEN, sk);
+	}
 	/* Each side judges Unix sockets here as it would without the other. */
 	if (!(c->not_active & 1ULL << (op & 63)))
 		act = judge_socket(si, op);

@@ -301,6 +301,16 @@ static __always_inline bool syn_selftest(struct syn_listener *l)
 	return true;
 }
 
+/* syn_rec begins the record. Who connects and by which interface may be anything here: of that nothing is refused before accept(2). */
+static __always_inline struct rec_net *syn_rec(struct scratch *s)
+{
+	struct rec_net *r = net_rec(s);
+
+	s->dim_len[DIM_INTERFACE] = ANY_FACT;
+	s->obj.target_len = ANY_FACT;
+	return r;
+}
+
 SEC("lsm/inet_conn_request")
 int BPF_PROG(lsm_conn_request, struct sock *sk, struct sk_buff *skb, struct request_sock *req,
 	     int ret)
@@ -323,7 +333,7 @@ int BPF_PROG(lsm_conn_request, struct sock *sk, struct sk_buff *skb, struct requ
 	s = syn_enter(sk, l, &si, &mine);
 	if (!s)
 		return 0;
-	r = net_rec(s);
+	r = syn_rec(s);
 	r->family = READ(sk, __sk_common.skc_family);
 	r->type = SOCK_STREAM;
 	r->protocol = READ(sk, sk_protocol);
@@ -429,7 +439,7 @@ int cg_syn(struct __sk_buff *skb)
 	if (!s)
 		return 1;
 	s->rung = RUNG_CGROUP;
-	r = net_rec(s);
+	r = syn_rec(s);
 	r->family = sk->family;
 	if (syn_ends(skb, r, h))
 		act = judge_socket(si, OP_ACCEPT);

@@ -133,7 +133,7 @@ func decodeNet(rec []byte, boot int64, e *pavise.Event) bool {
 	}
 	var aligned bpf.KernelRecNet
 	r := view(rec, &aligned)
-	if !fits(len(rec), size, int(r.RemotePathLen)+int(r.LocalPathLen)+int(r.TargetLen)) {
+	if !fits(len(rec), size, int(r.RemotePathLen)+int(r.LocalPathLen)+int(r.TargetLen)+int(r.InterfaceLen)) {
 		return false
 	}
 	header(&r.Hdr, boot, e)
@@ -145,7 +145,8 @@ func decodeNet(rec []byte, boot int64, e *pavise.Event) bool {
 	n.LocalPath, s = text(s, int(r.LocalPathLen))
 	t := &e.Act.Target
 	t.ExecID, t.PID = r.TargetExecId, r.TargetPid
-	t.Path, _ = text(s, int(r.TargetLen))
+	t.Path, s = text(s, int(r.TargetLen))
+	n.Interface, _ = text(s, int(r.InterfaceLen))
 	return true
 }
 

@@ -50,12 +50,12 @@ func actRec(op pavise.Op, path, alias, newPath, name, target, fs string) []byte 
 	return encode(&r, &r.Hdr, path, alias, newPath, name, target, fs)
 }
 
-func netRec(remote, local, target string) []byte {
+func netRec(remote, local, target, device string) []byte {
 	r := bpf.KernelRecNet{Hdr: header0(bpf.KernelRecKindREC_NET, pavise.OpConnect), Family: 10, Type: 1, Protocol: 6, RemotePort: 443, LocalPort: 5, RemotePathLen: uint16(len(remote)), LocalPathLen: uint16(len(local)),
-		TargetExecId: 1<<63 | 3, TargetPid: 4, TargetLen: uint16(len(target))}
+		TargetExecId: 1<<63 | 3, TargetPid: 4, TargetLen: uint16(len(target)), InterfaceLen: uint8(len(device))}
 	r.Hdr.Action = uint8(pavise.ActionKill)
 	r.Remote[0], r.Remote[15], r.Local[15] = 0x20, 1, 2
-	return encode(&r, &r.Hdr, remote, local, target)
+	return encode(&r, &r.Hdr, remote, local, target, device)
 }
 
 func procRec(op pavise.Op, flags uint8, path, script, args, cwd, cgroup, fs, digest, verity string) []byte {
@@ -83,8 +83,8 @@ func records() map[string][]byte {
 		"file": fileRec("/etc/shadow", "/srv/x", "ext4"),
 		"act":  actRec(pavise.OpMount, "/mnt", "/m", "/dev/sdb1", "ext4", "/usr/bin/x", "tmpfs"),
 		"none": actRec(pavise.OpUserns, "", "", "", "", "", ""),
-		"net":  netRec("", "", "/usr/bin/x"),
-		"unix": netRec("@abs\x00tract", "/run/sock", "/usr/bin/x"),
+		"net":  netRec("", "", "/usr/bin/x", "eth0"),
+		"unix": netRec("@abs\x00tract", "/run/sock", "/usr/bin/x", ""),
 		"exec": procRec(pavise.OpExec, recFound, "/bin/bash", "/x.sh", "bash\x00-c\x00id\x00", "/root", "/system.slice/a.service", "overlay", "sha256:01", "sha512:02"),
 		"fork": procRec(pavise.OpFork, recThread, "", "", "", "", "", "", "", ""),
 		"exit": exitRec(3<<8 | 0x80 | 11),
@@ -111,8 +111,9 @@ func TestDecode(t *testing.T) {
 	network := base
 	network.Op, network.Action = pavise.OpConnect, pavise.ActionKill
 	network.Act.Target = pavise.Target{ExecID: 1<<63 | 3, PID: 4, Path: "/usr/bin/x"}
-	network.Net = pavise.NetInfo{Family: 10, Type: 1, Protocol: 6, RemotePort: 443, LocalPort: 5, Remote: [16]byte{0: 0x20, 15: 1}, Local: [16]byte{15: 2}}
+	network.Net = pavise.NetInfo{Family: 10, Type: 1, Protocol: 6, Interface: "eth0", RemotePort: 443, LocalPort: 5, Remote: [16]byte{0: 0x20, 15: 1}, Local: [16]byte{15: 2}}
 	unix := network
+	unix.Net.Interface = ""
 	unix.Net.RemotePath, unix.Net.LocalPath = "@abs\x00tract", "/run/sock"
 	exec := base
 	exec.Op = pavise.OpExec
@@ -202,7 +203,7 @@ func TestDecodeRefuses(t *testing.T) {
 		}
 		refuse(op.String()+" in a "+wrong+" record", set(records()[wrong], 5, byte(op)), ErrUnknownRecord)
 	}
-	refuse("an exec in a net record", set(netRec("", "", "/usr/bin/x"), 5, byte(pavise.OpExec)), ErrUnknownRecord)
+	refuse("an exec in a net record", set(netRec("", "", "/usr/bin/x", "eth0"), 5, byte(pavise.OpExec)), ErrUnknownRecord)
 	refuse("nothing", nil, ErrTruncated)
 }
 

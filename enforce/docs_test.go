@@ -36,7 +36,7 @@ process.capset, because the process is no longer the subject that asked; or, for
 			notes = append(notes, "lsm, fmod_ret: "+n)
 		}
 		if len(h.missing) > 0 {
-			notes = append(notes, "lsm, fmod_ret: "+dimNames(h.missing)+" is not known")
+			notes = append(notes, "lsm, fmod_ret: "+dimNames(op, h.missing)+" is not known")
 		}
 		for _, r := range h.lower {
 			does := "kills"
@@ -48,7 +48,7 @@ process.capset, because the process is no longer the subject that asked; or, for
 				notes = append(notes, fmt.Sprintf("%s: %s", r.rung, n))
 			}
 			if len(r.missing) > 0 {
-				notes = append(notes, fmt.Sprintf("%s: %s is not known", r.rung, dimNames(r.missing)))
+				notes = append(notes, fmt.Sprintf("%s: %s is not known", r.rung, dimNames(op, r.missing)))
 			}
 		}
 		if len(lower) == 0 {
@@ -70,10 +70,10 @@ process.capset, because the process is no longer the subject that asked; or, for
 	}
 }
 
-func dimNames(dims []policy.Dim) string {
+func dimNames(op pavise.Op, dims []policy.Dim) string {
 	var s []string
 	for _, d := range dims {
-		s = append(s, d.String())
+		s = append(s, d.Of(op))
 	}
 	return strings.Join(s, ", ")
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/pavise-project/pavise"
 	"github.com/pavise-project/pavise/internal/kerntest"
+	"github.com/pavise-project/pavise/policy"
 	"golang.org/x/sys/unix"
 )
 
@@ -254,6 +256,52 @@ func TestKernelExamples(t *testing.T) {
 		told(t, pavise.OpConnect, "database")
 		done(t, client, "", "connect", at)
 		done(t, other, "", "connect", beside)
+	})
+	t.Run("database-callers", func(t *testing.T) {
+		x.needs(t, pavise.OpAccept)
+		if slices.Contains(x.e.status[pavise.OpAccept].Missing, policy.DimTargetExe) {
+			t.Skip(kerntest.NotExpected + "net.accept is judged before it is known who connects; TestKernelAcceptProcess does without that rung")
+		}
+		dir := x.place(t)
+		database, proxy := program(t, dir, "postgres", nil), program(t, dir, "socat", nil)
+		client, other := program(t, dir, "psql", nil), program(t, dir, "python3", nil)
+		x.apply(t)
+		where := database.serve(t, "127.0.0.1:0")
+		done(t, other, "", "connect", where)
+		done(t, database, "", "take", where)
+		x.example(t, "database-callers", dir)
+		done(t, client, "", "connect", where)
+		done(t, database, "", "take", where)
+		beside := proxy.serve(t, "127.0.0.1:0")
+		done(t, other, "", "connect", beside)
+		done(t, proxy, "", "take", beside)
+		x.forget()
+		done(t, other, "", "connect", where)
+		if o := database.do(t, "take", where); atHook(x.e.status[pavise.OpAccept].Rung) && (o.Killed || o.Errno != unix.EPERM) || !atHook(x.e.status[pavise.OpAccept].Rung) && !o.Killed {
+			t.Errorf("no client of the database: %s", o)
+		}
+		told(t, pavise.OpAccept, "callers")
+	})
+	t.Run("management-interface", func(t *testing.T) {
+		x.needs(t, pavise.OpAccept)
+		if slices.Contains(x.e.status[pavise.OpAccept].Missing, policy.DimInterface) {
+			t.Skip(kerntest.NotExpected + "net.accept is judged before it is known by what a connection comes; TestKernelInterface does without that rung")
+		}
+		dir := x.place(t)
+		sshd, nginx, client := program(t, dir, "sshd", nil), program(t, dir, "nginx", nil), program(t, dir, "ssh", nil)
+		x.apply(t)
+		where, beside := sshd.serve(t, "127.0.0.1:0"), nginx.serve(t, "127.0.0.1:0")
+		done(t, client, "", "connect", where)
+		done(t, sshd, "", "take", where)
+		x.example(t, "management-interface", dir)
+		done(t, client, "", "connect", beside)
+		done(t, nginx, "", "take", beside)
+		x.forget()
+		done(t, client, "", "connect", where)
+		if o := sshd.do(t, "take", where); atHook(x.e.status[pavise.OpAccept].Rung) && (o.Killed || o.Errno != unix.EPERM) || !atHook(x.e.status[pavise.OpAccept].Rung) && !o.Killed {
+			t.Errorf("a connection by lo: %s", o)
+		}
+		told(t, pavise.OpAccept, "elsewhere")
 	})
 	t.Run("accept-after-hours", func(t *testing.T) {
 		rung := x.needs(t, pavise.OpAccept)

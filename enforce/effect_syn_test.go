@@ -138,7 +138,7 @@ func TestKernelSyn(t *testing.T) {
 			to := at(w.to, where)
 			x.apply(t)
 			answered(t, x.subject, where, w.from, to)
-			done(t, x.subject, "", "take", where)
+			done(t, x.subject, "", "take-now", where)
 			x.apply(t, deny(where)) // it is found
 			x.forget()
 			unanswered(t, x.subject, where, w.from, to)
@@ -251,7 +251,7 @@ func TestKernelSyn(t *testing.T) {
 			unanswered(t, x.subject, where, "127.0.0.3:0", at("127.0.0.1", where))
 			unanswered(t, x.subject, where, "[::1]:0", at("[::1]", where))
 			answered(t, x.subject, where, "127.0.0.2:0", at("127.0.0.1", where))
-			done(t, x.subject, "", "take", where)
+			done(t, x.subject, "", "take-now", where)
 		}
 		done(t, x.subject, "", "unserve", where)
 	})

@@ -65,7 +65,7 @@ func theEffect(t *testing.T) *effect {
 	return x
 }
 
-func newEffect() (*effect, error) {
+func newEffect(skip ...pavise.Rung) (*effect, error) {
 	// The directory's path is short: a Unix socket's name has 108 bytes.
 	dir, err := os.MkdirTemp("", "effect")
 	if err != nil {
@@ -102,7 +102,7 @@ func newEffect() (*effect, error) {
 			return nil, err
 		}
 	}
-	if x.e, err = Open(context.Background(), Options{}); err != nil {
+	if x.e, err = Open(context.Background(), Options{Skip: skip}); err != nil {
 		return nil, err
 	}
 	if err := x.e.Start(); err != nil {

@@ -474,6 +474,11 @@ func (e *Enforcer) attach(img *policy.Image, need map[string]pavise.Op) (added [
 			return added, err
 		}
 	}
+	if _, ok := need[onConnecting]; ok {
+		if added, err = e.followConnectors(added); err != nil {
+			return added, err
+		}
+	}
 	for p, op := range need {
 		if !e.k.Attached(p) {
 			if err := e.k.Attach(p); err != nil {
@@ -573,8 +578,13 @@ func (e *Enforcer) programs(img *policy.Image) map[string]pavise.Op {
 	if len(img.Domains()) > 0 {
 		need["on_answer"] = pavise.OpConnect
 	}
-	if asksListener(img) {
+	if asksPeer(img, pavise.OpConnect) {
 		need[onListen] = pavise.OpConnect
+	}
+	if asksPeer(img, pavise.OpAccept) {
+		for _, p := range connectors {
+			need[p] = pavise.OpAccept
+		}
 	}
 	return need
 }
@@ -721,7 +731,7 @@ type Counters struct {
 	NoScratch, NoIdentity, NoTexts, Missed uint64
 	NoCount                                uint64 // no memory for the count of a rate
 	NoName                                 uint64 // no room for the name of an address
-	NoListener                             uint64 // no room for who listens, which is then judged strictly
+	NoListener                             uint64 // no room for who listens or connects, which is then judged strictly
 	NoEngine                               uint64 // a hook without what judges for it: what an enforced rule judges was refused
 	Unread                                 uint64 // records that an agent of another build had left, in a layout that this one does not know
 	MapBytes                               uint64 // kernel memory of all maps

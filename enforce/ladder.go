@@ -28,7 +28,7 @@ const synNote = "a SYN to a socket that one process alone has, or that the rules
 
 var (
 	unixPaths = []policy.Dim{policy.DimRemotePath, policy.DimLocalPath}
-	remote    = []policy.Dim{policy.DimRemoteAddr, policy.DimRemotePort, policy.DimRemotePath}
+	remote    = []policy.Dim{policy.DimRemoteAddr, policy.DimRemotePort, policy.DimRemotePath, policy.DimTargetExe, policy.DimInterface}
 	number    = []policy.Dim{policy.DimValue}
 	execArgs  = []policy.Dim{policy.DimName}
 )
@@ -63,7 +63,7 @@ var hooks = map[pavise.Op]hook{
 		}}}},
 	pavise.OpListen: {programs: []string{"lsm_listen"}, lower: onReturnRung()},
 	pavise.OpAccept: {programs: []string{"lsm_accept"}, missing: remote,
-		notes: []string{"judged before a connection is taken: net.remote.address and .port are known to a SYN alone, where rules that ask nothing of the process deny by them", synNote},
+		notes: []string{"judged before a connection is taken: net.remote.address and .port are known to a SYN alone, where rules that ask nothing of the process deny by them; rules on the rest of net.remote.*, and on net.interface, need another rung", synNote},
 		lower: onReturnRung("where connections are judged at cgroup: " + synNote)},
 	pavise.OpSend: {programs: []string{"lsm_sendmsg", "lsm_unix_send"},
 		lower: []rung{{rung: pavise.RungCgroup, programs: []string{"cg_sendmsg4", "cg_sendmsg6"}, deny: true, kill: true, missing: unixPaths, notes: []string{

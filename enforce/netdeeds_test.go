@@ -3,6 +3,7 @@ package enforce
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"runtime"
@@ -47,6 +48,16 @@ func with(addr string, typ int, act func(fd int, sa unix.Sockaddr) error) error 
 
 func do(addr string, typ int, act func(fd int, sa unix.Sockaddr) error) (string, error) {
 	return "", with(addr, typ, act)
+}
+
+// onDevice is do for DEVICE ADDRESS, with a socket that is bound to the device; "" for none.
+func onDevice(a []string, typ int, act func(fd int, sa unix.Sockaddr) error) (string, error) {
+	return do(a[1], typ, func(fd int, sa unix.Sockaddr) error {
+		if err := unix.BindToDevice(fd, a[0]); err != nil {
+			return fmt.Errorf("bind to the device: %w", err)
+		}
+		return act(fd, sa)
+	})
 }
 
 // disconnect is connect to AF_UNSPEC.
@@ -279,7 +290,7 @@ var netDeeds = map[string]func(a []string) (string, error){
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(kept[a[0]]), Events: unix.POLLIN}}, 0)
 		return fmt.Sprint(n), err
 	},
-	"take": func(a []string) (string, error) { // accepts at a kept socket
+	"take-now": func(a []string) (string, error) { // accepts at a kept socket
 		fd, _, err := unix.Accept4(kept[a[0]], unix.SOCK_CLOEXEC)
 		if err == nil {
 			unix.Close(fd)
@@ -298,6 +309,80 @@ var netDeeds = map[string]func(a []string) (string, error){
 		err = unix.Close(kept[a[0]])
 		kept[a[0]] = fd
 		return "", err
+	},
+	"take": func(a []string) (string, error) { // accepts a connection where it listens
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(kept[a[0]]), Events: unix.POLLIN}}, 10_000); err != nil {
+			return "", err
+		}
+		if err := unix.SetNonblock(kept[a[0]], true); err != nil {
+			return "", err
+		}
+		fd, _, err := unix.Accept4(kept[a[0]], unix.SOCK_CLOEXEC)
+		if err != nil {
+			return "", err
+		}
+		return "", unix.Close(fd)
+	},
+	"keep-from": func(a []string) (string, error) { // LOCAL TO
+		family, to, err := sockaddr(a[1])
+		if err != nil {
+			return "", err
+		}
+		_, from, err := sockaddr(a[0])
+		if err != nil {
+			return "", err
+		}
+		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return "", err
+		}
+		kept[a[1]] = fd
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+		return "", errors.Join(unix.Bind(fd, from), unix.Connect(fd, to))
+	},
+	"connect-on": func(a []string) (string, error) { // DEVICE TO
+		return onDevice(a, unix.SOCK_STREAM, unix.Connect)
+	},
+	"bind-on": func(a []string) (string, error) { return onDevice(a, unix.SOCK_STREAM, unix.Bind) },
+	"listen-on": func(a []string) (string, error) {
+		return onDevice(a, unix.SOCK_STREAM, func(fd int, sa unix.Sockaddr) error {
+			return errors.Join(unix.Bind(fd, sa), unix.Listen(fd, 1))
+		})
+	},
+	"send-on": func(a []string) (string, error) {
+		return onDevice(a, unix.SOCK_DGRAM, func(fd int, sa unix.Sockaddr) error { return unix.Sendto(fd, []byte("x"), 0, sa) })
+	},
+	"send-by": func(a []string) (string, error) { // DEVICE OTHER AT: a datagram to oneself, by IP_PKTINFO over the other device
+		arrived := ""
+		_, err := do(a[2], unix.SOCK_DGRAM, func(to int, sa unix.Sockaddr) error {
+			if err := unix.Bind(to, sa); err != nil {
+				return err
+			}
+			sa, err := unix.Getsockname(to)
+			if err != nil {
+				return err
+			}
+			_, err = onDevice([]string{a[0], a[2]}, unix.SOCK_DGRAM, func(fd int, _ unix.Sockaddr) error {
+				var oob []byte
+				if a[1] != "" {
+					dev, err := net.InterfaceByName(a[1])
+					if err != nil {
+						return err
+					}
+					oob = unix.PktInfo4(&unix.Inet4Pktinfo{Ifindex: int32(dev.Index)})
+				}
+				if err := unix.Sendmsg(fd, []byte("x"), oob, sa, 0); err != nil {
+					return err
+				}
+				if n, _, err := unix.Recvfrom(to, make([]byte, 1), unix.MSG_DONTWAIT); err != nil || n != 1 {
+					return fmt.Errorf("nothing arrived: %w", err)
+				}
+				arrived = "arrived"
+				return nil
+			})
+			return err
+		})
+		return arrived, err
 	},
 	"unserve": func(a []string) (string, error) { return "", unix.Close(kept[a[0]]) },
 	"connect-from": func(a []string) (string, error) {

@@ -51,8 +51,8 @@ func (e *Enforcer) chooseSyn() error {
 	return nil
 }
 
-// asksPeer tells whether rules on net.accept ask who connects.
-func asksPeer(img *policy.Image) bool {
+// asksClient tells whether rules on net.accept ask where a connection comes from.
+func asksClient(img *policy.Image) bool {
 	return slices.ContainsFunc(img.Ops[pavise.OpAccept].Slots, func(s policy.Slot) bool {
 		switch img.Automata[s.Automaton].Dim {
 		case policy.DimRemoteAddr, policy.DimRemotePort, policy.DimRemoteAddrSets:
@@ -82,7 +82,7 @@ func (e *Enforcer) dropSyns(img *policy.Image, need map[string]pavise.Op, added 
 			continue
 		}
 		if p == onSynListen {
-			e.syns.why = forget[uint64](e.k.Map("syn_listeners"))
+			e.syns.why = empty[uint64](e.k.Map("syn_listeners"))
 		}
 		if err := e.k.Attach(p); err != nil {
 			e.syns.why = errors.Join(e.syns.why, fmt.Errorf("attach %s: %w", p, short(err)))
@@ -99,7 +99,7 @@ func (e *Enforcer) dropSyns(img *policy.Image, need map[string]pavise.Op, added 
 		e.syns.found = e.syns.why == nil
 	}
 	if e.syns.why != nil {
-		if len(e.status[pavise.OpAccept].Before) > 0 && asksPeer(img) {
+		if len(e.status[pavise.OpAccept].Before) > 0 && asksClient(img) {
 			return added, fmt.Errorf("drop SYNs for rules on net.accept that ask who connects: %w", e.syns.why)
 		}
 		e.log.Warn("connections are judged when they are accepted, not before the SYN is answered", "err", e.syns.why)

@@ -24,7 +24,7 @@ var dimNames = [NumDims]string{
 	DimRemotePort: "net.remote.port", DimLocalPort: "net.local.port", DimSocket: "net.family",
 	DimRemotePath: "net.remote.path", DimLocalPath: "net.local.path",
 	DimValue: "the operation's number", DimValue2: "the operation's second number", DimName: "the operation's name",
-	DimNewPath: "file.new_path", DimTargetExe: "target.exe.path", DimTargetUID: "target.user.id",
+	DimNewPath: "file.new_path", DimTargetExe: "target.exe.path", DimTargetUID: "target.user.id", DimInterface: "net.interface",
 	DimExeSets: "sets of process.exe", DimParentExeSets: "sets of process.parent.exe", DimScriptSets: "sets of process.script", DimDigestSets: "sets of process.exe.digest", DimVeritySets: "sets of process.exe.verity", DimPathSets: "sets of file.path",
 	DimNewPathSets: "sets of file.new_path", DimTargetExeSets: "sets of target.exe", DimRemotePathSets: "sets of net.remote.path",
 	DimLocalPathSets: "sets of net.local.path", DimRemoteAddrSets: "sets of net.remote.address", DimLocalAddrSets: "sets of net.local.address",

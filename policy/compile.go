@@ -35,8 +35,8 @@ type Machine struct {
 	containers *containers
 }
 
-// of names the dimension as the fields of op that it decides.
-func (d Dim) of(op pavise.Op) string {
+// Of names the dimension as the fields of op that it decides.
+func (d Dim) Of(op pavise.Op) string {
 	if d < DimValue {
 		return d.String()
 	}
@@ -273,7 +273,7 @@ func (w *policyNormaliser) ladder(op pavise.Op, a pavise.Action, dims map[Dim]bo
 		}
 		if dims[d] {
 			asks = asks || slices.Contains(s.Before, d)
-			lacks = append(lacks, d.of(op))
+			lacks = append(lacks, d.Of(op))
 			if w := s.MissingWhy[d]; w != "" {
 				lackWhy = w
 			}
@@ -286,7 +286,7 @@ func (w *policyNormaliser) ladder(op pavise.Op, a pavise.Action, dims map[Dim]bo
 	} else {
 		for _, d := range s.KillOnly {
 			if dims[d] {
-				can, late = false, " by "+d.of(op)
+				can, late = false, " by "+d.Of(op)
 			}
 		}
 	}
@@ -374,7 +374,7 @@ func (w *policyNormaliser) group(op pavise.Op) *outcome {
 		for _, d := range w.m.Ops[op].Missing {
 			if dims[d] { // a default is never judged by a part of its conditions
 				o.state = StateNotObserved
-				o.why = fmt.Sprintf("the kernel does not know %s at rung %s: %s", d.of(op), w.m.Ops[op].Rung, reason(&w.m.Ops[op]))
+				o.why = fmt.Sprintf("the kernel does not know %s at rung %s: %s", d.Of(op), w.m.Ops[op].Rung, reason(&w.m.Ops[op]))
 			}
 		}
 	}

@@ -62,6 +62,7 @@ func facts(e *pavise.Event) (f [NumDims]string) {
 		f[DimRemoteAddr], f[DimLocalAddr] = string(e.Net.Remote[:]), string(e.Net.Local[:])
 		f[DimRemotePort] = string(be.AppendUint16(nil, e.Net.RemotePort))
 		f[DimLocalPort] = string(be.AppendUint16(nil, e.Net.LocalPort))
+		f[DimInterface] = e.Net.Interface
 	} else {
 		f[DimRemotePath], f[DimLocalPath] = e.Net.RemotePath, e.Net.LocalPath
 	}

@@ -207,8 +207,8 @@ func addrText(n *pavise.NetInfo, a *[16]byte) ref.Val {
 	return textVal(netip.AddrFrom16(*a).Unmap().String())
 }
 
-// listenerPath is the executable at the other end of a connection, as far as it is known.
-func listenerPath(e *pavise.Event) string {
+// peerPath is the executable at the other end of a connection, as far as it is known.
+func peerPath(e *pavise.Event) string {
 	switch {
 	case e.Flow == nil:
 		return e.Act.Target.Path
@@ -436,6 +436,8 @@ var objectFields = []Field{
 		event: func(e *pavise.Event) ref.Val { return textVal(pavise.ProtocolNames.Name(uint64(e.Net.Protocol))) }},
 	{Name: "net.direction", Type: "string", Ops: netOps, kind: kindDirection, Doc: "out for net.connect and net.send, in for net.bind, net.listen and net.accept.",
 		event: func(e *pavise.Event) ref.Val { return textVal(directionOf(e)) }},
+	{Name: "net.interface", Type: "string", Ops: netOps, Dim: DimInterface, kind: kindText, Doc: "Name of a network interface, in the socket's network namespace. For net.accept, the one by which the connection came in: \"lo\" from this namespace itself. For the others, the one that the socket is bound to (SO_BINDTODEVICE), empty when it is bound to none, as most are: not the one that routing will choose. docs/policy-language.md says what follows.", Tip: "net.local.address or net.remote.address",
+		event: func(e *pavise.Event) ref.Val { return textVal(e.Net.Interface) }},
 	{Name: "net.remote.address", Type: "string", Ops: remoteOps, Dim: DimRemoteAddr, kind: kindAddr, Doc: "The other end's address; IPv4 also when an IPv6 socket uses it mapped; empty for Unix sockets.",
 		event: func(e *pavise.Event) ref.Val { return addrText(&e.Net, &e.Net.Remote) }},
 	{Name: "net.remote.port", Type: "int", Ops: remoteOps, Dim: DimRemotePort, kind: kindInt, size: 2, Doc: "The other end's port, 0 for sockets that have none.",
@@ -449,10 +451,10 @@ var objectFields = []Field{
 			}
 			return textVal(e.Net.RemoteName)
 		}},
-	{Name: "net.remote.process.exe.path", Type: "string", Ops: on(pavise.OpConnect), Dim: DimTargetExe, kind: kindPath, Doc: "Path of the executable of the process that listens at the other end of a TCP connection, when that is in the same network namespace of this host; empty when it is elsewhere, when nobody listens, and for other sockets. docs/flows.md says who that is.", Tip: "net.remote.port and net.remote.address",
-		event: func(e *pavise.Event) ref.Val { return textVal(listenerPath(e)) }},
-	{Name: "net.remote.process.exe.name", Type: "string", Ops: on(pavise.OpConnect), Dim: DimTargetExe, kind: kindName, Doc: "Last component of it.", Tip: "net.remote.port and net.remote.address",
-		event: func(e *pavise.Event) ref.Val { return textVal(baseName(listenerPath(e))) }},
+	{Name: "net.remote.process.exe.path", Type: "string", Ops: on(pavise.OpConnect, pavise.OpAccept), Dim: DimTargetExe, kind: kindPath, Doc: "Path of the executable of the process at the other end of a TCP connection, when that is on this host: for net.connect, of the one that listens in the same network namespace; for net.accept, of the one that connected, in whatever network namespace. Empty when it is elsewhere, when nobody listens, and for other sockets. docs/flows.md says who that is.", Tip: "net.remote.port and net.remote.address",
+		event: func(e *pavise.Event) ref.Val { return textVal(peerPath(e)) }},
+	{Name: "net.remote.process.exe.name", Type: "string", Ops: on(pavise.OpConnect, pavise.OpAccept), Dim: DimTargetExe, kind: kindName, Doc: "Last component of it.", Tip: "net.remote.port and net.remote.address",
+		event: func(e *pavise.Event) ref.Val { return textVal(baseName(peerPath(e))) }},
 	{Name: "net.local.address", Type: "string", Ops: netOps, Dim: DimLocalAddr, kind: kindAddr, Doc: "The socket's own address.",
 		event: func(e *pavise.Event) ref.Val { return addrText(&e.Net, &e.Net.Local) }},
 	{Name: "net.local.port", Type: "int", Ops: netOps, Dim: DimLocalPort, kind: kindInt, size: 2, Doc: "The socket's own port, 0 for sockets that have none yet.",

@@ -65,7 +65,7 @@ var dimKeys = [NumDims]string{
 	DimRealGID: "real-gid", DimDigest: "digest", DimVerity: "verity", DimPath: "path", DimAccess: "access", DimOwner: "owner", DimMode: "mode", DimFS: "fs",
 	DimFileFlags: "file-flags", DimRemoteAddr: "remote-address", DimLocalAddr: "local-address", DimRemotePort: "remote-port",
 	DimLocalPort: "local-port", DimSocket: "socket", DimRemotePath: "remote-path", DimLocalPath: "local-path",
-	DimValue: "value", DimValue2: "value2", DimName: "name", DimNewPath: "new-path", DimTargetExe: "target-exe", DimTargetUID: "target-uid",
+	DimValue: "value", DimValue2: "value2", DimName: "name", DimNewPath: "new-path", DimTargetExe: "target-exe", DimTargetUID: "target-uid", DimInterface: "interface",
 	DimExeSets: "exe", DimParentExeSets: "parent-exe", DimScriptSets: "script", DimDigestSets: "digest", DimVeritySets: "verity", DimPathSets: "path", DimNewPathSets: "new-path", DimTargetExeSets: "target-exe",
 	DimRemotePathSets: "remote-path", DimLocalPathSets: "local-path", DimRemoteAddrSets: "remote-address", DimLocalAddrSets: "local-address",
 	DimTime: "time",

@@ -427,8 +427,11 @@ func missingIn(f *Field) func(e *pavise.Event) bool {
 		}
 		if f.Dim == DimTargetExe { // known only where a rule asked for it
 			return func(e *pavise.Event) bool {
-				return listenerPath(e) == "" && e.Net.Family != pavise.FamilyUnix && e.Net.Protocol == pavise.ProtocolTCP
+				return peerPath(e) == "" && e.Net.Family != pavise.FamilyUnix && e.Net.Protocol == pavise.ProtocolTCP
 			}
+		}
+		if f.Dim == DimInterface { // likewise
+			return func(e *pavise.Event) bool { return e.Net.Interface == "" && e.Net.Family != pavise.FamilyUnix }
 		}
 		return func(e *pavise.Event) bool { return e.Net.Family == 0 }
 	case "target":

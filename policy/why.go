@@ -201,8 +201,10 @@ func disagreement(e *pavise.Event, conds ...*Condition) string {
 		return fmt.Sprintf("the path is over %d bytes: what cannot be judged exactly is judged strictly", MaxString)
 	case e.Process == nil || e.Process.Unknown:
 		return "the record of the process was lost or had not come yet, so the facts of it are empty here; the kernel had them"
-	case e.Op == pavise.OpConnect && e.Act.Target.Path == "" && slices.ContainsFunc(conds, (*Condition).asksListener):
-		return "who listens at the other end was not known: what cannot be judged exactly is judged strictly"
+	case (e.Op == pavise.OpConnect || e.Op == pavise.OpAccept) && e.Act.Target.Path == "" && asks(DimTargetExe, conds):
+		return "which program is at the other end was not known: what cannot be judged exactly is judged strictly"
+	case e.Op == pavise.OpAccept && e.Net.Family != pavise.FamilyUnix && e.Net.Interface == "" && asks(DimInterface, conds):
+		return "by which interface the connection came was not known: what cannot be judged exactly is judged strictly"
 	case slices.ContainsFunc(conds, (*Condition).asksContainers):
 		return "the kernel judged by what was known of the container at that moment; its name, image, labels and pod may have become known since"
 	case e.Op == pavise.OpExec && e.File.Alias != "":
@@ -211,10 +213,10 @@ func disagreement(e *pavise.Event, conds ...*Condition) string {
 	return "the kernel judged by the facts of that moment: user, group, capabilities and namespaces are shown as they were when the program was started, and of a file's other names only the one that decided is known"
 }
 
-// asksListener reports whether the condition is about who is reached by a connect.
-func (c *Condition) asksListener() bool {
-	return c != nil && slices.ContainsFunc(c.uses, func(u use) bool {
-		return u.field.Dim == DimTargetExe && u.field.has(pavise.OpConnect)
+// asks reports whether one of the conditions is about a fact.
+func asks(d Dim, conds []*Condition) bool {
+	return slices.ContainsFunc(conds, func(c *Condition) bool {
+		return c != nil && slices.ContainsFunc(c.uses, func(u use) bool { return u.field.Dim == d })
 	})
 }
 

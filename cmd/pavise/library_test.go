@@ -27,7 +27,7 @@ import (
 //	accept EXE LOCAL-ADDRESS LOCAL-PORT [fact...] => RULE
 //	OPERATION EXE PATH|- [fact...] => RULE    of an operation that is not net.*
 //
-// Facts are r, w (file.access), new=PATH, name=TEXT, value=N, value2=N (as pavise.ActInfo says), target=PATH, target-user=ID, script=PATH, user=ID, time=DAY:HH:MM, cgroup=PATH, unit=NAME, parent=PATH (the nearest first), tty, deleted, memfd and dgram. The exe is the actor's, and
+// Facts are r, w (file.access), new=PATH, name=TEXT, value=N, value2=N (as pavise.ActInfo says), target=PATH, target-user=ID, script=PATH, user=ID, time=DAY:HH:MM, cgroup=PATH, unit=NAME, parent=PATH (the nearest first), interface=NAME, tty, netns (the machine's network namespace), deleted, memfd and dgram. The exe is the actor's, and
 // the path of exec is the new program's.
 func TestLibrary(t *testing.T) {
 	var files []string
@@ -255,6 +255,12 @@ func judge(img *policy.Image, act []string) (string, error) {
 			}
 			f.Values[policy.DimAncestors] = append(f.Values[policy.DimAncestors], v+"\x00"...)
 			last = last.Parent
+		case "interface":
+			e.Net.Interface = v
+			f.Values[policy.DimInterface] = []byte(v)
+		case "netns":
+			e.Process.Namespaces.Host = 1 << slices.Index(pavise.NamespaceNames[:], "net")
+			set(policy.DimNS, byte(e.Process.Namespaces.Host))
 		case "tty":
 			e.Process.TTY = true
 			procFlags |= policy.ProcFlagTTY

@@ -142,7 +142,7 @@ func troubles(s *agent.Status) (out []string) {
 		{s.NoTexts, "processes whose arguments and ancestors found no room"},
 		{s.NoCount, "counts of rates that found no memory"},
 		{s.NoName, "addresses with a domain name that found no room"},
-		{s.NoListener, "sockets that listen and found no room"},
+		{s.NoListener, "sockets that listen or connect and found no room"},
 		{s.NoEngine, "calls of hooks that had lost their engine: what an enforced rule judges was refused"},
 		{s.Missed, "calls of programs that the kernel skipped"},
 		{s.Flows.Lost, "reports of flows that found no room in the ring"},
