@@ -55,7 +55,7 @@ type KernelControl struct {
 	NotActive    uint64
 	NotShadow    uint64
 	Shadow       uint32
-	Pad          uint32
+	Made         uint32
 }
 
 type KernelDigests struct {
@@ -928,6 +928,7 @@ const (
 	KernelProgCgConnect6         = "cg_connect6"
 	KernelProgCgSendmsg4         = "cg_sendmsg4"
 	KernelProgCgSendmsg6         = "cg_sendmsg6"
+	KernelProgCgSocket           = "cg_socket"
 	KernelProgCgSyn              = "cg_syn"
 	KernelProgFindHost           = "find_host"
 	KernelProgFindStorage        = "find_storage"
@@ -1130,6 +1131,7 @@ type KernelProgramSpecs struct {
 	CgConnect6         *ebpf.ProgramSpec `ebpf:"cg_connect6"`
 	CgSendmsg4         *ebpf.ProgramSpec `ebpf:"cg_sendmsg4"`
 	CgSendmsg6         *ebpf.ProgramSpec `ebpf:"cg_sendmsg6"`
+	CgSocket           *ebpf.ProgramSpec `ebpf:"cg_socket"`
 	CgSyn              *ebpf.ProgramSpec `ebpf:"cg_syn"`
 	FindHost           *ebpf.ProgramSpec `ebpf:"find_host"`
 	FindStorage        *ebpf.ProgramSpec `ebpf:"find_storage"`
@@ -1513,6 +1515,7 @@ type KernelPrograms struct {
 	CgConnect6         *ebpf.Program `ebpf:"cg_connect6"`
 	CgSendmsg4         *ebpf.Program `ebpf:"cg_sendmsg4"`
 	CgSendmsg6         *ebpf.Program `ebpf:"cg_sendmsg6"`
+	CgSocket           *ebpf.Program `ebpf:"cg_socket"`
 	CgSyn              *ebpf.Program `ebpf:"cg_syn"`
 	FindHost           *ebpf.Program `ebpf:"find_host"`
 	FindStorage        *ebpf.Program `ebpf:"find_storage"`
@@ -1621,6 +1624,7 @@ func (p *KernelPrograms) Close() error {
 		p.CgConnect6,
 		p.CgSendmsg4,
 		p.CgSendmsg6,
+		p.CgSocket,
 		p.CgSyn,
 		p.FindHost,
 		p.FindStorage,
