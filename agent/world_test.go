@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -360,6 +361,32 @@ func worldDo(d *deed, held map[string]net.Conn) error {
 			held[d.To] = c.(*net.UDPConn)
 		}
 		return err
+	case "open-socket", "open-raw": // one that has no address yet; and one of a protocol of nobody's
+		typ, protocol := unix.SOCK_DGRAM, 0
+		if d.Act == "open-raw" {
+			typ, protocol = unix.SOCK_RAW, 253
+		}
+		fd, err := unix.Socket(unix.AF_INET, typ|unix.SOCK_CLOEXEC, protocol)
+		if err != nil {
+			return err
+		}
+		f := os.NewFile(uintptr(fd), d.To)
+		defer f.Close()
+		c, err := net.FilePacketConn(f)
+		if err == nil {
+			held[d.To] = c.(net.Conn)
+		}
+		return err
+	case "port": // tells it instead of an error
+		raw, err := held[d.To].(*net.UDPConn).SyscallConn()
+		if err != nil {
+			return err
+		}
+		var sa unix.Sockaddr
+		if cerr := raw.Control(func(fd uintptr) { sa, err = unix.Getsockname(int(fd)) }); cerr != nil || err != nil {
+			return errors.Join(cerr, err)
+		}
+		return fmt.Errorf("port %d", sa.(*unix.SockaddrInet4).Port)
 	case "give":
 		_ = held[d.Via].SetDeadline(time.Time{})
 		_, err := held[d.Via].(*net.UDPConn).WriteToUDPAddrPort([]byte("hello"), netip.MustParseAddrPort(d.To))
