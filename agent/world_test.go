@@ -54,6 +54,13 @@ type deed struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	return newWorldAs(t, &syscall.SysProcAttr{})
+}
+
+// newWorldAs is newWorld of a process that is started so too.
+func newWorldAs(t *testing.T, attr *syscall.SysProcAttr) *world {
+	t.Helper()
+	attr.Cloneflags, attr.Pdeathsig = unix.CLONE_NEWNET|unix.CLONE_NEWNS, unix.SIGKILL
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "resolv.conf"), []byte("nameserver 127.0.0.53\noptions timeout:1 attempts:2\n"), 0o644); err != nil {
 		t.Fatal(err)
@@ -61,7 +68,7 @@ func newWorld(t *testing.T) *world {
 	if err := os.WriteFile(filepath.Join(dir, "nsswitch.conf"), []byte("hosts: dns\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	return startWorld(t, filepath.Join(dir, "world"), dir, &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}, func(start func()) { start() })
+	return startWorld(t, filepath.Join(dir, "world"), dir, attr, func(start func()) { start() })
 }
 
 // guest starts a program with the name in the world's network, which does deeds too.
