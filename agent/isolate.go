@@ -625,7 +625,8 @@ func (a *Agent) cutOnce(t *target, except []*exception, out *CutOff, done map[st
 	// Whose they are: those that a process of the subject has open, and those on which one of them was the last to act.
 	inodes := map[uint32]*pavise.Process{}
 	places := map[uint32]uint32{} // network namespaces, each with a process in it
-	for _, p := range a.holders(t) {
+	who := a.holders(t)
+	for _, p := range who {
 		socks, err := socketsOf(p.PID)
 		ns, nerr := netNSOf(p.PID)
 		if err := errors.Join(err, nerr); err != nil {
@@ -696,7 +697,7 @@ func (a *Agent) cutOnce(t *target, except []*exception, out *CutOff, done map[st
 		}
 		d.close()
 	}
-	for _, p := range inodes {
+	for _, p := range who {
 		a.silenceUnlisted(p, listed, except, out, done, failed)
 	}
 }
