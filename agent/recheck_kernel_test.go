@@ -338,13 +338,11 @@ func (w *world) goOn(t *testing.T, when string, want map[string]bool) {
 func TestKernelRecheckStart(t *testing.T) {
 	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.TpBtf)
 	const off, kept = "127.0.0.8:5432", "127.0.0.9:5432"
-	w := newWorld(t)
-	opened := 0 // connections to off that nobody has ended
 	for _, follow := range []bool{true, false} {
 		for _, established := range []string{"", "  established: recheck\n"} {
 			t.Run(fmt.Sprintf("flows=%v recheck=%v", follow, established != ""), func(t *testing.T) {
+				w := newWorldAs(t, &syscall.SysProcAttr{})
 				w.holds(t, off, kept)
-				opened++
 				k, c := kernelAgent(t, func(k *enforce.Enforcer, cfg *Config) {
 					if !k.Machine()[pavise.OpConnect].Deny {
 						return
@@ -358,10 +356,9 @@ func TestKernelRecheckStart(t *testing.T) {
 					t.Skip(kerntest.NotExpected + "net.connect cannot be denied")
 				}
 				if established != "" {
-					if r := recheckFor(t, c, RecheckStart, opened); r.Kept < 3 || len(r.Failed) > 0 {
+					if r := recheckFor(t, c, RecheckStart, 1); r.Kept < 3 || len(r.Failed) > 0 {
 						t.Errorf("%+v", r)
 					}
-					opened = 0
 				}
 				if got := w.do(t, deed{Act: "connect", To: off}); !strings.Contains(got, "not permitted") {
 					t.Errorf("a new connection: %q", got)

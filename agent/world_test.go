@@ -54,13 +54,13 @@ type deed struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	return newWorldAs(t, &syscall.SysProcAttr{})
+	return newWorldAs(t, &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL})
 }
 
-// newWorldAs is newWorld of a process that is started so too.
+// newWorldAs is newWorld of a process that is started so too. Pdeathsig is of the thread that starts it, which may end with an agent that is begun later.
 func newWorldAs(t *testing.T, attr *syscall.SysProcAttr) *world {
 	t.Helper()
-	attr.Cloneflags, attr.Pdeathsig = unix.CLONE_NEWNET|unix.CLONE_NEWNS, unix.SIGKILL
+	attr.Cloneflags = unix.CLONE_NEWNET | unix.CLONE_NEWNS
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "resolv.conf"), []byte("nameserver 127.0.0.53\noptions timeout:1 attempts:2\n"), 0o644); err != nil {
 		t.Fatal(err)
