@@ -182,7 +182,8 @@ type Agent struct {
 	shadow     *candidate // nil when none was begun
 	learning   *learning  // or was; nil when nothing was
 	isolating  sync.Mutex // one at a time
-	recheckDue chan struct{}
+	recheckDue chan RecheckCause
+	recheckMay chan RecheckCause             // due when the last is some time ago
 	rechecked  atomic.Pointer[RecheckStatus] // the last; nil: there was none
 	userName   func(uid uint32) string
 	closed     bool
@@ -216,7 +217,7 @@ func New(cfg Config) (*Agent, error) {
 		a.exe = st.Sys().(*syscall.Stat_t).Ino
 	}
 	users := proc.NewUsers("/etc/passwd", "/etc/group", nil)
-	a.userName, a.recheckDue = users.Name, make(chan struct{}, 1)
+	a.userName, a.recheckDue, a.recheckMay = users.Name, make(chan RecheckCause, 1), make(chan RecheckCause, 1)
 	a.boot.Store(bootTime())
 	roots := cfg.ContainerState
 	if roots == nil {
@@ -359,6 +360,7 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 	defer a.startFlows(ctx)()
 	a.boundPending() // of the agent before this one
 	a.noteRunning(a.set.Load(), a.carry)
+	a.recheckSoon(RecheckStart)
 	wg.Go(func() { a.followRechecks(ctx) })
 	wg.Go(func() {
 		if err := srv.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) {

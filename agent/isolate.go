@@ -413,12 +413,45 @@ func (a *Agent) isolationPolicy(name string, t *target, q *IsolationRequest, exc
 		fmt.Fprintf(&b, "  - name: %s%d\n    on: %s\n    when: %s\n    message: %s\n    action: allow\n", exceptRule, i+1, list(on), quote(cel), quote(q.Except[i]))
 	}
 	if len(except) > 0 && a.does(pavise.OpBind, q) { // clients of UDP ask for any port before they send
-		b.WriteString("  - name: any-port\n    on: [net.bind]\n    when: 'net.family in [\"ipv4\", \"ipv6\"] && net.local.port == 0'\n    action: allow\n")
+		b.WriteString("  - name: " + anyPortRule + "\n    on: [net.bind]\n    when: 'net.family in [\"ipv4\", \"ipv6\"] && net.local.port == 0'\n    action: allow\n")
 	}
-	if a.sendsRaw(ops) && a.does(pavise.OpSocket, q) {
-		b.WriteString("  - name: raw\n    on: [net.socket]\n    when: 'net.family == \"packet\" || net.type == \"raw\" && net.family != \"netlink\"'\n    action: deny\n")
+	for _, r := range a.noSockets(q, a.sendsRaw(ops)) {
+		fmt.Fprintf(&b, "  - name: %s\n    on: [net.socket]\n    when: %s\n    action: deny\n", r.name, quote(r.cel))
 	}
 	return b.String(), nil
+}
+
+// The rules of an isolation on the making of sockets.
+const (
+	newSocketsRule = "new-sockets" // of IPv4 and IPv6, all
+	rawRule        = "raw"         // raw ones, and others that no connect or send is judged of
+	packetRule     = "packet"
+
+	anyPortRule = "any-port" // what is not about making them: any port may be bound
+)
+
+type socketRule struct{ name, cel string }
+
+// noSockets are the rules on the sockets that may not even be made: what passes them by is judged by no other rule. Without an exception
+// a raw socket can be for nothing but to receive; and where the rung cgroup judges what is sent, the kernel gives a socket its port before it asks, and listening is not
+// judged, so that then there is none at all.
+func (a *Agent) noSockets(q *IsolationRequest, sendsRaw bool) (rules []socketRule) {
+	const inet = `net.family in ["ipv4", "ipv6"]`
+	s := &a.machine.Ops[pavise.OpSocket]
+	switch {
+	case s.Deny && s.Rung == pavise.RungCgroup:
+		if len(q.Except) == 0 {
+			rules = append(rules, socketRule{newSocketsRule, inet})
+		} else {
+			rules = append(rules, socketRule{rawRule, inet + ` && (net.type == "raw" || !(net.protocol in ["tcp", "udp"]))`})
+		}
+		if q.Kill && s.Kill {
+			rules = append(rules, socketRule{packetRule, `net.family == "packet"`})
+		}
+	case a.does(pavise.OpSocket, q) && (sendsRaw || len(q.Except) == 0):
+		rules = append(rules, socketRule{rawRule, `net.family == "packet" || net.type == "raw" && net.family != "netlink"`})
+	}
+	return rules
 }
 
 // sendsRaw reports whether what a subject sends through raw and packet sockets goes unjudged.
@@ -432,6 +465,9 @@ func (a *Agent) leftOpen(p *policy.Policy) (open []string) {
 	if p.Mode != policy.ModeEnforce {
 		return []string{fmt.Sprintf("everything: its policy is in mode %s", p.Mode)}
 	}
+	has := func(rule string) bool {
+		return slices.ContainsFunc(p.Rules, func(r policy.RuleSpec) bool { return r.Name == rule })
+	}
 	for _, op := range cutOps {
 		if slices.Contains(p.Default, op) {
 			continue
@@ -440,15 +476,27 @@ func (a *Agent) leftOpen(p *policy.Policy) (open []string) {
 			pavise.OpSend: "datagrams to an address given with them", pavise.OpAccept: "connections that others make to its listening sockets",
 			pavise.OpListen: "new listening sockets", pavise.OpBind: "addresses of its own choice",
 		}[op]
+		if op == pavise.OpListen && has(newSocketsRule) {
+			what = "a socket that it has already may begin to listen"
+		}
 		s, help := &a.machine.Ops[op], ""
 		if s.Kill {
 			help = "; --kill kills who does it"
 		}
 		open = append(open, fmt.Sprintf("%s (%s): it cannot be denied here: %s%s", op, what, s.Why, help))
 	}
-	raw := slices.ContainsFunc(p.Rules, func(r policy.RuleSpec) bool { return r.Name == "raw" })
-	if a.sendsRaw(p.Default) && !raw {
-		open = append(open, "raw and packet sockets: what is sent through them is judged on the rungs lsm and fmod_ret only")
+	if a.sendsRaw(p.Default) {
+		which := "raw and packet sockets"
+		switch inet := has(newSocketsRule) || has(rawRule); {
+		case inet && (has(packetRule) || a.machine.Ops[pavise.OpSocket].Rung != pavise.RungCgroup):
+			which += " that it has already"
+		case inet:
+			which = "packet sockets, and raw sockets that it has already"
+		}
+		open = append(open, which+": what is sent through them is judged on the rungs lsm and fmod_ret only")
+	}
+	if has(anyPortRule) {
+		open = append(open, "UDP sockets that it makes from now on: it may have some, as there are exceptions, and these receive from anybody")
 	}
 	if a.machine.Ops[pavise.OpConnect].Rung == pavise.RungCgroup {
 		open = append(open, "families other than IPv4 and IPv6, as vsock: the rung cgroup does not judge them")
@@ -577,7 +625,8 @@ func (a *Agent) cutOnce(t *target, except []*exception, out *CutOff, done map[st
 	// Whose they are: those that a process of the subject has open, and those on which one of them was the last to act.
 	inodes := map[uint32]*pavise.Process{}
 	places := map[uint32]uint32{} // network namespaces, each with a process in it
-	for _, p := range a.holders(t) {
+	who := a.holders(t)
+	for _, p := range who {
 		socks, err := socketsOf(p.PID)
 		ns, nerr := netNSOf(p.PID)
 		if err := errors.Join(err, nerr); err != nil {
@@ -616,6 +665,7 @@ func (a *Agent) cutOnce(t *target, except []*exception, out *CutOff, done map[st
 			}
 		}
 	}
+	listed := map[uint32]bool{}
 	for ns, pid := range places {
 		if pid == 0 {
 			failed(fmt.Sprintf("connections in network namespace %d", ns), errors.New("no process is in it"))
@@ -629,6 +679,7 @@ func (a *Agent) cutOnce(t *target, except []*exception, out *CutOff, done map[st
 		for _, k := range diagKinds {
 			var mine []*diagSocket
 			err := d.list(k.family, k.protocol, k.states, func(s *diagSocket) {
+				listed[s.inode] = true
 				if s.inode != 0 && inodes[s.inode] != nil || owns(flows[flowKey{in, s.protocol, s.local, s.remote}]) {
 					mine = append(mine, s)
 				}
@@ -645,6 +696,9 @@ func (a *Agent) cutOnce(t *target, except []*exception, out *CutOff, done map[st
 			}
 		}
 		d.close()
+	}
+	for _, p := range who {
+		a.silenceUnlisted(p, listed, except, out, done, failed)
 	}
 }
 
@@ -683,6 +737,7 @@ func (a *Agent) cutSocket(d *diag, ns uint32, s *diagSocket, p *pavise.Process, 
 	switch err := d.destroy(s); {
 	case err == nil:
 		out.Closed++
+		done[heldKey(s.inode)+" ended"] = true
 	case errors.Is(err, unix.ENOENT): // it has ended by itself
 	default:
 		done[key] = true
@@ -703,25 +758,21 @@ func (a *Agent) silenceSocket(d *diag, ns uint32, s *diagSocket, p *pavise.Proce
 	e := a.withAncestors(&pavise.Event{Op: pavise.OpConnect, Process: p, Net: pavise.NetInfo{
 		Family: uint16(s.family), Protocol: s.protocol, Type: pavise.TypeDgram, Local: s.local.Addr().As16(), LocalPort: s.local.Port(),
 	}})
-	var from []*exception
-	for _, x := range except {
-		switch ok, err := x.where.Eval(e); {
-		case x.from.IsValid():
-			from = append(from, x)
-		case strings.Contains(x.cel, "net.remote."):
-			failed(s.String(), fmt.Errorf("it still receives: its peers that %q excepts cannot be told from others by address; except them by address or prefix", x.text))
-			return
-		case ok && err == nil:
-			out.Kept++
-			return
-		}
+	from, kept, err := heardFrom(e, except)
+	switch {
+	case err != nil:
+		failed(s.String(), err)
+		return
+	case kept:
+		out.Kept++
+		return
 	}
 	if err := silence(p.PID, s.inode, from); err != nil {
 		if errors.Is(err, errSocketGone) {
 			return
 		}
 		failed(s.String(), fmt.Errorf("it still receives: %w", err))
-	} else {
+	} else if !done[heldKey(s.inode)+" ended"] {
 		out.Closed++
 	}
 	if len(from) > 0 {
@@ -730,6 +781,60 @@ func (a *Agent) silenceSocket(d *diag, ns uint32, s *diagSocket, p *pavise.Proce
 	// Who waits on it hears of it. (One that shares its address with others may not be found: it is silent all the same.)
 	if err := d.destroy(s); err != nil && !errors.Is(err, unix.ENOENT) {
 		failed(s.String(), err)
+	}
+}
+
+// heardFrom says from whom a socket that is connected to nobody may still receive; kept: from all. With err it is left as it is.
+func heardFrom(e *pavise.Event, except []*exception) (from []*exception, kept bool, err error) {
+	for _, x := range except {
+		switch ok, err := x.where.Eval(e); {
+		case x.from.IsValid():
+			from = append(from, x)
+		case strings.Contains(x.cel, "net.remote."):
+			return nil, false, fmt.Errorf("it still receives: its peers that %q excepts cannot be told from others by address; except them by address or prefix", x.text)
+		case ok && err == nil:
+			return nil, true, nil
+		}
+	}
+	return from, false, nil
+}
+
+func heldKey(inode uint32) string { return fmt.Sprintf("socket %d", inode) }
+
+// silenceUnlisted is silenceSocket for the sockets of a process that sock_diag does not list: UDP sockets that have no port yet, which the kernel gives them when they send,
+// allowed or not; raw sockets; and packet sockets.
+func (a *Agent) silenceUnlisted(p *pavise.Process, listed map[uint32]bool, except []*exception, out *CutOff, done map[string]bool, failed func(string, error)) {
+	err := eachSocket(p.PID, func(inode uint32) bool { return !listed[inode] && !done[heldKey(inode)] }, func(fd int, inode uint32) error {
+		done[heldKey(inode)] = true
+		n, err := kindOf(fd)
+		if err != nil || n.Family != unix.AF_PACKET && n.Type != pavise.TypeDgram && n.Type != pavise.TypeRaw ||
+			n.Family != unix.AF_PACKET && n.Family != unix.AF_INET && n.Family != unix.AF_INET6 {
+			return nil //nolint:nilerr // it is no socket any more
+		}
+		name := fmt.Sprintf("%s %s socket of process %d", pavise.FamilyNames.Name(uint64(n.Family)), pavise.TypeNames.Name(uint64(n.Type)), p.PID)
+		from, kept, err := heardFrom(a.withAncestors(&pavise.Event{Op: pavise.OpConnect, Process: p, Net: n}), except)
+		switch {
+		case err != nil:
+			failed(name, err)
+			return nil
+		case kept:
+			out.Kept++
+			return nil
+		}
+		if n.Type != pavise.TypeDgram || n.Protocol != pavise.ProtocolUDP { // they know no ports
+			from = slices.DeleteFunc(from, func(x *exception) bool { return x.port != 0 })
+		}
+		switch err := silenceFD(fd, from); {
+		case errors.Is(err, errSocketGone):
+		case err != nil:
+			failed(name, fmt.Errorf("it still receives: %w", err))
+		case !done[heldKey(inode)+" ended"]:
+			out.Closed++
+		}
+		return nil
+	})
+	if err != nil && a.table.Alive(p) {
+		failed(fmt.Sprintf("the sockets of process %d that are not listed", p.PID), err)
 	}
 }
 

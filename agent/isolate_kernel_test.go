@@ -202,3 +202,128 @@ func TestKernelIsolateDatagrams(t *testing.T) {
 		t.Errorf("of its sockets: %+v, want 6 closed and 1 kept", got.Cut)
 	}
 }
+
+// TestKernelIsolateSockets: what sock_diag does not list receives nothing either after an isolation, and what is made later cannot be made, or gets no port.
+func TestKernelIsolateSockets(t *testing.T) {
+	k, c := flowAgent(t)
+	m := k.Machine()
+	if !m[pavise.OpConnect].Deny || !m[pavise.OpSend].Deny || !m[pavise.OpSocket].Deny {
+		t.Skip(kerntest.NotExpected + "net.connect, net.send and net.socket cannot be denied")
+	}
+	w := newWorld(t)
+	suspect, friend := w.guest(t, "suspect"), w.guest(t, "friend")
+	const denied, theirs, good = "operation not permitted", "127.0.0.1:7100", "127.0.0.3:7200"
+	works := func(when string, w *world, d deed) {
+		t.Helper()
+		if got := w.do(t, d); got != "" {
+			t.Fatalf("%s: %s %s %s: %s", when, d.Act, d.Via, d.To, got)
+		}
+	}
+	refused := func(when string, d deed) {
+		t.Helper()
+		if got := suspect.do(t, d); !strings.Contains(got, denied) {
+			t.Errorf("%s: %s %s %s: %q, want %q", when, d.Act, d.Via, d.To, got, denied)
+		}
+	}
+	port := func(socket string) string {
+		t.Helper()
+		n, ok := strings.CutPrefix(suspect.do(t, deed{Act: "port", To: socket}), "port ")
+		if !ok {
+			t.Fatalf("the port of %s: %q", socket, n)
+		}
+		return n
+	}
+	// hears has the friend send to a socket of the suspect's, and tells whether that comes.
+	hears := func(socket string, from deed) bool {
+		t.Helper()
+		works(socket, friend, from)
+		got := suspect.do(t, deed{Act: "take", To: socket})
+		if got != "" && !strings.Contains(got, "timeout") && !strings.Contains(got, "connection abort") {
+			t.Errorf("%s: %s", socket, got)
+		}
+		return got == ""
+	}
+	datagram := func(n string) deed { return deed{Act: "give", Via: theirs, To: "127.0.0.1:" + n} }
+	raw := deed{Act: "raw", To: "127.0.0.1:0"}
+	for _, s := range []string{theirs, good} {
+		works("before", friend, deed{Act: "open-udp", To: s})
+	}
+
+	// The control: the kernel gives a port to who sends, and what comes is received.
+	works("before", suspect, deed{Act: "open-socket", To: "early"})
+	works("before", suspect, deed{Act: "give", Via: "early", To: theirs})
+	works("before", friend, deed{Act: "take", To: theirs})
+	works("before", suspect, raw)
+	works("before", suspect, deed{Act: "open-raw", To: "raw"})
+	if !hears("early", datagram(port("early"))) || !hears("raw", raw) {
+		t.Fatal("nothing comes before the isolation")
+	}
+	works("before", suspect, deed{Act: "open-socket", To: "no port yet"})
+	if n := port("no port yet"); n != "0" {
+		t.Fatalf("a socket has port %s", n)
+	}
+
+	subject := IsolationSubject{PID: uint32(suspect.pid)}
+	got, err := c.Isolate(t.Context(), &IsolationRequest{Subject: subject}, ApplyOptions{})
+	must(t, err)
+	t.Logf("%+v", got)
+	if got.Cut.Closed != 3 || len(got.Cut.Failed) != 0 {
+		t.Errorf("of its sockets: %+v, want 3 closed", got.Cut)
+	}
+	refused("isolated", deed{Act: "give", Via: "no port yet", To: theirs})
+	refused("isolated", raw)
+	for _, s := range []string{"early", "no port yet"} {
+		if n := port(s); n != "0" && hears(s, datagram(n)) {
+			t.Errorf("isolated: %s receives at port %s", s, n)
+		}
+	}
+	if hears("raw", raw) {
+		t.Error("isolated: a raw socket that it had receives")
+	}
+	refused("isolated", deed{Act: "open-raw", To: "raw 2"})
+	if m[pavise.OpSocket].Rung == pavise.RungCgroup {
+		refused("isolated", deed{Act: "open-socket", To: "late"})
+		refused("isolated", deed{Act: "connect", To: "127.0.0.9:5432"})
+	} else {
+		works("isolated", suspect, deed{Act: "open-socket", To: "late"})
+		refused("isolated", deed{Act: "give", Via: "late", To: theirs})
+		if n := port("late"); n != "0" {
+			t.Errorf("isolated: a new socket gets port %s", n)
+		}
+	}
+	works("another process", friend, deed{Act: "open-socket", To: "other"})
+	works("another process", friend, raw)
+	if open := strings.Join(got.Isolation.Open, "\n"); strings.Contains(open, "UDP") || m[pavise.OpSocket].Rung == pavise.RungCgroup && !strings.Contains(open, "packet sockets, and raw sockets that it has already") {
+		t.Errorf("left open: %s", open)
+	}
+	_, err = c.Release(t.Context(), got.Isolation.Name, ApplyOptions{})
+	must(t, err)
+
+	// With an exception UDP is possible, and what may come by it is told.
+	works("released", suspect, raw)
+	works("released", suspect, deed{Act: "open-raw", To: "raw 3"})
+	works("released", suspect, deed{Act: "open-socket", To: "held"})
+	got, err = c.Isolate(t.Context(), &IsolationRequest{Subject: subject, Except: []string{good}}, ApplyOptions{})
+	must(t, err)
+	if len(got.Cut.Failed) != 0 {
+		t.Errorf("of its sockets: %+v", got.Cut)
+	}
+	works("excepted", suspect, deed{Act: "give", Via: "held", To: good})
+	works("excepted", friend, deed{Act: "take", To: good})
+	if !hears("held", deed{Act: "give", Via: good, To: "127.0.0.1:" + port("held")}) {
+		t.Error("excepted: what comes from there is not received")
+	}
+	if hears("held", datagram(port("held"))) {
+		t.Error("not excepted: what comes from there is received")
+	}
+	if hears("raw 3", raw) {
+		t.Error("not excepted: a raw socket receives")
+	}
+	works("excepted", suspect, deed{Act: "open-socket", To: "new"})
+	works("excepted", suspect, deed{Act: "give", Via: "new", To: good})
+	refused("not excepted", deed{Act: "give", Via: "new", To: theirs})
+	refused("not excepted", raw)
+	if !strings.Contains(strings.Join(got.Isolation.Open, "\n"), "UDP sockets that it makes from now on") {
+		t.Errorf("left open: %q", got.Isolation.Open)
+	}
+}

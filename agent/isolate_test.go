@@ -176,26 +176,41 @@ func TestIsolateRungs(t *testing.T) {
 			return m
 		}
 	}
+	cgroup := func() (m [pavise.NumOps]policy.Support) {
+		m = weak(true)()
+		for _, op := range []pavise.Op{pavise.OpConnect, pavise.OpBind, pavise.OpSend, pavise.OpSocket} {
+			m[op] = policy.Support{Rung: pavise.RungCgroup, Deny: true, Kill: true, Why: "lsm: not enabled at boot"}
+		}
+		return m
+	}
+	some := []string{"10.0.0.1", "net.local.port == 22"}
+	const accept, listen, udp, others = "net.accept (", "net.listen (new", "UDP sockets that it makes", "families other"
+	const raw, rawInet = `net.family == "packet" || net.type == "raw" && net.family != "netlink"`, `net.family in ["ipv4", "ipv6"] && (net.type == "raw" || !(net.protocol in ["tcp", "udp"]))`
+	const inet, packet = `net.family in ["ipv4", "ipv6"]`, `net.family == "packet"`
 	for _, tc := range []struct {
 		name          string
 		machine       func() [pavise.NumOps]policy.Support
-		request       IsolationRequest
+		except        []string
+		kill          bool
 		denied, fails string
+		sockets       []string // the conditions of the rules on making some
 		open          []string
 	}{
-		{"all can be denied", nil, IsolationRequest{}, "net.connect net.bind net.listen net.accept net.send", "", nil},
-		{"some cannot", weak(true), IsolationRequest{}, "net.connect net.bind", "", []string{"net.send (", "net.accept (", "net.listen (", "raw and packet", "families other"}},
-		{"some can only be killed", weak(true), IsolationRequest{Kill: true}, "net.connect net.bind net.listen net.accept", "", []string{"net.send (", "families other"}},
-		{"none", weak(false), IsolationRequest{}, "", "net.connect cannot be denied: no cgroup v2", nil},
+		{"all can be denied", nil, nil, false, "net.connect net.bind net.listen net.accept net.send", "", []string{raw}, nil},
+		{"all, with exceptions", nil, some, false, "net.connect net.bind net.listen net.accept net.send", "", nil, []string{udp}},
+		{"some cannot", weak(true), some, false, "net.connect net.bind", "", nil, []string{"net.send (", accept, listen, "raw and packet sockets:", udp, others}},
+		{"some can only be killed", weak(true), some, true, "net.connect net.bind net.listen net.accept", "", []string{raw}, []string{"net.send (", "raw and packet sockets that it has already", udp, others}},
+		{"the rung cgroup", cgroup, nil, false, "net.connect net.bind net.send", "", []string{inet}, []string{accept, "net.listen (a socket that it has", "packet sockets, and raw sockets that it has", others}},
+		{"the rung cgroup, with exceptions", cgroup, some, false, "net.connect net.bind net.send", "", []string{rawInet}, []string{accept, listen, "packet sockets, and raw sockets that it has", udp, others}},
+		{"the rung cgroup, and killed", cgroup, nil, true, "net.connect net.bind net.listen net.accept net.send", "", []string{inet, packet}, []string{"raw and packet sockets that it has already", others}},
+		{"none", weak(false), some, false, "", "net.connect cannot be denied: no cgroup v2", nil, nil},
 	} {
 		f := newFake()
 		f.machine = tc.machine
 		a, c := running(t, f, nil)
 		runs(t, f, 1, "/usr/sbin/nginx", "/system.slice/nginx.service", 0, nil)
 		eventually(t, "the process is known", func() bool { return len(a.runningProcesses()) == 1 })
-		tc.request.Subject.Unit = "nginx.service"
-		tc.request.Except = []string{"10.0.0.1", "net.local.port == 22"}
-		got, err := c.Isolate(t.Context(), &tc.request, ApplyOptions{})
+		got, err := c.Isolate(t.Context(), &IsolationRequest{Subject: IsolationSubject{Unit: "nginx.service"}, Except: tc.except, Kill: tc.kill}, ApplyOptions{})
 		if tc.fails != "" {
 			var ae *APIError
 			if !errors.As(err, &ae) || ae.Status != 409 || !strings.Contains(ae.Message, tc.fails) {
@@ -207,9 +222,17 @@ func TestIsolateRungs(t *testing.T) {
 			t.Errorf("%s: %v", tc.name, err)
 			continue
 		}
-		var denied []string
+		var denied, sockets []string
 		for _, op := range a.set.Load().find("isolate-1").Default {
 			denied = append(denied, op.String())
+		}
+		for _, r := range a.set.Load().find("isolate-1").Rules {
+			if slices.Contains(r.On, pavise.OpSocket) {
+				sockets = append(sockets, r.When.Source)
+			}
+		}
+		if !slices.Equal(sockets, tc.sockets) {
+			t.Errorf("%s: no sockets are made where %q, want %q", tc.name, sockets, tc.sockets)
 		}
 		if strings.Join(denied, " ") != tc.denied {
 			t.Errorf("%s: denied are %v", tc.name, denied)

@@ -53,10 +53,17 @@ type names struct {
 	domains   []string // that policies ask about
 	hostNetNS uint32
 	warmed    map[string]time.Duration // when names of policies were looked up
+	tied      map[tie]bool             // what rules know of
+}
+
+// tie is a name that policies ask about, and one of its addresses.
+type tie struct {
+	at   enforce.NamedAddress
+	name string
 }
 
 func (a *Agent) newNames() *names {
-	n := &names{a: a, reader: flow.NewReader(), table: flow.NewNames(flow.DefaultAddresses, flow.DefaultNamesBytes), warmed: map[string]time.Duration{}}
+	n := &names{a: a, reader: flow.NewReader(), table: flow.NewNames(flow.DefaultAddresses, flow.DefaultNamesBytes), warmed: map[string]time.Duration{}, tied: map[tie]bool{}}
 	if k, ok := a.kernel.(DomainKernel); ok {
 		n.kernel = k
 	}
@@ -156,13 +163,35 @@ func (n *names) enforce(d *pavise.DNS) {
 		return
 	}
 	for _, t := range flow.Ties(d) {
-		if !slices.ContainsFunc(t.Names, func(name string) bool { return asked(n.domains, name) }) {
+		at := enforce.NamedAddress{NetNS: d.NetNS, Address: t.Address}
+		is, news := n.tie(at, t.Names)
+		if !is {
 			continue
 		}
-		if err := n.kernel.Named(enforce.NamedAddress{NetNS: d.NetNS, Address: t.Address}, t.Names); err != nil {
+		if err := n.kernel.Named(at, t.Names); err != nil {
 			n.a.log.Error("a rule does not know a name's address", "name", t.Names[0], "address", t.Address, "err", err)
 		}
+		if news {
+			n.a.recheckFor(RecheckNames)
+		}
 	}
+}
+
+// tie notes which of an address's names policies ask about: whether there is one, and one that the address had not.
+func (n *names) tie(at enforce.NamedAddress, names []string) (is, news bool) {
+	if len(n.tied) > flow.DefaultAddresses { // more than is known: they are counted anew
+		clear(n.tied)
+	}
+	for _, name := range names {
+		if !asked(n.domains, name) {
+			continue
+		}
+		is = true
+		if !n.tied[tie{at, name}] {
+			n.tied[tie{at, name}], news = true, true
+		}
+	}
+	return is, news
 }
 
 // asked tells whether a name is one of domains.
@@ -232,13 +261,18 @@ func (n *names) give(domains []string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.domains = domains
+	clear(n.tied)
 	err := n.kernel.NamedAre(func(yield func(enforce.NamedAddress, []string) bool) {
 		if len(domains) == 0 {
 			return
 		}
 		n.table.Each(sinceBoot(), func(netNS uint32, a, server netip.Addr, names []string) {
-			if n.believed(netNS, server) && slices.ContainsFunc(names, func(name string) bool { return asked(domains, name) }) {
-				yield(enforce.NamedAddress{NetNS: netNS, Address: a}, names)
+			if !n.believed(netNS, server) {
+				return
+			}
+			at := enforce.NamedAddress{NetNS: netNS, Address: a}
+			if is, _ := n.tie(at, names); is {
+				yield(at, names)
 			}
 		})
 	})

@@ -259,6 +259,7 @@ func (a *Agent) followContainers() {
 		return
 	}
 	a.behind.Store(nil)
+	a.recheckFor(RecheckContainers)
 	a.log.Info("rules follow the containers", "generation", set.applied.Generation, "containers", len(list), "took", time.Since(start))
 }
 
@@ -421,7 +422,7 @@ func (a *Agent) changeTo(names []string, from string, q Request, pending bool, e
 		}
 		a.behind.Store(nil)
 		a.log.Info("policies changed", "generation", set.applied.Generation, "policies", len(set.policies), "took", time.Since(start))
-		a.recheckSoon()
+		a.recheckSoon(RecheckPolicies)
 	}
 	c := &Change{
 		Generation: set.applied.Generation, DryRun: q.DryRun, Revision: a.revision(), ConfirmBy: a.confirmBy(),

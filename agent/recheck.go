@@ -19,23 +19,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// This file judges the connections that are there anew when the policies have changed, by those policies that say established: recheck, and ends what these deny.
+// This file judges the connections that are there anew when the policies have changed, or what they depend on, by those policies that say established: recheck, and ends what these deny.
 // What is not known of a connection is never guessed to its harm: it goes on, and is counted.
 
 // RecheckStatus is what came of the last time that the connections which were there were judged anew: TCP, and UDP sockets that are connected.
 type RecheckStatus struct {
-	Generation uint32    `json:"generation"` // whose policies judged
-	Time       time.Time `json:"time"`       // when it was done
-	Checked    int       `json:"checked"`    // the sum of those that follow, and of those that were not ended though denied
-	Ended      int       `json:"ended"`
-	Would      int       `json:"would_end"` // by policies in monitor mode, and by rules that this machine cannot carry out
-	Kept       int       `json:"kept"`
-	Unknown    int       `json:"unknown"` // left alone, as something is missing to judge them
+	Generation uint32       `json:"generation"` // whose policies judged
+	Cause      RecheckCause `json:"cause"`      // policies, start, containers or names: what had changed
+	Time       time.Time    `json:"time"`       // when it was done
+	Checked    int          `json:"checked"`    // the sum of those that follow, and of those that were not ended though denied
+	Ended      int          `json:"ended"`
+	Would      int          `json:"would_end"` // by policies in monitor mode, and by rules that this machine cannot carry out
+	Kept       int          `json:"kept"`
+	Unknown    int          `json:"unknown"` // left alone, as something is missing to judge them
 	// Missing says what, and of how many connections.
 	Missing map[string]int `json:"missing,omitempty"`
 	Failed  []string       `json:"failed,omitempty"` // could not be ended, or not be looked for, and why
 	Took    time.Duration  `json:"took_ns"`
 }
+
+// RecheckCause says why connections were judged anew.
+type RecheckCause string
+
+// The causes.
+const (
+	RecheckPolicies   RecheckCause = "policies"   // they were changed
+	RecheckStart      RecheckCause = "start"      // of the agent
+	RecheckContainers RecheckCause = "containers" // more became known of some, and a rule comes out differently
+	RecheckNames      RecheckCause = "names"      // an address has a name that a rule asks for
+)
 
 func (s *RecheckStatus) String() string {
 	out := fmt.Sprintf("%d connections: %d ended, %d kept, %d unknown", s.Checked, s.Ended, s.Kept, s.Unknown)
@@ -55,58 +67,103 @@ const (
 )
 
 // recheckSoon has the connections judged by the policies that have just become active. It waits for nothing.
-func (a *Agent) recheckSoon() {
+func (a *Agent) recheckSoon(cause RecheckCause) {
 	select {
-	case a.recheckDue <- struct{}{}:
+	case a.recheckDue <- cause:
 	default: // it is to be done anyway, by what is active then
 	}
 }
 
-// followRechecks judges connections when they are due, until ctx is done.
-func (a *Agent) followRechecks(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-a.recheckDue:
-			a.recheck(ctx)
-		}
+// recheckFor has it done, if a policy depends on the cause, when the last time is some time ago: the cause may come again and again.
+func (a *Agent) recheckFor(cause RecheckCause) {
+	if !slices.ContainsFunc(a.set.Load().policies, func(p *policy.Policy) bool {
+		on := p.Rechecks()
+		return cause == RecheckContainers && on.Containers || cause == RecheckNames && on.Names
+	}) {
+		return
+	}
+	select {
+	case a.recheckMay <- cause:
+	default:
 	}
 }
 
-// recheck judges what connections are there by the active policies. It gives up when others become active: these have it done again.
-func (a *Agent) recheck(ctx context.Context) {
+// Between two rechecks that no change of the policies is the cause of, there is a pause of that long, and of that many times what one takes.
+const (
+	recheckPause = time.Second
+	recheckShare = 20
+)
+
+// followRechecks judges connections when they are due, until ctx is done.
+func (a *Agent) followRechecks(ctx context.Context) {
+	may, pause := (<-chan RecheckCause)(a.recheckMay), (<-chan time.Time)(nil)
+	var told recheckTold
+	for {
+		var cause RecheckCause
+		select {
+		case <-ctx.Done():
+			return
+		case <-pause:
+			may, pause = a.recheckMay, nil
+			continue
+		case cause = <-may:
+		case cause = <-a.recheckDue:
+		}
+		start := time.Now()
+		for !a.recheck(ctx, cause, &told) && ctx.Err() == nil {
+			continue
+		}
+		may, pause = nil, time.After(max(recheckPause, recheckShare*time.Since(start)))
+	}
+}
+
+// recheckTold are the connections of which was told that they would be ended: once, as long as the policies are the same.
+type recheckTold struct {
+	by   []*policy.Policy
+	keys map[string]bool
+}
+
+// recheck judges what connections are there by the active policies. It gives up, and returns false, when others become active.
+func (a *Agent) recheck(ctx context.Context, cause RecheckCause, told *recheckTold) bool {
 	set := a.set.Load()
 	judge, err := policy.NewRecheck(set.policies, set.report)
 	if err != nil {
 		a.log.Error("judge connections that are there", "err", err)
-		return
+		return true
 	}
 	if judge == nil {
-		return
+		return true
+	}
+	if !slices.Equal(told.by, set.policies) {
+		*told = recheckTold{set.policies, map[string]bool{}}
 	}
 	start := time.Now()
 	r := &recheck{
-		a: a, set: set, judge: judge, out: &RecheckStatus{Generation: set.applied.Generation, Missing: map[string]int{}}, ports: localPorts(),
-		done: map[string]bool{}, now: map[*pavise.Process]*processNow{},
+		a: a, set: set, judge: judge, out: &RecheckStatus{Generation: set.applied.Generation, Cause: cause, Missing: map[string]int{}}, ports: localPorts(),
+		done: map[string]bool{}, now: map[*pavise.Process]*processNow{}, told: told.keys,
 	}
 	for range cutPasses { // one that was judged before the policies were active may come to be a moment later
 		a.catchUp(ctx)
 		before := r.out.Ended
 		r.pass(ctx)
 		if !r.goesOn(ctx) {
-			return
+			return false
 		}
 		if r.out.Ended == before {
 			break
 		}
 	}
+	maps.DeleteFunc(told.keys, func(key string, _ bool) bool { return !r.done[key] }) // they have ended
+	if last := a.rechecked.Load(); last != nil && last.Generation == r.out.Generation && r.out.Ended == 0 && r.tells == 0 && len(r.out.Failed) == 0 {
+		return true // the last one that something came of says more
+	}
 	r.out.Time, r.out.Took = time.Now().UTC(), time.Since(start)
 	a.rechecked.Store(r.out)
-	a.log.Info("rechecked "+r.out.String(), "generation", r.out.Generation, "took", r.out.Took)
+	a.log.Info("rechecked "+r.out.String(), "generation", r.out.Generation, "cause", r.out.Cause, "took", r.out.Took)
 	for _, why := range r.out.Failed {
 		a.log.Error("a connection that is denied was not ended, or not looked for", "err", why)
 	}
+	return true
 }
 
 // recheck is one recheck that is being done.
@@ -117,6 +174,8 @@ type recheck struct {
 	out   *RecheckStatus
 	ports [2]uint16       // those that the kernel chooses for who connects
 	done  map[string]bool // connections that were judged, and failures that were told
+	told  map[string]bool // connections of which was told before that they would be ended
+	tells int             // of those, what is new
 
 	// Of a pass.
 	now     map[*pavise.Process]*processNow
@@ -220,13 +279,13 @@ func (r *recheck) place(ctx context.Context, ns, pid uint32) {
 				return
 			}
 			r.done[key] = true
-			r.socket(d, in, s)
+			r.socket(d, in, s, key)
 		}
 	}
 }
 
 // socket judges one connection, and ends it when it is denied.
-func (r *recheck) socket(d *diag, ns uint32, s *diagSocket) {
+func (r *recheck) socket(d *diag, ns uint32, s *diagSocket, key string) {
 	r.out.Checked++
 	fl := r.flows[flowKey{ns, s.protocol, s.local, s.remote}]
 	v := r.verdict(s, fl)
@@ -242,7 +301,11 @@ func (r *recheck) socket(d *diag, ns uint32, s *diagSocket) {
 		return
 	case v.tell:
 		r.out.Would++
-		r.tell(v)
+		if !r.told[key] {
+			r.told[key] = true
+			r.tells++
+			r.tell(v)
+		}
 		return
 	}
 	f := r.a.flows.Load()

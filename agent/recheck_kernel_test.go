@@ -2,8 +2,15 @@ package agent
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -11,6 +18,7 @@ import (
 	"github.com/pavise-project/pavise/bpf"
 	"github.com/pavise-project/pavise/enforce"
 	"github.com/pavise-project/pavise/internal/kerntest"
+	"golang.org/x/sys/unix"
 )
 
 // cutPolicy denies the world an address.
@@ -286,6 +294,210 @@ func TestKernelRecheckName(t *testing.T) {
 	for to, on := range map[string]bool{named: true, alias: true, bare: false, otherPort: false} {
 		if got := w.do(t, deed{Act: "held", To: to}); (got == "") != on {
 			t.Errorf("%s: %q", to, got)
+		}
+	}
+}
+
+// recheckFor waits for a recheck for a cause, after which so many connections were ended.
+func recheckFor(t *testing.T, c *Client, cause RecheckCause, ended int) *RecheckStatus {
+	t.Helper()
+	var s *Status
+	eventually(t, fmt.Sprintf("%d connections ended by a recheck for %s", ended, cause), func() bool {
+		var err error
+		s, err = c.Status(t.Context())
+		must(t, err)
+		return s.Recheck != nil && s.Recheck.Cause == cause && s.Recheck.Ended == ended
+	})
+	t.Logf("%s, missing %v", s.Recheck, s.Recheck.Missing)
+	return s.Recheck
+}
+
+// holds has the world connect, and say hello.
+func (w *world) holds(t *testing.T, ends ...string) {
+	t.Helper()
+	for _, to := range ends {
+		for _, d := range []deed{{Act: "hold", To: to}, {Act: "held", To: to}} {
+			if got := w.do(t, d); got != "" {
+				t.Fatalf("%s %s: %s", d.Act, to, got)
+			}
+		}
+	}
+}
+
+// goOn tells of connections whether they go on.
+func (w *world) goOn(t *testing.T, when string, want map[string]bool) {
+	t.Helper()
+	for to, on := range want {
+		if got := w.do(t, deed{Act: "held", To: to}); (got == "") != on {
+			t.Errorf("%s: %s: %q, want it to go on: %v", when, to, got, on)
+		}
+	}
+}
+
+// TestKernelRecheckStart: an agent that starts with a policy that says established: recheck ends what it denies; with another policy it ends nothing.
+func TestKernelRecheckStart(t *testing.T) {
+	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.TpBtf)
+	const off, kept = "127.0.0.8:5432", "127.0.0.9:5432"
+	for _, follow := range []bool{true, false} {
+		for _, established := range []string{"", "  established: recheck\n"} {
+			t.Run(fmt.Sprintf("flows=%v recheck=%v", follow, established != ""), func(t *testing.T) {
+				w := newWorldAs(t, &syscall.SysProcAttr{})
+				w.holds(t, off, kept)
+				k, c := kernelAgent(t, func(k *enforce.Enforcer, cfg *Config) {
+					if !k.Machine()[pavise.OpConnect].Deny {
+						return
+					}
+					cfg.Policies = parse(t, string(cutPolicy(established, "enforce")))
+					if follow {
+						cfg.Flows = func() (FlowSource, error) { return k.Flows(bpf.FlowOptions{Opens: true}) }
+					}
+				})
+				if !k.Machine()[pavise.OpConnect].Deny {
+					t.Skip(kerntest.NotExpected + "net.connect cannot be denied")
+				}
+				if established != "" {
+					if r := recheckFor(t, c, RecheckStart, 1); r.Kept < 3 || len(r.Failed) > 0 {
+						t.Errorf("%+v", r)
+					}
+				}
+				if got := w.do(t, deed{Act: "connect", To: off}); !strings.Contains(got, "not permitted") {
+					t.Errorf("a new connection: %q", got)
+				}
+				w.goOn(t, "started", map[string]bool{off: established == "", kept: true})
+			})
+		}
+	}
+}
+
+// TestKernelRecheckNames: what was connected to by address is ended when that turns out to be an address of a name that is denied, and nothing else.
+func TestKernelRecheckNames(t *testing.T) {
+	k, c := flowAgent(t)
+	if !k.Machine()[pavise.OpConnect].Deny {
+		t.Skip(kerntest.NotExpected + "net.connect cannot be denied")
+	}
+	const off, kept = "127.0.0.9:5432", "127.0.0.8:5432"
+	w := newWorld(t)
+	w.holds(t, off, kept)
+	ch, err := c.Apply(t.Context(), "names.yaml", []byte(`apiVersion: pavise.dev/v1alpha1
+kind: Policy
+metadata: {name: names}
+spec:
+  mode: enforce
+  established: recheck
+  subject: process.exe.name == "world"
+  rules:
+  - name: database
+    on: [net.connect]
+    when: net.remote.domain == "db.internal"
+    action: deny
+`), nil, ApplyOptions{})
+	must(t, err)
+	if r := recheckBy(t, c, ch.Generation); r.Ended != 0 || r.Cause != RecheckPolicies {
+		t.Errorf("nobody knows the name: %+v", r)
+	}
+	w.goOn(t, "nobody knows the name", map[string]bool{off: true, kept: true})
+	if got := w.do(t, deed{Act: "connect", To: "db.internal:5432"}); !strings.Contains(got, "not permitted") {
+		t.Errorf("a new connection: %q", got)
+	}
+	recheckFor(t, c, RecheckNames, 1)
+	w.goOn(t, "the name is known", map[string]bool{off: false, kept: true})
+}
+
+// TestKernelRecheckContainers: what a container has connected to before it was known what it is goes on until then, and is ended when a rule turns out to be about it.
+func TestKernelRecheckContainers(t *testing.T) {
+	kerntest.Require(t, kerntest.Root, kerntest.Syscall, kerntest.TpBtf, kerntest.Cgroup)
+	mount, err := kerntest.CgroupRoot()
+	must(t, err)
+	group := filepath.Join(mount, "docker-"+containerID(0)+".scope")
+	if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Remove(group) })
+	fd, err := unix.Open(group, unix.O_PATH|unix.O_CLOEXEC, 0)
+	must(t, err)
+	defer unix.Close(fd)
+	roots := dockerState(t, "nginx:1.27")
+	state := filepath.Join(roots[0].Dir, "containers", containerID(0), "config.v2.json")
+	must(t, os.Rename(state, state+".later"))
+	k, c := kernelAgent(t, func(k *enforce.Enforcer, cfg *Config) { cfg.ContainerState = roots })
+	if !k.Machine()[pavise.OpConnect].Deny {
+		t.Skip(kerntest.NotExpected + "net.connect cannot be denied")
+	}
+	const off, kept = "127.0.0.8:5432", "127.0.0.9:5432"
+	w := newWorldAs(t, &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: fd})
+	w.holds(t, off, kept)
+	ch, err := c.Apply(t.Context(), "image.yaml", []byte(strings.Replace(string(cutPolicy("  established: recheck\n", "enforce")),
+		`process.exe.name == "world"`, `process.container.image.startsWith("nginx:")`, 1)), nil, ApplyOptions{})
+	must(t, err)
+	if r := recheckBy(t, c, ch.Generation); r.Ended != 0 || r.Missing["process.container.image"] == 0 {
+		t.Errorf("nobody knows the container: %+v", r)
+	}
+	w.goOn(t, "nobody knows the container", map[string]bool{off: true, kept: true})
+	must(t, os.Rename(state+".later", state))
+	recheckFor(t, c, RecheckContainers, 1)
+	w.goOn(t, "it is known", map[string]bool{off: false, kept: true})
+}
+
+// TestRecheckFor: only what a policy depends on has connections judged anew.
+func TestRecheckFor(t *testing.T) {
+	const names, containers = `net.remote.domain == "x.example"`, `process.container.image == "x"`
+	for _, tc := range []struct {
+		established, when string
+		due               []RecheckCause
+	}{
+		{"recheck", names, []RecheckCause{RecheckNames}},
+		{"recheck", containers, []RecheckCause{RecheckContainers}},
+		{"recheck", names + " || " + containers, []RecheckCause{RecheckNames, RecheckContainers}},
+		{"recheck", `net.remote.port == 1`, nil},
+		{"keep", names + " || " + containers, nil},
+	} {
+		f := newFake()
+		a, err := New(Config{Kernel: f, Log: slog.New(slog.DiscardHandler), Socket: "/none", Policies: parse(t, fmt.Sprintf(`apiVersion: pavise.dev/v1alpha1
+kind: Policy
+metadata: {name: p}
+spec:
+  mode: enforce
+  established: %s
+  rules:
+  - {name: r, on: [net.connect], action: deny, when: '%s'}
+`, tc.established, tc.when))})
+		must(t, err)
+		var due []RecheckCause
+		for _, cause := range []RecheckCause{RecheckNames, RecheckContainers} {
+			a.recheckFor(cause)
+			select {
+			case got := <-a.recheckMay:
+				due = append(due, got)
+			default:
+			}
+		}
+		if !slices.Equal(due, tc.due) {
+			t.Errorf("%s, %s: %v, want %v", tc.established, tc.when, due, tc.due)
+		}
+	}
+}
+
+// TestTie: a name that rules ask for is news once for each address.
+func TestTie(t *testing.T) {
+	n := &names{domains: []string{"db.internal", ".example.com"}, tied: map[tie]bool{}}
+	at := func(a string) enforce.NamedAddress {
+		return enforce.NamedAddress{NetNS: 1, Address: netip.MustParseAddr(a)}
+	}
+	for _, tc := range []struct {
+		at       string
+		names    []string
+		is, news bool
+	}{
+		{"10.0.0.1", []string{"db.internal"}, true, true},
+		{"10.0.0.1", []string{"db.internal"}, true, false},
+		{"10.0.0.2", []string{"www.internal", "db.internal"}, true, true},
+		{"10.0.0.2", []string{"www.internal"}, false, false},
+		{"10.0.0.2", []string{"db.internal", "a.example.com"}, true, true},
+		{"10.0.0.2", []string{"b.example.com"}, true, true},
+		{"10.0.0.3", []string{"example.com"}, false, false},
+	} {
+		if is, news := n.tie(at(tc.at), tc.names); is != tc.is || news != tc.news {
+			t.Errorf("%s is %v: %v, news %v", tc.at, tc.names, is, news)
 		}
 	}
 }

@@ -90,10 +90,8 @@ func socketsOf(pid uint32) ([]uint32, error) {
 		if err != nil {
 			continue // closed meanwhile
 		}
-		if s, ok := strings.CutPrefix(to, "socket:["); ok {
-			if n, err := strconv.ParseUint(strings.TrimSuffix(s, "]"), 10, 32); err == nil {
-				out = append(out, uint32(n))
-			}
+		if n, ok := socketInode(to); ok {
+			out = append(out, n)
 		}
 	}
 	return out, nil
@@ -273,50 +271,105 @@ var errSocketGone = errors.New("the socket is closed")
 
 // silence has a socket of a process receive nothing any more, but from some. The process cannot undo it: nobody can.
 func silence(pid, inode uint32, from []*exception) error {
+	found := errSocketGone
+	err := eachSocket(pid, func(n uint32) bool { return n == inode && found != nil }, func(fd int, _ uint32) error {
+		found = nil
+		return silenceFD(fd, from)
+	})
+	if errors.Is(err, errProcessGone) {
+		return errSocketGone
+	}
+	return errors.Join(err, found)
+}
+
+var errProcessGone = errors.New("the process has ended")
+
+// eachSocket calls fn with a descriptor of each socket of a process that is wanted, once for each of the process's, until it fails.
+func eachSocket(pid uint32, want func(inode uint32) bool, fn func(fd int, inode uint32) error) error {
 	pidfd, err := unix.PidfdOpen(int(pid), 0)
 	if err != nil {
-		return errSocketGone
+		return errProcessGone
 	}
 	defer unix.Close(pidfd)
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	names, err := os.ReadDir(dir)
 	if err != nil {
-		return errSocketGone
+		return errProcessGone
 	}
-	want := fmt.Sprintf("socket:[%d]", inode)
 	for _, n := range names {
-		if to, err := os.Readlink(dir + "/" + n.Name()); err != nil || to != want {
+		to, err := os.Readlink(dir + "/" + n.Name())
+		if err != nil {
+			continue // closed meanwhile
+		}
+		inode, ok := socketInode(to)
+		if !ok || !want(inode) {
 			continue
 		}
 		theirs, err := strconv.Atoi(n.Name())
 		if err != nil {
 			continue
 		}
-		fd, err := unix.PidfdGetfd(pidfd, theirs, 0)
-		if err != nil {
-			return fmt.Errorf("take descriptor %d of process %d: %w", theirs, pid, err)
+		if err := withSocket(pidfd, theirs, inode, fn); err != nil {
+			return fmt.Errorf("descriptor %d of process %d: %w", theirs, pid, err)
 		}
-		defer unix.Close(fd)
-		var st unix.Stat_t
-		if err := unix.Fstat(fd, &st); err != nil || uint32(st.Ino) != inode { //nolint:gosec // of sockets they are of 32 bits
+	}
+	return nil
+}
+
+func withSocket(pidfd, theirs int, inode uint32, fn func(fd int, inode uint32) error) error {
+	fd, err := unix.PidfdGetfd(pidfd, theirs, 0)
+	if errors.Is(err, unix.EBADF) || errors.Is(err, unix.ESRCH) {
+		return nil // closed meanwhile
+	}
+	if err != nil {
+		return fmt.Errorf("take it: %w", err)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || uint32(st.Ino) != inode { //nolint:gosec // of sockets they are of 32 bits
+		return nil // another one by now
+	}
+	return fn(fd, inode)
+}
+
+// socketInode is the inode number of the socket that a link in /proc/PID/fd names.
+func socketInode(link string) (uint32, bool) {
+	s, ok := strings.CutPrefix(link, "socket:[")
+	if !ok {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(strings.TrimSuffix(s, "]"), 10, 32)
+	return uint32(n), err == nil
+}
+
+// kindOf is what a socket is.
+func kindOf(fd int) (n pavise.NetInfo, err error) {
+	var got [3]int
+	for i, opt := range []int{unix.SO_DOMAIN, unix.SO_TYPE, unix.SO_PROTOCOL} {
+		if got[i], err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, opt); err != nil {
+			return n, err
+		}
+	}
+	n.Family, n.Type, n.Protocol = uint16(got[0]), uint8(got[1]), uint8(got[2]) //nolint:gosec // the kernel's, which are that small but for protocols of TCP
+	return n, nil
+}
+
+// silenceFD attaches the filter, and locks it.
+func silenceFD(fd int, from []*exception) error {
+	filter := dropsAllBut(from)
+	if len(filter) > maxFilter {
+		return fmt.Errorf("%d exceptions are more than a filter can hold", len(from))
+	}
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}); err != nil { //nolint:gosec // bounded above
+		if isSilent(fd) {
 			return errSocketGone
 		}
-		filter := dropsAllBut(from)
-		if len(filter) > maxFilter {
-			return fmt.Errorf("%d exceptions are more than a filter can hold", len(from))
-		}
-		if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}); err != nil { //nolint:gosec // bounded above
-			if isSilent(fd) {
-				return errSocketGone
-			}
-			return fmt.Errorf("attach a filter to it: %w (the process, or an isolation before that had exceptions, has locked one)", err)
-		}
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_LOCK_FILTER, 1); err != nil {
-			return fmt.Errorf("lock its filter: %w", err)
-		}
-		return nil
+		return fmt.Errorf("attach a filter to it: %w (the process, or an isolation before that had exceptions, has locked one)", err)
 	}
-	return errSocketGone
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_LOCK_FILTER, 1); err != nil {
+		return fmt.Errorf("lock its filter: %w", err)
+	}
+	return nil
 }
 
 // isSilent tells whether a socket has a filter that drops all.

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -53,6 +54,13 @@ type deed struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	return newWorldAs(t, &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL})
+}
+
+// newWorldAs is newWorld of a process that is started so too. Pdeathsig is of the thread that starts it, which may end with an agent that is begun later.
+func newWorldAs(t *testing.T, attr *syscall.SysProcAttr) *world {
+	t.Helper()
+	attr.Cloneflags = unix.CLONE_NEWNET | unix.CLONE_NEWNS
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "resolv.conf"), []byte("nameserver 127.0.0.53\noptions timeout:1 attempts:2\n"), 0o644); err != nil {
 		t.Fatal(err)
@@ -60,7 +68,7 @@ func newWorld(t *testing.T) *world {
 	if err := os.WriteFile(filepath.Join(dir, "nsswitch.conf"), []byte("hosts: dns\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	return startWorld(t, filepath.Join(dir, "world"), dir, &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}, func(start func()) { start() })
+	return startWorld(t, filepath.Join(dir, "world"), dir, attr, func(start func()) { start() })
 }
 
 // guest starts a program with the name in the world's network, which does deeds too.
@@ -360,6 +368,32 @@ func worldDo(d *deed, held map[string]net.Conn) error {
 			held[d.To] = c.(*net.UDPConn)
 		}
 		return err
+	case "open-socket", "open-raw": // one that has no address yet; and one of a protocol of nobody's
+		typ, protocol := unix.SOCK_DGRAM, 0
+		if d.Act == "open-raw" {
+			typ, protocol = unix.SOCK_RAW, 253
+		}
+		fd, err := unix.Socket(unix.AF_INET, typ|unix.SOCK_CLOEXEC, protocol)
+		if err != nil {
+			return err
+		}
+		f := os.NewFile(uintptr(fd), d.To)
+		defer f.Close()
+		c, err := net.FilePacketConn(f)
+		if err == nil {
+			held[d.To] = c.(net.Conn)
+		}
+		return err
+	case "port": // tells it instead of an error
+		raw, err := held[d.To].(*net.UDPConn).SyscallConn()
+		if err != nil {
+			return err
+		}
+		var sa unix.Sockaddr
+		if cerr := raw.Control(func(fd uintptr) { sa, err = unix.Getsockname(int(fd)) }); cerr != nil || err != nil {
+			return errors.Join(cerr, err)
+		}
+		return fmt.Errorf("port %d", sa.(*unix.SockaddrInet4).Port)
 	case "give":
 		_ = held[d.Via].SetDeadline(time.Time{})
 		_, err := held[d.Via].(*net.UDPConn).WriteToUDPAddrPort([]byte("hello"), netip.MustParseAddrPort(d.To))

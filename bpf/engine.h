@@ -247,7 +247,7 @@ struct control {
 	__u64 not_active;
 	__u64 not_shadow;
 	__u32 shadow; /* 1 + the side that judges beside the active one, without effect; 0: none does */
-	__u32 pad;
+	__u32 made; /* 1: IPv4 and IPv6 sockets are judged when they are made (the cgroup rung), and not on return */
 };
 
 struct {

@@ -73,7 +73,7 @@ type KernelControl struct {
 	NotActive    uint64
 	NotShadow    uint64
 	Shadow       uint32
-	Pad          uint32
+	Made         uint32
 }
 
 type KernelDigests struct {
@@ -950,6 +950,7 @@ const (
 	KernelProgCgConnect6         = "cg_connect6"
 	KernelProgCgSendmsg4         = "cg_sendmsg4"
 	KernelProgCgSendmsg6         = "cg_sendmsg6"
+	KernelProgCgSocket           = "cg_socket"
 	KernelProgCgSyn              = "cg_syn"
 	KernelProgConnectBegun       = "connect_begun"
 	KernelProgFindHost           = "find_host"
@@ -1158,6 +1159,7 @@ type KernelProgramSpecs struct {
 	CgConnect6         *ebpf.ProgramSpec `ebpf:"cg_connect6"`
 	CgSendmsg4         *ebpf.ProgramSpec `ebpf:"cg_sendmsg4"`
 	CgSendmsg6         *ebpf.ProgramSpec `ebpf:"cg_sendmsg6"`
+	CgSocket           *ebpf.ProgramSpec `ebpf:"cg_socket"`
 	CgSyn              *ebpf.ProgramSpec `ebpf:"cg_syn"`
 	ConnectBegun       *ebpf.ProgramSpec `ebpf:"connect_begun"`
 	FindHost           *ebpf.ProgramSpec `ebpf:"find_host"`
@@ -1559,6 +1561,7 @@ type KernelPrograms struct {
 	CgConnect6         *ebpf.Program `ebpf:"cg_connect6"`
 	CgSendmsg4         *ebpf.Program `ebpf:"cg_sendmsg4"`
 	CgSendmsg6         *ebpf.Program `ebpf:"cg_sendmsg6"`
+	CgSocket           *ebpf.Program `ebpf:"cg_socket"`
 	CgSyn              *ebpf.Program `ebpf:"cg_syn"`
 	ConnectBegun       *ebpf.Program `ebpf:"connect_begun"`
 	FindHost           *ebpf.Program `ebpf:"find_host"`
@@ -1670,6 +1673,7 @@ func (p *KernelPrograms) Close() error {
 		p.CgConnect6,
 		p.CgSendmsg4,
 		p.CgSendmsg6,
+		p.CgSocket,
 		p.CgSyn,
 		p.ConnectBegun,
 		p.FindHost,

@@ -490,7 +490,7 @@ func (k *Kernel) Attach(name string) error {
 		l, err = link.AttachLSM(link.LSMOptions{Program: p})
 	case ebpf.Tracing:
 		l, err = link.AttachTracing(link.TracingOptions{Program: p})
-	case ebpf.CGroupSockAddr, ebpf.CGroupSKB, ebpf.SockOps:
+	case ebpf.CGroupSockAddr, ebpf.CGroupSock, ebpf.CGroupSKB, ebpf.SockOps:
 		var object *ebpf.CollectionSpec
 		if object, err = k.object(k.types); err == nil {
 			l, err = k.attachCgroup(p, object.Programs[name].AttachType)

@@ -164,8 +164,10 @@ func TestKernelLoad(t *testing.T) {
 				if optional[name] != "" {
 					kerntest.Since(t, optional[name], "the hook of "+name)
 				}
-			case ebpf.CGroupSockAddr:
-				kerntest.Since(t, "6.18", "bpf_task_storage_get in cgroup programs")
+			case ebpf.CGroupSockAddr, ebpf.CGroupSock:
+				if !strings.HasPrefix(name, "flow_") {
+					kerntest.Since(t, "6.18", "bpf_task_storage_get in cgroup programs")
+				}
 			case ebpf.CGroupSKB:
 				if name == "cg_syn" { // the only one of these that judges
 					kerntest.Since(t, "6.18", "bpf_task_storage_get in cgroup programs")

@@ -1,8 +1,8 @@
 //go:build ignore
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Sockets: the lsm/socket_* and lsm/unix_* hooks, and the cgroup connect, bind and sendmsg hooks at the root of cgroup v2 for kernels without
- * BPF LSM. Attached only while a rule judges the operation. Addresses are the kernel's copies, not user memory. When working memory
+ * Sockets: the lsm/socket_* and lsm/unix_* hooks, and the cgroup connect, bind, sendmsg and sock_create hooks at the root of cgroup v2 for kernels
+ * without BPF LSM. Attached only while a rule judges the operation. Addresses are the kernel's copies, not user memory. When working memory
  * runs out, an operation that some enforced rule judges is refused.
  *
  * MSG_FASTOPEN connects without passing security_socket_connect: lsm/socket_sendmsg judges it as net.connect. (The cgroup hook sees it by itself,
@@ -598,4 +598,25 @@ SEC("cgroup/sendmsg6")
 int cg_sendmsg6(struct bpf_sock_addr *ctx)
 {
 	return cgroup_net(ctx, OP_SEND, true);
+}
+
+/* For IPv4 and IPv6 alone, and not for the kernel's own sockets, as lsm_socket. */
+SEC("cgroup/sock_create")
+int cg_socket(struct bpf_sock *ctx)
+{
+	struct scratch *s;
+	__u32 si;
+	int act;
+
+	s = enter(OP_SOCKET, &si, &act);
+	if (!s)
+		return !act;
+	s->rung = RUNG_CGROUP;
+	put_type(net_rec(s), ctx->family, ctx->type, ctx->protocol);
+	act = judge_net(s, si, OP_SOCKET);
+	shadow_socket(s, si, OP_SOCKET);
+	scratch_put(s);
+	if (act == ACT_KILL)
+		bpf_send_signal(SIGKILL);
+	return act < ACT_DENY;
 }

@@ -164,8 +164,10 @@ static __always_inline void return_socket(struct control *c, struct file *f, __u
 			 BPF_CORE_READ(sk, sk_protocol));
 	else
 		put_sk(s, si, r, sk, op == OP_CONNECT || op == OP_ACCEPT);
-	/* IPv4 and IPv6 connect, bind and send are the cgroup rung's. */
+	/* IPv4 and IPv6 connect, bind and send are the cgroup rung's; and the making of a socket, where it has that. */
 	if (r->family != AF_UNIX && op != OP_LISTEN && op != OP_ACCEPT && op != OP_SOCKET)
+		goto out;
+	if (op == OP_SOCKET && c->made && (r->family == AF_INET || r->family == AF_INET6))
 		goto out;
 	if (r->family == AF_INET || r->family == AF_INET6) {
 		if (op == OP_ACCEPT)

@@ -25,7 +25,7 @@ func TestKernelDoctor(t *testing.T) {
 	for op, h := range hooks {
 		for _, r := range h.lower {
 			// Cgroup programs reach task storage since 6.18.
-			if r.rung == pavise.RungKillOnReturn || kerntest.AtLeast(6, 18) {
+			if low[op] == pavise.RungNone && (r.rung == pavise.RungKillOnReturn || kerntest.AtLeast(6, 18)) {
 				low[op] = r.rung
 			}
 		}
@@ -58,10 +58,15 @@ func TestKernelDoctorSkip(t *testing.T) {
 	e, err := Open(context.Background(), Options{Skip: []pavise.Rung{pavise.RungLSM, pavise.RungFmodRet, pavise.RungCgroup}})
 	must(t, err)
 	defer e.Close()
-	for op, want := range map[pavise.Op]pavise.Rung{pavise.OpOpen: pavise.RungKillOnReturn, pavise.OpExec: pavise.RungKillOnReturn, pavise.OpConnect: pavise.RungNone} {
+	for op, want := range map[pavise.Op]pavise.Rung{
+		pavise.OpOpen: pavise.RungKillOnReturn, pavise.OpExec: pavise.RungKillOnReturn, pavise.OpSocket: pavise.RungKillOnReturn, pavise.OpConnect: pavise.RungNone,
+	} {
 		if st := e.status[op]; st.Rung != want || !strings.Contains(st.Why, "switched off") {
 			t.Errorf("%s: rung %s, %s", op, st.Rung, st.Why)
 		}
+	}
+	if e.ctl.Made != 0 {
+		t.Error("IPv4 and IPv6 sockets are not judged on return")
 	}
 }
 

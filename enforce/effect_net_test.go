@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -324,4 +325,54 @@ func TestKernelSend(t *testing.T) {
 		}
 		done(t, x.other, "", "send-raw", "127.0.0.1:0")
 	})
+}
+
+// TestKernelSocketOnce: where two programs judge the making of sockets, each is judged by one of them, and the other is attached only while a rule needs it.
+func TestKernelSocketOnce(t *testing.T) {
+	x := theEffect(t)
+	rung := x.needs(t, pavise.OpSocket)
+	seen := func() uint64 {
+		c, err := x.e.Counters()
+		must(t, err)
+		return c.Ops[pavise.OpSocket].Seen
+	}
+	x.apply(t, "on: [net.socket], action: audit")
+	for _, w := range []struct {
+		family, typ string
+		rung        pavise.Rung
+	}{{"2", "2", rung}, {"10", "1", rung}, {"1", "1", low(rung)}, {"16", "3", low(rung)}} {
+		was := seen()
+		done(t, x.subject, "made", "socket", w.family, w.typ, "0")
+		if n := seen() - was; n != 1 {
+			t.Errorf("a socket of family %s is judged %d times", w.family, n)
+		}
+		x.event(t, "family "+w.family, func(e *pavise.Event) bool {
+			return e.Op == pavise.OpSocket && strconv.Itoa(int(e.Net.Family)) == w.family && e.Rung == w.rung && e.Count == 1
+		})
+	}
+	if rung != pavise.RungCgroup {
+		return
+	}
+	if !x.e.k.Attached(onReturn) {
+		t.Errorf("%s is not attached for a rule on all families", onReturn)
+	}
+	x.apply(t, `on: [net.socket], action: deny, when: 'net.family == "ipv4" && net.type == "dgram"'`)
+	if x.e.k.Attached(onReturn) {
+		t.Errorf("%s is attached for a rule on IPv4 alone", onReturn)
+	}
+	x.stopped(t, pavise.OpSocket, "socket", "2", "2", "0")
+	done(t, x.subject, "made", "socket", "10", "2", "0")
+	done(t, x.other, "made", "socket", "2", "2", "0")
+	x.apply(t)
+	if x.e.k.Attached("cg_socket") {
+		t.Error("cg_socket is attached without a rule")
+	}
+}
+
+// low is the rung that judges the sockets of other families than IPv4 and IPv6.
+func low(rung pavise.Rung) pavise.Rung {
+	if rung == pavise.RungCgroup {
+		return pavise.RungKillOnReturn
+	}
+	return rung
 }

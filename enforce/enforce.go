@@ -589,8 +589,12 @@ func (e *Enforcer) programs(img *policy.Image) map[string]pavise.Op {
 	return need
 }
 
-// judgesUnix tells whether a rule on the operation names a Unix socket's path: only then is the program worth its cost.
+// judgesUnix tells whether a rule on the operation names a Unix socket's path, or, of net.socket, can hold for one of another family than IPv4 and IPv6: only then is the
+// program worth its cost.
 func judgesUnix(img *policy.Image, op pavise.Op) bool {
+	if op == pavise.OpSocket {
+		return img.OtherFamilies(op)
+	}
 	for _, s := range img.Ops[op].Slots {
 		switch img.Automata[s.Automaton].Dim {
 		case policy.DimRemotePath, policy.DimLocalPath, policy.DimRemotePathSets, policy.DimLocalPathSets:

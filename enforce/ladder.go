@@ -16,7 +16,7 @@ type rung struct {
 	rung       pavise.Rung
 	programs   []string
 	optional   []string     // programs whose hook not every kernel has; choose moves those that it has to programs
-	unix       string       // the program that judges Unix sockets, where another one does; it can only kill
+	unix       string       // the program that judges Unix sockets, and net.socket of other families than IPv4 and IPv6, where another one does; it can only kill
 	deny, kill bool         // what it can do
 	killOnly   []policy.Dim // what it knows only after the act
 	missing    []policy.Dim // what it does not know at all
@@ -69,7 +69,11 @@ var hooks = map[pavise.Op]hook{
 		lower: []rung{{rung: pavise.RungCgroup, programs: []string{"cg_sendmsg4", "cg_sendmsg6"}, deny: true, kill: true, missing: unixPaths, notes: []string{
 			"UDP sent without connect only",
 		}}}},
-	pavise.OpSocket: {programs: []string{"lsm_socket"}, lower: onReturnRung("sockets made through io_uring are not judged")},
+	pavise.OpSocket: {programs: []string{"lsm_socket"}, lower: append([]rung{
+		{rung: pavise.RungCgroup, programs: []string{"cg_socket"}, unix: onReturn, deny: true, kill: true, notes: []string{
+			"IPv4 and IPv6; sockets of other families, but not those made through io_uring, are judged on return, where the process can only be killed",
+		}},
+	}, onReturnRung("sockets made through io_uring are not judged")...)},
 
 	pavise.OpSignal: {programs: []string{"lsm_kill"}, notes: []string{"signals of a process to itself, and signal 0, are no act on another: they are not judged"}},
 	pavise.OpPtrace: {programs: []string{"lsm_ptrace", "lsm_traceme"}},

@@ -152,6 +152,9 @@ func (e *Enforcer) choose(skip map[pavise.Rung]bool) {
 			if r.rung == pavise.RungLSM || r.rung == pavise.RungFmodRet {
 				e.ctl.Rung = uint32(r.rung)
 			}
+			if op == pavise.OpSocket && r.rung == pavise.RungCgroup {
+				e.ctl.Made = 1
+			}
 			st.Rung, st.Deny, st.Kill, st.Notes, st.Missing, st.KillOnly = r.rung, r.deny, r.kill, r.notes, r.missing, r.killOnly
 			e.rung[op] = r
 			break

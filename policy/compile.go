@@ -248,8 +248,8 @@ func (w *policyNormaliser) enforced(a pavise.Action) bool {
 	return w.p.Mode == ModeEnforce && a != pavise.ActionAudit
 }
 
-// ladder decides what becomes of an action on op, whose clauses use dims.
-func (w *policyNormaliser) ladder(op pavise.Op, a pavise.Action, dims map[Dim]bool, at *Error) *outcome {
+// ladder decides what becomes of an action on op where cubes hold, which use dims.
+func (w *policyNormaliser) ladder(op pavise.Op, a pavise.Action, dims map[Dim]bool, cubes []cube, at *Error) *outcome {
 	s := &w.m.Ops[op]
 	if a == pavise.ActionAudit || w.p.Mode != ModeEnforce {
 		state := StateMonitored
@@ -288,6 +288,9 @@ func (w *policyNormaliser) ladder(op pavise.Op, a pavise.Action, dims map[Dim]bo
 			if dims[d] {
 				can, late = false, " by "+d.Of(op)
 			}
+		}
+		if _, others := families(cubes); others && op == pavise.OpSocket && s.Rung == pavise.RungCgroup {
+			can, late = false, " for families other than IPv4 and IPv6"
 		}
 	}
 	switch {
@@ -329,6 +332,9 @@ func (w *policyNormaliser) ladder(op pavise.Op, a pavise.Action, dims map[Dim]bo
 			e.Hint = "write action: kill, or set spec.fallback to kill or monitor"
 		} else if s.Kill && a == pavise.ActionDeny && len(lacks) == 0 {
 			e.Hint = "set spec.fallback to kill or monitor, or " + helps[len("set spec.fallback to monitor, or "):]
+			if late != "" && op == pavise.OpSocket {
+				e.Hint = "add to the condition of a rule: net.family in [\"ipv4\", \"ipv6\"]; or " + e.Hint
+			}
 		}
 		w.fail(&e)
 	}
@@ -356,7 +362,7 @@ func asksProcess(dims map[Dim]bool) bool {
 
 // group decides what becomes of a policy's default on op with its allow rules.
 func (w *policyNormaliser) group(op pavise.Op) *outcome {
-	dims := map[Dim]bool{}
+	var cubes []cube
 	conds := [][]*Condition{{w.p.Subject}}
 	for i := range w.p.Rules {
 		if r := &w.p.Rules[i]; r.Action == pavise.ActionAllow && slices.Contains(r.On, op) {
@@ -365,11 +371,13 @@ func (w *policyNormaliser) group(op pavise.Op) *outcome {
 	}
 	for _, cs := range conds {
 		if n, err := normalise(op, w.m, nil, cs...); err == nil {
-			addDims(dims, n.cubes)
+			cubes = append(cubes, n.cubes...)
 		}
 	}
+	dims := map[Dim]bool{}
+	addDims(dims, cubes)
 	at := w.p.defaultLines[op]
-	o := w.ladder(op, pavise.ActionDeny, dims, &Error{File: w.p.File, Line: at[0], Column: at[1], Field: "spec.default." + op.String()})
+	o := w.ladder(op, pavise.ActionDeny, dims, cubes, &Error{File: w.p.File, Line: at[0], Column: at[1], Field: "spec.default." + op.String()})
 	if o.monitor && o.state != StateNotObserved {
 		for _, d := range w.m.Ops[op].Missing {
 			if dims[d] { // a default is never judged by a part of its conditions
@@ -388,6 +396,23 @@ func addDims(dims map[Dim]bool, cubes []cube) {
 			dims[d.fact()] = true
 		}
 	}
+}
+
+// families reports whether cubes may hold for IPv4 and IPv6 sockets, and for those of other families.
+func families(cubes []cube) (inet, others bool) {
+	for _, c := range cubes {
+		p := c[DimSocket]
+		for f := range 256 {
+			switch {
+			case p != nil && p.beginning(byte(f)) == no:
+			case f == pavise.FamilyIPv4 || f == pavise.FamilyIPv6:
+				inet = true
+			default:
+				others = true
+			}
+		}
+	}
+	return inet, others
 }
 
 func (w *policyNormaliser) rule(index int, r *RuleSpec, groups map[pavise.Op]*outcome) {
@@ -441,7 +466,7 @@ func (w *policyNormaliser) rule(index int, r *RuleSpec, groups map[pavise.Op]*ou
 			if nr.rate != nil {
 				dims[DimNone] = true // acts are counted: it is not for what is known before
 			}
-			o = w.ladder(op, r.Action, dims, at)
+			o = w.ladder(op, r.Action, dims, n.cubes, at)
 			part.action = o.action
 		}
 		if len(n.cubes) == 0 {
@@ -461,6 +486,10 @@ func (w *policyNormaliser) rule(index int, r *RuleSpec, groups map[pavise.Op]*ou
 				Hint: "allow the program by its path, and make a rule of its own that kills by its arguments"})
 		case late:
 			rep.Rung = pavise.RungKillOnReturn
+		case op == pavise.OpSocket && rep.Rung == pavise.RungCgroup:
+			if inet, others := families(n.cubes); others && !inet {
+				rep.Rung = pavise.RungKillOnReturn
+			}
 		}
 		for _, c := range n.cubes {
 			rep.Clauses = append(rep.Clauses, withRate(c.String(), nr.rate))

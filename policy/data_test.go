@@ -64,6 +64,8 @@ func machineFor(t *testing.T, src string) *Machine {
 		all(Support{Rung: pavise.RungKillOnReturn, Kill: true, Why: "bpf is not in lsm="})
 	case "cgroup":
 		all(Support{Rung: pavise.RungCgroup, Deny: true, Missing: []Dim{DimExe, DimParentExe}, Why: "the hook runs without the task's file"})
+	case "sockets":
+		all(Support{Rung: pavise.RungCgroup, Deny: true, Kill: true, Why: "bpf is not in lsm="})
 	case "little":
 		all(Support{Rung: pavise.RungKillOnReturn, Deny: true, Kill: true, Missing: []Dim{DimValue, DimNewPath}, Why: "the act is over"})
 	case "before":

@@ -23,6 +23,23 @@ func (p *Policy) endsEstablished() bool {
 	})
 }
 
+// Rechecks says that the policy ends connections that are there, and on what that depends beside them.
+type Rechecks struct {
+	Any        bool // established: recheck, and something to end a connection by
+	Containers bool // on the containers that are known
+	Names      bool // on what addresses are called
+}
+
+// Rechecks is what the policy has judged again.
+func (p *Policy) Rechecks() Rechecks {
+	if p.Established != EstablishedRecheck || !p.endsEstablished() {
+		return Rechecks{}
+	}
+	return Rechecks{true, p.AsksContainers(), slices.ContainsFunc(p.conditions(), func(c *Condition) bool {
+		return c != nil && slices.ContainsFunc(c.uses, func(u use) bool { return u.field.Name == "net.remote.domain" })
+	})}
+}
+
 // Recheck judges connections that are there by the policies that say established: recheck. One goroutine uses it at a time.
 type Recheck struct {
 	acts, tells *Trial
@@ -32,7 +49,7 @@ type Recheck struct {
 func NewRecheck(set []*Policy, r *Report) (*Recheck, error) {
 	var acts, tells []*Policy
 	for _, p := range set {
-		if p.Established != EstablishedRecheck || !p.endsEstablished() {
+		if !p.Rechecks().Any {
 			continue
 		}
 		enforced := p.enforcedOn(r)

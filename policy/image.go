@@ -172,6 +172,60 @@ type OpTable struct {
 	Rule  []uint32 // clause -> number in Image.Rules; len = 64*len(Words); unused clauses are never set
 }
 
+// OtherFamilies reports whether a rule on op may hold for a socket of another family than IPv4 and IPv6, as far as a look at its automata tells.
+func (img *Image) OtherFamilies(op pavise.Op) bool {
+	t := &img.Ops[op]
+	if !t.Used() {
+		return false
+	}
+	for i := range t.Slots {
+		s := &t.Slots[i]
+		a := &img.Automata[s.Automaton]
+		if a.Dim != DimSocket {
+			continue
+		}
+		some := false
+		a.ends(3, func(first byte) bool { return first != pavise.FamilyIPv4 && first != pavise.FamilyIPv6 }, func(class uint16) {
+			row := s.ClassRow[class]
+			some = some || row == 0 || img.Rows[row].Summary != [4]uint64{}
+		})
+		if !some {
+			return false
+		}
+	}
+	return true
+}
+
+// ends calls fn with each class that a string of n bytes may end in whose first byte is one of those, and perhaps with others.
+func (a *Automaton) ends(n int, first func(byte) bool, fn func(class uint16)) {
+	rows := map[uint16]bool{a.Start: true}
+	for i := 0; ; i++ {
+		next := map[uint16]bool{}
+		for row := range rows {
+			if row&LeafBit != 0 {
+				leaf := &a.Leaves[row&^LeafBit]
+				fn(leaf.Match)
+				if leaf.Kind != LeafAny {
+					fn(leaf.Miss)
+				}
+				continue
+			}
+			if i == n {
+				fn(a.Accept[row])
+				continue
+			}
+			for b := range 256 {
+				if i > 0 || first(byte(b)) {
+					next[a.Next[int(row)<<a.Shift|int(a.Column[b])]] = true
+				}
+			}
+		}
+		if rows = next; i == n {
+			return
+		}
+	}
+}
+
 // Used reports whether any rule judges the operation: if not, its hook is not attached.
 func (t *OpTable) Used() bool { return len(t.Words) > 0 }
 

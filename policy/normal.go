@@ -466,6 +466,43 @@ func (p *npred) exactPaths(not bool, add func(string)) {
 	}
 }
 
+// beginning is what p is of strings that begin with b, as far as that decides.
+func (p *npred) beginning(b byte) holding {
+	switch p.kind {
+	case predAtom:
+		best := no
+		for i := range p.atom.patterns {
+			best = max(best, p.atom.patterns[i].beginning(b))
+		}
+		return best
+	case predNot:
+		return yes - p.subs[0].beginning(b)
+	}
+	h := p.subs[0].beginning(b)
+	for _, s := range p.subs[1:] {
+		if p.kind == predAnd {
+			h = min(h, s.beginning(b))
+		} else {
+			h = max(h, s.beginning(b))
+		}
+	}
+	return h
+}
+
+func (p *pattern) beginning(b byte) holding {
+	switch items := p.Items; {
+	case len(items) == 0:
+		return no
+	case items[0].Loop || p.Under:
+		return maybe
+	case !items[0].Set.has(b):
+		return no
+	case slices.ContainsFunc(items[1:], func(i item) bool { return i.Set != allBytes }):
+		return maybe
+	}
+	return yes
+}
+
 // String shows the program: its clauses, one a line, in order.
 func (p *program) String() string {
 	var b strings.Builder

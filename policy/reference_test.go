@@ -130,7 +130,7 @@ says); in *user* space it may stand in rules that are monitored or audited; *non
 var specDocs = []struct{ key, values, doc string }{
 	{"mode", choices(ModeMonitor, ModeEnforce), "Whether the policy acts, or tells what it would do."},
 	{"fallback", choices(FallbackRefuse, FallbackKill, FallbackMonitor), "What becomes of a `deny` that this machine cannot do: the policy is refused, the process is killed, or it is only told."},
-	{"established", choices(EstablishedKeep, EstablishedRecheck), "What becomes of connections that are there when the policies change: they go on, or those that this policy denies by `net.connect` or `net.accept` are ended ([flows.md](flows.md#when-the-policies-change))."},
+	{"established", choices(EstablishedKeep, EstablishedRecheck), "What becomes of connections that are there when the policies change, or the agent starts: they go on, or those that this policy denies by `net.connect` or `net.accept` are ended ([flows.md](flows.md#when-the-policies-change))."},
 	{"subject", "a condition", "Whose acts the policy judges; absent: everyone's."},
 	{"default", "operations, each with `deny`", "What is denied unless a rule allows it."},
 	{"rules", "a list", "[policy-language.md](policy-language.md) explains them."},

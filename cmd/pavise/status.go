@@ -10,6 +10,11 @@ import (
 	"github.com/spf13/cobra"
 )
 
+// rechecks says why connections were judged anew, where the policies are not it.
+var rechecks = map[agent.RecheckCause]string{
+	agent.RecheckStart: ", at the start of the agent", agent.RecheckContainers: ", as more is known of containers", agent.RecheckNames: ", as a name has another address",
+}
+
 func (a *app) status() *cobra.Command {
 	return &cobra.Command{
 		Use: "status", Short: "Say how the agent is: what is in force, what it saw, what was lost",
@@ -56,7 +61,7 @@ func (a *app) statusText(s *agent.Status) error {
 	t.row("history", historyText(&s.History))
 	t.row("connections", flowsText(&s.Flows))
 	if r := s.Recheck; r != nil {
-		t.row("rechecked", fmt.Sprintf("%s; by generation %d, at %s", r, r.Generation, r.Time.Local().Format(time.TimeOnly)))
+		t.row("rechecked", fmt.Sprintf("%s; by generation %d%s, at %s", r, r.Generation, rechecks[r.Cause], r.Time.Local().Format(time.TimeOnly)))
 	}
 	for _, x := range s.Flows.Exports {
 		t.row("exported to", fmt.Sprintf("%s:%s: %d written, %d lost, %d that have no place there", x.Form, x.To, x.Written, x.Lost, x.NoPlace))
