@@ -198,7 +198,7 @@ class Endpoint(TypedDict, total=False):
     name: str
     path: str
     port: int
-    process: Listener
+    process: peerJSON
 
 
 class ErrorBody(TypedDict):
@@ -628,19 +628,6 @@ class Learning(_Learning, total=False):
     why: str  # it ended, when nobody ended it
 
 
-class _Listener(TypedDict):
-    exec_id: str
-    pid: int
-
-
-class Listener(_Listener, total=False):
-    exe: ListenerExe
-
-
-class ListenerExe(TypedDict):
-    path: str
-
-
 class LogLevel(TypedDict):
     """LogLevel is the body and the answer of PUT /v1/log."""
 
@@ -677,6 +664,7 @@ class NetInfo(_NetInfo, total=False):
     """NetInfo is the socket an operation acts on."""
 
     established: bool  # Established marks a connection that was there when the policies changed, and was judged again (established: recheck).
+    interface: str  # where a rule asked for it
     local: Endpoint
     protocol: str
     remote: Endpoint  # IPv6, or IPv4 as ::ffff:a.b.c.d; "remote": {"address","port","path"} in JSON
@@ -725,6 +713,7 @@ class _OpDoctor(TypedDict):
 class OpDoctor(_OpDoctor, total=False):
     """OpDoctor is one operation's rung, and why it is not a higher one."""
 
+    before: List[str]  # of missing, what it has before the act, to rules that ask nothing of the process
     kill_only: List[str]
     missing: List[str]  # Facts that the rung does not have, and facts that it has only after the act, where it can still kill.
     missing_why: Dict[str, str]  # of those that no rung of the machine has
@@ -862,6 +851,7 @@ class Reason(_Reason, total=False):
 
 
 class _RecheckStatus(TypedDict):
+    cause: str  # policies, start, containers or names: what had changed: policies, start, containers, names
     checked: int  # the sum of those that follow, and of those that were not ended though denied
     ended: int
     generation: int  # whose policies judged
@@ -1028,7 +1018,7 @@ class _Status(TypedDict):
     kernel_no_count: int
     kernel_no_engine: int
     kernel_no_identity: int
-    kernel_no_listener: int  # no room for who listens at an address, so that rules on that were strict
+    kernel_no_listener: int  # no room for who listens at an address or connects from it, so that rules on that were strict
     kernel_no_name: int  # no room for the domain name of an address, which rules then know a moment later, or not
     kernel_no_scratch: int  # What should not happen in the kernel: no working memory for a judgement, a thread without an identity, no room for a process's arguments and ancestors, or for a count of a rate, a hook that had lost what judges for it, a program that was skipped because it was running already on that CPU.
     kernel_no_texts: int
@@ -1211,6 +1201,18 @@ class Why(_Why, total=False):
     generation: int  # of the policies that judged; 0 when none did
     notes: List[str]  # what is not known any more, or has changed since
     unnamed: int  # Unnamed is how many clauses matched beyond the rules that the event names; 255 at most are counted.
+
+
+class peerJSON(TypedDict):
+    """The mirrors by which JSON is read back, on the slow path."""
+
+    exe: peerJSONExe
+    exec_id: str
+    pid: int
+
+
+class peerJSONExe(TypedDict):
+    path: str
 
 class APIError(Exception):
     """An answer that is not a success.
