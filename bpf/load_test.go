@@ -28,7 +28,7 @@ const (
 # go test ./bpf -run '^TestKernelLoad$' -update -timeout 60m
 `
 	// What the limits of all that an agent may load may be together: so that it does not grow unseen. BenchmarkLoad says what that takes; the goal is a second.
-	mostVerified = 730_000
+	mostVerified = 760_000
 )
 
 // limits reads testdata/verified.txt.
