@@ -201,6 +201,20 @@ static __always_inline bool listen_can(struct sock *sk)
 	       (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP);
 }
 
+static __always_inline bool listens_now(struct sock *sk)
+{
+	return listen_can(sk) && READ(sk, __sk_common.skc_state) == TCP_LISTEN;
+}
+
+/* sock_of is the socket that an iterator over files has come to; NULL for another file. */
+static __always_inline struct sock *sock_of(struct bpf_iter__task_file *ctx)
+{
+	struct file *file = ctx->file;
+	struct socket *socket = file ? bpf_sock_from_file(file) : NULL;
+
+	return socket ? socket->sk : NULL;
+}
+
 /* listen(2), and the end of it, are calls of a process; all other changes of state are none of ours. */
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(on_listen, struct sock *sk, int was, int state)
@@ -219,17 +233,9 @@ SEC("iter/task_file")
 int found_listener(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
-	struct file *file = ctx->file;
-	struct socket *socket;
-	struct sock *sk;
+	struct sock *sk = sock_of(ctx);
 
-	if (!task || !file)
-		return 0;
-	socket = bpf_sock_from_file(file);
-	if (!socket)
-		return 0;
-	sk = socket->sk;
-	if (!sk || !listen_can(sk) || READ(sk, __sk_common.skc_state) != TCP_LISTEN)
+	if (!task || !sk || !listens_now(sk))
 		return 0;
 	listen_begin(sk, task, false);
 	return 0;

@@ -31,6 +31,9 @@
 #include "return.bpf.c"
 #include "domain.bpf.c"
 #include "flow.bpf.c"
+#include "flow_acts.bpf.c"
+#include "flow_packet.bpf.c"
+#include "flow_sweep.bpf.c"
 #include "test.bpf.c"
 
 /* Kept for their BTF: bpf2go makes Go types of them. */

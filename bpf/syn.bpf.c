@@ -173,23 +173,15 @@ SEC("iter/task_file")
 int found_syn_listener(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
-	struct file *file = ctx->file;
+	struct sock *sk = sock_of(ctx);
 	struct syn_listener *l;
-	struct socket *socket;
-	struct sock *sk;
 
-	if (!task || !file)
-		return 0;
-	socket = bpf_sock_from_file(file);
-	if (!socket)
-		return 0;
-	sk = socket->sk;
-	if (!sk || !listen_can(sk) || READ(sk, __sk_common.skc_state) != TCP_LISTEN)
+	if (!task || !sk || !listens_now(sk))
 		return 0;
 	l = syn_of((__u64)sk);
 	if (!l)
 		return 0;
-	if (!syn_table(l, READ_PTR(socket, file)))
+	if (!syn_table(l, (__u64)ctx->file))
 		syn_begin(l, task, ctx->fd);
 	return 0;
 }

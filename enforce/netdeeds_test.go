@@ -124,6 +124,16 @@ func connectRace(a []string) (string, error) {
 	return "", unix.EPERM
 }
 
+// pollIn waits for milliseconds until there is something to read, or to accept. A signal of the runtime's does not end it.
+func pollIn(fd, ms int) (n int, err error) {
+	for {
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, ms)
+		if !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
+}
+
 var netDeeds = map[string]func(a []string) (string, error){
 	"connect":      func(a []string) (string, error) { return do(a[0], unix.SOCK_STREAM, unix.Connect) },
 	"connect-race": connectRace,
@@ -287,7 +297,7 @@ var netDeeds = map[string]func(a []string) (string, error){
 		return where, nil
 	},
 	"waits": func(a []string) (string, error) { // whether a connection waits at a kept socket
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(kept[a[0]]), Events: unix.POLLIN}}, 0)
+		n, err := pollIn(kept[a[0]], 0)
 		return fmt.Sprint(n), err
 	},
 	"take-now": func(a []string) (string, error) { // accepts at a kept socket
@@ -311,7 +321,7 @@ var netDeeds = map[string]func(a []string) (string, error){
 		return "", err
 	},
 	"take": func(a []string) (string, error) { // accepts a connection where it listens
-		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(kept[a[0]]), Events: unix.POLLIN}}, 10_000); err != nil {
+		if _, err := pollIn(kept[a[0]], 10_000); err != nil {
 			return "", err
 		}
 		if err := unix.SetNonblock(kept[a[0]], true); err != nil {
