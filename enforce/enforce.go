@@ -284,20 +284,35 @@ func stay() bool {
 	return unix.SchedSetaffinity(0, &set) == nil
 }
 
+// clone3 makes a process that ends at once, and returns why it did not; 0 when it did.
+func clone3(flags uint64) unix.Errno {
+	args := [8]uint64{flags} // struct clone_args
+	pid, _, err := unix.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&args)), unsafe.Sizeof(args), 0)
+	if err == 0 && pid == 0 {
+		unix.Exit(0)
+	}
+	return err
+}
+
+// mayAdmin tells whether the calling thread has CAP_SYS_ADMIN.
+func mayAdmin() bool {
+	var data [2]unix.CapUserData
+	err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &data[0])
+	return err == nil && data[0].Effective>>unix.CAP_SYS_ADMIN&1 == 1
+}
+
 // forkFails tells whether it made the making of a process fail, and its remains are gone: who has another root may make no user namespace, which copy_process finds
 // before it comes to the storage. The kernel frees the remains behind a grace period of RCU, each CPU in order, and membarrier(2) waits for one that begins later.
 func forkFails() bool {
-	if n, err := unix.PrctlRetInt(unix.PR_GET_SECCOMP, 0, 0, 0, 0); err != nil || n != 0 { // a filter may refuse before the kernel does
+	// Without that capability, or by a filter of system calls, it may be refused before the kernel comes so far. A filter does not see the flags: it would refuse the first of these too,
+	// which the kernel does for its flags.
+	if !mayAdmin() || clone3(unix.CLONE_NEWUSER|unix.CLONE_FS) != unix.EINVAL {
 		return false
 	}
 	if unix.Unshare(unix.CLONE_FS) != nil || unix.Chroot("/proc") != nil {
 		return false
 	}
-	args := [8]uint64{unix.CLONE_NEWUSER} // struct clone_args
-	switch pid, _, err := unix.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&args)), unsafe.Sizeof(args), 0); {
-	case err == 0 && pid == 0:
-		unix.Exit(0)
-	case err != unix.EPERM && err != unix.ENOSPC: // there may be none at all
+	if err := clone3(unix.CLONE_NEWUSER); err != unix.EPERM && err != unix.ENOSPC { // there may be none at all
 		return false
 	}
 	for range 2 {
