@@ -164,6 +164,9 @@ func TestKernelFlowMany(t *testing.T) {
 			seen = destroyed() - before
 		}
 		before += seen
+		if seen < 2*many*97/100 {
+			t.Fatalf("only %d ends of %d were to be seen: that is not what is tested here", seen, 2*many)
+		}
 		if seen != 2*many {
 			t.Logf("the kernel ran no program for the ends of %d sockets", 2*many-seen)
 		}
@@ -283,7 +286,7 @@ func TestKernelFlowInterrupted(t *testing.T) {
 	s := w.stats()
 	t.Logf("programs were skipped %d times; %d flows found of %d; %d ends were to be seen", s.Skipped, found, want, seen)
 	// One or two in a thousand interruptions are not seen all the same; without the second program it would be each fourth.
-	if found < seen-int(s.Skipped)/200 || found > want || s.Lost != 0 {
+	if seen < want*97/100 || found < seen-int(s.Skipped)/200 || found > want || s.Lost != 0 {
 		t.Errorf("%d flows found of %d, %d were to be seen; counters: %+v", found, want, seen, s)
 	}
 }
