@@ -232,14 +232,88 @@ const (
 	endMark   = "\x01vmtest end "
 )
 
-// boot runs all suites of a job in one machine.
+// quiet is for how long a machine may print nothing: the longest test takes 90 s in one.
+const quiet = 5 * time.Minute
+
+// boots is how many machines a job may take, where the emulator fails.
+const boots = 3
+
+// boot runs all suites of a job in one machine. Where that ends or stands still before them, what has not ended is run in another: the emulator sometimes trips over code that
+// the guest patches while it runs, as at each attachment to a tracepoint. A fault of ours comes back, and a test in which a machine failed twice has failed.
 func (m *Matrix) boot(ctx context.Context, j job) (r result) {
-	k, suites := j.kernel, j.suites
 	mode := "lsm"
 	if j.noLSM {
 		mode = "nolsm"
 	}
-	r.place, r.log = k.Name+" "+mode, &bytes.Buffer{}
+	r.place, r.log, r.sum = j.kernel.Name+" "+mode, &bytes.Buffer{}, &testsum.Summary{}
+	start := time.Now()
+	var events bytes.Buffer
+	failed := map[string]bool{} // the tests in which a machine failed
+	for boot, rest := 1, j.suites; len(rest) > 0; boot++ {
+		output, runErr := m.run(ctx, j, rest, r.log)
+		again := boot < boots && (errors.Is(runErr, ErrCrash) || errors.Is(runErr, ErrStill))
+		if runErr != nil && !again && !errors.Is(runErr, ErrBoot) && !errors.Is(runErr, ErrCrash) && !errors.Is(runErr, ErrTimeout) && !errors.Is(runErr, ErrStill) {
+			r.err = runErr
+			return r
+		}
+		parts := strings.Split(output, beginMark)
+		var left []suite
+		for i, s := range rest {
+			pkg := s.pkg + " [" + r.place + "]"
+			var text string
+			if i+1 < len(parts) {
+				_, text, _ = strings.Cut(parts[i+1], "\n")
+			}
+			text, end, ended := strings.Cut(text, endMark)
+			exit := strings.TrimSpace(end)
+			raw, err := toEvents(ctx, pkg, text)
+			if err != nil {
+				r.err = err
+				return r
+			}
+			if !ended && again {
+				var later suite
+				if raw, s, later, err = split(raw, s, pkg, failed); err != nil {
+					r.err = err
+					return r
+				}
+				if len(later.tests) > 0 {
+					left = append(left, later)
+					ended, exit = true, "0"
+				}
+			}
+			var one testsum.Summary
+			if err := one.Read(bytes.NewReader(raw), nil); err != nil {
+				r.err = err
+				return r
+			}
+			events.Write(raw)
+			if err := write(&events, check(&one, s, pkg, runErr, ended, exit)...); err != nil {
+				r.err = err
+				return r
+			}
+		}
+		if rest = left; len(rest) > 0 {
+			fmt.Fprintf(r.log, "vmtest: %s: %v; another machine runs the %d tests that are left\n", r.place, runErr, job{suites: rest}.tests())
+		}
+	}
+	elapsed := time.Since(start)
+	if err := r.sum.Read(bytes.NewReader(events.Bytes()), nil); err != nil {
+		r.err = err
+		return r
+	}
+	r.events = events.Bytes()
+	word := "ok  "
+	if len(r.sum.Failures()) > 0 {
+		word = "FAIL"
+		r.sum.PrintFailures(r.log)
+	}
+	fmt.Fprintf(r.log, "%s\tLinux %s, %s: %s\t%.1fs\n", word, j.kernel.Release, mode, r.sum.Counts(), elapsed.Seconds())
+	return r
+}
+
+// run runs suites in one machine and returns what it printed.
+func (m *Matrix) run(ctx context.Context, j job, suites []suite, log io.Writer) (string, error) {
 	timeout := m.Timeout
 	if timeout == 0 {
 		timeout = 5 * time.Minute
@@ -253,61 +327,44 @@ func (m *Matrix) boot(ctx context.Context, j job) (r result) {
 	}
 	var output bytes.Buffer
 	vm := VM{
-		Kernel: k, NoLSM: j.noLSM, Timeout: timeout, Command: []string{"/bin/sh", "-c", script.String()},
-		Output: &output, Log: r.log,
+		Kernel: j.kernel, NoLSM: j.noLSM, Timeout: timeout, Quiet: quiet, Command: []string{"/bin/sh", "-c", script.String()},
+		Output: &output, Log: log,
 	}
-	start := time.Now()
-	_, runErr := vm.Run(ctx)
-	if errors.Is(runErr, ErrCrash) {
-		// The emulator sometimes trips over code that the guest patches while it runs, as at each attachment to a tracepoint. A fault of ours comes back.
-		fmt.Fprintf(r.log, "vmtest: %s: the guest crashed, and is run once more: %v\n", r.place, runErr)
-		output.Reset()
-		_, runErr = vm.Run(ctx)
-	}
-	if runErr != nil && !errors.Is(runErr, ErrBoot) && !errors.Is(runErr, ErrCrash) && !errors.Is(runErr, ErrTimeout) {
-		r.err = runErr
-		return r
-	}
-	elapsed := time.Since(start)
+	_, err := vm.Run(ctx)
+	return output.String(), err
+}
 
-	parts := strings.Split(output.String(), beginMark)
-	var events bytes.Buffer
-	for i, s := range suites {
-		pkg := s.pkg + " [" + r.place + "]"
-		var text string
-		if i+1 < len(parts) {
-			_, text, _ = strings.Cut(parts[i+1], "\n")
-		}
-		text, end, ended := strings.Cut(text, endMark)
-		raw, err := toEvents(ctx, pkg, text)
-		if err != nil {
-			r.err = err
-			return r
-		}
-		var one testsum.Summary
-		if err := one.Read(bytes.NewReader(raw), nil); err != nil {
-			r.err = err
-			return r
-		}
-		events.Write(raw)
-		if err := write(&events, check(&one, s, pkg, runErr, ended, strings.TrimSpace(end))...); err != nil {
-			r.err = err
-			return r
-		}
-	}
+// split parts the events and the tests of a suite whose machine failed: what ended, and what is to be run again in another. A test that was running then is added to failed; one that
+// is in failed stays with what ended, and has failed.
+func split(raw []byte, s suite, pkg string, failed map[string]bool) (events []byte, done, later suite, err error) {
 	var sum testsum.Summary
-	if err := sum.Read(bytes.NewReader(events.Bytes()), nil); err != nil {
-		r.err = err
-		return r
+	if err := sum.Read(bytes.NewReader(raw), nil); err != nil {
+		return nil, done, later, err
 	}
-	r.sum, r.events = &sum, events.Bytes()
-	word := "ok  "
-	if len(sum.Failures()) > 0 {
-		word = "FAIL"
-		sum.PrintFailures(r.log)
+	done, later = s, s
+	done.tests, later.tests = nil, nil
+	for _, test := range s.tests {
+		r := sum.Result(pkg, test)
+		switch {
+		case r == nil, r.Action == "" && !failed[pkg+test]:
+			later.tests = append(later.tests, test)
+			failed[pkg+test] = r != nil
+		default:
+			done.tests = append(done.tests, test)
+		}
 	}
-	fmt.Fprintf(r.log, "%s\tLinux %s, %s: %s\t%.1fs\n", word, k.Release, mode, sum.Counts(), elapsed.Seconds())
-	return r
+	var kept bytes.Buffer
+	for line := range bytes.Lines(raw) {
+		var e testsum.Event
+		if err := json.Unmarshal(line, &e); err != nil {
+			return nil, done, later, fmt.Errorf("read the results: %w", err)
+		}
+		top, _, _ := strings.Cut(e.Test, "/")
+		if e.Test != "" && !slices.Contains(later.tests, top) || e.Test == "" && len(later.tests) == 0 {
+			kept.Write(line)
+		}
+	}
+	return kept.Bytes(), done, later, nil
 }
 
 // Which tests run where: with BPF LSM, all of them in each kernel, but for those below. TestKernelOld* are for the kernel below the floor, and nothing else is.

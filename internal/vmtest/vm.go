@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +21,7 @@ var (
 	ErrBoot    = errors.New("the virtual machine did not boot")
 	ErrTimeout = errors.New("the command did not end in time")
 	ErrCrash   = errors.New("the virtual machine ended before the command")
+	ErrStill   = errors.New("the virtual machine stood still")
 )
 
 // bootTime is how long a boot may take. Some 8 s is usual; more on a loaded machine.
@@ -31,6 +33,7 @@ type VM struct {
 	NoLSM   bool          // leave bpf out of the kernel's lsm= list
 	ICount  bool          // one guest instruction is one guest nanosecond: repeatable counts, slower
 	Timeout time.Duration // for the command, after the boot; 0 means 5 minutes
+	Quiet   time.Duration // for which the command may print nothing; 0 means for ever
 	Dir     string        // working directory of the command; must exist on this machine
 	Env     []string      // added to a small default environment
 	Command []string
@@ -113,10 +116,29 @@ func (v *VM) run(ctx context.Context) (status int, err error) {
 			fmt.Fprintf(v.Log, "vmtest: qemu says: %s", qemuLog.Bytes())
 		}
 		lines := strings.Split(strings.ReplaceAll(string(console), "\r", ""), "\n")
-		lines = lines[max(0, len(lines)-60):]
+		if !errors.Is(err, ErrStill) {
+			lines = lines[max(0, len(lines)-60):]
+		}
 		fmt.Fprintf(v.Log, "vmtest: %s: %v; the console's end:\n\t%s\n", v.Kernel.Release, err, strings.Join(lines, "\n\t"))
 	}
 	return status, err
+}
+
+// backtraces has a machine that stands still panic, by an interrupt that it cannot mask: what each of its processors and tasks was at is then at the console's end.
+func backtraces(ctx context.Context, dir string, ended <-chan struct{}) error {
+	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", filepath.Join(dir, "qmp"))
+	if err != nil {
+		return fmt.Errorf("ask the virtual machine what it is at: %w", err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, `{"execute":"qmp_capabilities"}{"execute":"inject-nmi"}`); err != nil {
+		return fmt.Errorf("ask the virtual machine what it is at: %w", err)
+	}
+	select {
+	case <-ended:
+	case <-time.After(20 * time.Second): // to print it
+	}
+	return nil
 }
 
 // watch copies the command's output until it has ended, and returns its status. On an error the
@@ -130,6 +152,7 @@ func (v *VM) watch(ctx context.Context, dir string, ended <-chan struct{}) (stat
 	}
 	deadline := time.Now().Add(bootTime)
 	booted := false
+	last := time.Now() // when something was printed
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -142,7 +165,8 @@ func (v *VM) watch(ctx context.Context, dir string, ended <-chan struct{}) (stat
 		case <-tick.C:
 		}
 		text, statusErr := os.ReadFile(filepath.Join(dir, "status"))
-		if err := output.copy(); err != nil {
+		n, err := output.copy()
+		if err != nil {
 			return 0, fmt.Errorf("copy the output: %w", err)
 		}
 		if statusErr == nil {
@@ -164,6 +188,9 @@ func (v *VM) watch(ctx context.Context, dir string, ended <-chan struct{}) (stat
 				deadline = time.Now().Add(timeout)
 			}
 		}
+		if n > 0 || !booted {
+			last = time.Now()
+		}
 		switch late := time.Now().After(deadline); {
 		case gone && !booted:
 			return 0, fmt.Errorf("%w: qemu ended", ErrBoot)
@@ -173,6 +200,9 @@ func (v *VM) watch(ctx context.Context, dir string, ended <-chan struct{}) (stat
 			return 0, fmt.Errorf("%w within %v", ErrBoot, bootTime)
 		case late:
 			return 0, fmt.Errorf("%w: %v", ErrTimeout, timeout)
+		case v.Quiet > 0 && time.Since(last) > v.Quiet:
+			err := fmt.Errorf("%w: nothing was printed for %v", ErrStill, v.Quiet)
+			return 0, errors.Join(err, backtraces(ctx, dir, ended))
 		}
 	}
 }
@@ -265,12 +295,13 @@ func (v *VM) qemu(ctx context.Context, dir string) *exec.Cmd {
 		"-smp", cpus, "-m", "2048", "-machine", "pc,memory-backend=m",
 		"-object", "memory-backend-memfd,id=m,size=2048M,share=on", // virtiofs needs shared memory
 		"-nodefaults", "-display", "none", "-no-reboot",
+		"-qmp", "unix:" + filepath.Join(dir, "qmp") + ",server=on,wait=off",
 		"-serial", "file:" + filepath.Join(dir, "console"),
 		"-chardev", "socket,id=fs,path=" + filepath.Join(dir, "fs.sock"),
 		"-device", "vhost-user-fs-pci,chardev=fs,tag=root",
 		"-kernel", filepath.Join(v.Kernel.Dir, "vmlinuz"),
 		"-initrd", filepath.Join(dir, "initramfs"),
-		"-append", "console=ttyS0 loglevel=5 panic=-1 tsc=reliable no_timer_check lsm=" + lsm + slab,
+		"-append", "console=ttyS0 loglevel=5 panic=-1 panic_print=65 sysctl.kernel.unknown_nmi_panic=1 tsc=reliable no_timer_check lsm=" + lsm + slab,
 	}
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", append(args, extra...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -284,16 +315,15 @@ type follower struct {
 	f    *os.File
 }
 
-func (f *follower) copy() error {
+func (f *follower) copy() (int64, error) {
 	if f.f == nil {
 		file, err := os.Open(f.path)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		f.f = file
 	}
-	_, err := io.Copy(f.w, f.f)
-	return err
+	return io.Copy(f.w, f.f)
 }
 
 func (f *follower) close() {

@@ -54,6 +54,39 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// What a machine that failed has left is run in another, and a test in which two failed has failed.
+func TestSplit(t *testing.T) {
+	const output = `{"Action":"run","Package":"p","Test":"TestKernelA"}
+{"Action":"pass","Package":"p","Test":"TestKernelA/x"}
+{"Action":"fail","Package":"p","Test":"TestKernelA"}
+{"Action":"run","Package":"p","Test":"TestKernelB"}
+{"Action":"pass","Package":"p","Test":"TestKernelB/x"}
+{"Action":"fail","Package":"p"}
+`
+	s := suite{tests: []string{"TestKernelA", "TestKernelB", "TestKernelC"}}
+	failed := map[string]bool{}
+	for _, want := range []struct{ done, later, failure string }{
+		{"TestKernelA", "TestKernelB TestKernelC", "p.TestKernelA"},
+		{"TestKernelA TestKernelB", "TestKernelC", "p.TestKernelA p.TestKernelB"},
+	} {
+		events, done, later, err := split([]byte(output), s, "p", failed)
+		if err != nil || strings.Join(done.tests, " ") != want.done || strings.Join(later.tests, " ") != want.later {
+			t.Errorf("%v then %v, %v: want %+v", done.tests, later.tests, err, want)
+		}
+		var sum testsum.Summary
+		if err := sum.Read(bytes.NewReader(events), nil); err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, r := range sum.Failures() {
+			names = append(names, r.Name())
+		}
+		if strings.Join(names, " ") != want.failure {
+			t.Errorf("%q failed, want %s", names, want.failure)
+		}
+	}
+}
+
 func TestSelected(t *testing.T) {
 	all := []string{"Old", "X", "UnderLoadX", "Runs", "Doctor", "Judge", "AgentKept", "AgentKilled", "LearnServer", "Bind", "Exec"}
 	for _, c := range []struct {

@@ -48,6 +48,7 @@ func run(ctx context.Context) (status int, err error) {
 	lsm := flag.String("lsm", "with", "with or without bpf in the kernel's lsm= list")
 	icount := flag.Bool("icount", false, "count instructions as time: repeatable, slower, one CPU")
 	timeout := flag.Duration("timeout", 5*time.Minute, "end the command after this time, not counting the boot")
+	quiet := flag.Duration("quiet", 0, "end the machine, with what its processors are at, when nothing was printed for this time")
 	plain := flag.Bool("plain", false, "print the output without a prefix")
 	console := flag.Bool("console", false, "print the kernel's console at the end")
 	flag.Var(&env, "env", "set a variable, K=V; may be repeated")
@@ -93,7 +94,7 @@ func run(ctx context.Context) (status int, err error) {
 		out = p
 	}
 	vm := vmtest.VM{
-		Kernel: k, NoLSM: *lsm == "without", ICount: *icount, Timeout: *timeout, Dir: dir, Env: env,
+		Kernel: k, NoLSM: *lsm == "without", ICount: *icount, Timeout: *timeout, Quiet: *quiet, Dir: dir, Env: env,
 		Command: flag.Args(), Output: out, Log: os.Stderr,
 	}
 	if *console {
