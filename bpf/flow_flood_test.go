@@ -253,19 +253,31 @@ func TestKernelFlowSYNFlood(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
 	to := netip.MustParseAddrPort(l.Addr().String())
 	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer l.Close()
+	t.Cleanup(func() {
+		l.Close()
+		wg.Wait()
+	})
 	wg.Go(func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			_, _ = io.Copy(c, c)
-			c.Close()
+			served := make(chan struct{})
+			wg.Go(func() {
+				_, _ = io.Copy(c, c)
+				c.Close()
+				close(served)
+			})
+			wg.Go(func() {
+				select {
+				case <-served:
+				case <-t.Context().Done():
+					_ = c.SetDeadline(time.Now())
+				}
+			})
 		}
 	})
 	real := func(n int) error {
@@ -274,6 +286,9 @@ func TestKernelFlowSYNFlood(t *testing.T) {
 			return err
 		}
 		defer c.Close()
+		if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+			return err
+		}
 		_, err = c.Write(make([]byte, n))
 		if err := errors.Join(err, c.(*net.TCPConn).CloseWrite()); err != nil {
 			return err
@@ -285,7 +300,12 @@ func TestKernelFlowSYNFlood(t *testing.T) {
 	}
 	ends[1].do(t, func() error { return real(1) }) // so that what is made once is made
 	ours := func(f *pavise.Flow) bool { return f.NetNS == ends[0].number && f.Protocol == unix.IPPROTO_TCP }
-	w.wait(1, "the first", ours)
+	/*
+	 * When the last segment of a handshake by cookie comes late, after a connection that its data made, and that was closed since, the kernel makes another: without anybody
+	 * at the other end, and without data.
+	 */
+	carries := func(f *pavise.Flow) bool { return ours(f) && f.Received.Bytes > 0 }
+	w.wait(1, "the first", carries)
 	memory, err := w.f.Memory()
 	if err != nil {
 		t.Fatal(err)
@@ -351,7 +371,9 @@ func TestKernelFlowSYNFlood(t *testing.T) {
 			n := 0
 			for _, f := range w.sweep() {
 				if ours(&f) {
-					n++
+					if f.Received.Bytes > 0 {
+						n++
+					}
 					if f.Remote.Address != cable4[1] {
 						t.Fatalf("a flow was made of a half-open connection: %s", show([]pavise.Flow{f}))
 					}
@@ -363,7 +385,7 @@ func TestKernelFlowSYNFlood(t *testing.T) {
 	if err := errors.Join(<-syns, <-clients); err != nil {
 		t.Fatal(err)
 	}
-	told := w.wait(made+1, "real connections", ours)
+	told := w.wait(made+1, "real connections", carries)
 	after, then := wire(t, ends[0]), w.stats()
 	grew, err := w.f.Memory()
 	if err != nil {
