@@ -372,12 +372,11 @@ func split(raw []byte, s suite, pkg string, failed map[string]bool) (events []by
 // which the emulator of a 6.1 stood still; KeepGarbage is about what stands in a directory; FlowMany is about how quickly 10,000 connections are told.
 var here = regexp.MustCompile(`^TestKernel(Runs|KeepGarbage|FlowMany)$`)
 
-// in are tests that take long in an emulated machine, and ask of the kernel what others ask of each: they run in one kernel, with BPF LSM. Killed is what Kept does, at random points and
-// for as long as it is given; Unconfirmed waits; ClockJump is about the agent's clocks; Learn is about what an agent makes of events; DoctorCommand prints what Doctor finds.
+// in are tests that take long in an emulated machine, and ask of the kernel what others ask of each, or nothing that differs with it, as most of agents: they run in one kernel, with BPF LSM.
 var in = map[string]*regexp.Regexp{
-	"newest": regexp.MustCompile(`^TestKernelAgent(Killed|Unconfirmed)$`),
-	"6.12":   regexp.MustCompile(`^TestKernel(LearnServer|ClockJump)$`),
-	"6.1":    regexp.MustCompile(`^TestKernel(LearnInstall|DoctorCommand)$`),
+	"newest": regexp.MustCompile(`^TestKernel(AgentKilled|AgentUnconfirmed|StarterPolicies|Domain|IsolateDatagrams|Recheck(|Inbound|Start))$`),
+	"6.12":   regexp.MustCompile(`^TestKernel(LearnServer|ClockJump|ContainerImage|FlowUnrelatedChange)$`),
+	"6.1":    regexp.MustCompile(`^TestKernel(LearnInstall|DoctorCommand|FlowCurl|AgentGuarded|ProtectedByItself|ShadowThroughAPI|Recheck(Name|Names|Containers))$`),
 }
 
 // All run with BPF LSM at both ends of what is promised; the kernel in between runs what differs with the hooks and the structures of the kernel. Without BPF LSM, the newest kernel runs what
@@ -385,7 +384,7 @@ var in = map[string]*regexp.Regexp{
 // withoutLSM: what differs with the rungs that are left.
 var (
 	engine     = regexp.MustCompile(`^TestKernel(Judge.*|ShadowJudge|Set(Strings|Names|Addresses|Slots))$`)
-	agents     = regexp.MustCompile(`^TestKernel(Agent.*|Uninstall|ContainerImage|StarterPolicies|ProtectedByItself|ShadowThroughAPI)$`)
+	agents     = regexp.MustCompile(`^TestKernel(Agent.*|Uninstall)$`)
 	flows      = regexp.MustCompile(`^TestKernelFlow.*$`)
 	between    = regexp.MustCompile(`^TestKernel(Refusal|Bind|Send|Unix|FileModes|FileOverlay|FileCompat|SubjectDigest|SubjectVerity|StorageStays|Flow(TCP|UDP|Unix|ICMP|Owner|Sweep))$`)
 	withoutLSM = regexp.MustCompile(`^TestKernel(Doctor|Features|Smoke|NoLSM|Load|Share|Alone|FileAccess|FileAliases|FileCase|Exec|Connect|Ops.*)$`)
@@ -416,7 +415,7 @@ func runs(test, kernel string, noLSM bool) bool {
 		}
 	}
 	switch {
-	case kernel == "6.12" && test == "TestKernelDoctor": // it proves each operation, for a minute
+	case test == "TestKernelDoctor" && (kernel == "6.12" || kernel == "newest" && noLSM): // it proves each operation, for a minute
 		return false
 	case kernel == "6.12" && !noLSM:
 		return between.MatchString(test) || withoutLSM.MatchString(test)

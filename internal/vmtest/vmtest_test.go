@@ -100,7 +100,7 @@ func TestSelected(t *testing.T) {
 		{"newest", false, "X Doctor Judge AgentKept AgentKilled Bind Exec"},
 		{"6.1", true, "Doctor Exec"},
 		{"6.12", true, "Exec"},
-		{"newest", true, "X Doctor Bind Exec"},
+		{"newest", true, "X Bind Exec"},
 	} {
 		suites := []suite{{pkg: "a"}, {pkg: "b", tests: []string{"TestKernelUnderLoadY"}}}
 		for _, name := range all {
