@@ -21,6 +21,8 @@ import (
 const (
 	sweepPause = 10 * time.Second // between two reports of a flow that goes on
 	freshFlows = time.Second      // an answer is not older than this
+	// How many sweeps pass before a flow is given up that has no file: TCP sends what a process left behind for two minutes or so (tcp_orphan_retries).
+	orphanSweeps = 18
 
 	// How long a report waits for its process, and how long the next one does not: who is not known then is not known at all.
 	catchUpTime  = 200 * time.Millisecond
@@ -37,6 +39,8 @@ type FlowSource interface {
 	Stats() (bpf.FlowStats, error)
 	// Lacking says what this kernel does not let be told.
 	Lacking() []string
+	// Files tells whether Sweep leaves out sockets that no process has a file of any more.
+	Files() bool
 	// Memory is what the maps take, in bytes.
 	Memory() (uint64, error)
 	Close() error
@@ -109,7 +113,11 @@ func (a *Agent) startFlows(ctx context.Context) (stop func()) {
 		return func() {}
 	}
 	f := &flows{a: a, source: source}
-	f.table = flow.New(flow.Options{Process: a.table.Lookup, Name: a.names.name})
+	o := flow.Options{Process: a.table.Lookup, Name: a.names.name}
+	if source.Files() {
+		o.Missing = orphanSweeps
+	}
+	f.table = flow.New(o)
 	a.flows.Store(f)
 	if lacking := source.Lacking(); len(lacking) > 0 {
 		a.log.Info("not all is known of connections on this kernel", "lacking", lacking)

@@ -59,51 +59,72 @@ int flow_found(struct bpf_iter__task_file *ctx)
 	return 0;
 }
 
-/* Reports all flows that go on, by way of the iterator's file: of that nothing is lost. It calls again for a socket whose reports found no room in its buffer. */
-SEC("iter/bpf_sk_storage_map")
-int flow_sweep(struct bpf_iter__bpf_sk_storage_map *ctx)
+/* flow_report tells a sweep of a socket, once. It comes again for one whose reports found no room in the iterator's buffer. */
+static __always_inline void flow_report(struct seq_file *seq, struct sock *sk)
 {
-	struct seq_file *seq = ctx->meta->seq;
-	struct sock *sk = ctx->sk;
-	struct flow_sock *f;
+	struct flow_sock *f = bpf_sk_storage_get(&flow_socks, sk, 0, 0);
 	struct rec_flow r;
 
-	if (!sk)
-		return 0;
-	f = bpf_sk_storage_get(&flow_socks, sk, 0, 0);
-	if (!f || f->flags & FLOW_RELEASED)
-		return 0;
+	if (!f || f->flags & FLOW_RELEASED || f->swept == flow_sweeps)
+		return;
 	if (f->flags & FLOW_UNIX) { /* flow_sweep_unix tells of it */
 		struct flow_unix *e = bpf_map_lookup_elem(&flow_unixes, &f->id);
 
 		if (e && !(READ(sk, __sk_common.skc_flags) >> SOCK_DEAD_BIT & 1))
 			e->seen = flow_sweeps;
-		return 0;
+		return;
 	}
 	if (f->flags & FLOW_DGRAM) {
 		if (f->others_id) {
 			flow_main(&r, f, sk, true);
 			if (bpf_seq_write(seq, &r, sizeof(r)))
-				return 0;
+				return;
 		}
 		if (f->claim == CLAIM_READY) {
 			flow_main(&r, f, sk, false);
 			if (bpf_seq_write(seq, &r, sizeof(r)))
-				return 0;
+				return;
 			__sync_fetch_and_add(&f->report, 1);
 		}
 		if (f->others_id)
 			__sync_fetch_and_add(&f->others_report, 1);
-		return 0;
+		f->swept = flow_sweeps;
+		return;
 	}
 	if (!(f->flags & FLOW_KNOWN))
-		return 0;
+		return;
 	flow_head(&r, f, sk);
 	flow_put_ends(&r, sk);
 	flow_tcp_counters(&r, f, sk);
 	r.state = READ(sk, __sk_common.skc_state) == TCP_SYN_SENT ? FLOW_CONNECTING : FLOW_OPEN;
-	if (!bpf_seq_write(seq, &r, sizeof(r)))
-		__sync_fetch_and_add(&f->report, 1);
+	if (bpf_seq_write(seq, &r, sizeof(r)))
+		return;
+	__sync_fetch_and_add(&f->report, 1);
+	f->swept = flow_sweeps;
+}
+
+/* Reports all flows that go on, by way of the iterator's file: of that nothing is lost. */
+SEC("iter/bpf_sk_storage_map")
+int flow_sweep(struct bpf_iter__bpf_sk_storage_map *ctx)
+{
+	struct sock *sk = ctx->sk;
+
+	if (sk)
+		flow_report(ctx->meta->seq, sk);
+	return 0;
+}
+
+/*
+ * The same for sockets that a process has a file of. Since 7.0 (0be08389c7f2 "bpf: Switch to bpf_selem_unlink_nofail in bpf_local_storage_{map_free, destroy}") a socket that is destroyed
+ * takes itself out of its storage's entry before this is freed, and the iterator over socket storage reads it without looking: the kernel follows NULL.
+ */
+SEC("iter/task_file")
+int flow_sweep_files(struct bpf_iter__task_file *ctx)
+{
+	struct sock *sk = ctx->task ? sock_of(ctx) : NULL;
+
+	if (sk)
+		flow_report(ctx->meta->seq, sk);
 	return 0;
 }
 

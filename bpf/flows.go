@@ -14,6 +14,7 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
@@ -40,6 +41,8 @@ type Flows struct {
 	links    map[string]link.Link
 	ring     *ringbuf.Reader
 	lacking  []string
+	files    bool
+	sweep    string // the program that goes over sockets
 
 	mu          sync.Mutex // of Sweep
 	buf         []byte
@@ -125,7 +128,15 @@ func (k *Kernel) OpenFlows(o FlowOptions) (f *Flows, err error) {
 	if f.ring, err = ringbuf.NewReader(f.maps["flow_ring"]); err != nil {
 		return f, fmt.Errorf("open the ring: %w", err)
 	}
-	for _, p := range []string{"flow_sweep", "flow_sweep_peers", "flow_sweep_unix"} {
+	if f.files, err = k.sweepsFiles(); err != nil {
+		return f, err
+	}
+	f.sweep = "flow_sweep"
+	if f.files {
+		f.sweep = "flow_sweep_files"
+		f.lacking = append(f.lacking, "before its end, what goes on on a socket that no process has a file of, as the kernel's own: the iterator over socket storage of this kernel is not safe (Linux 7.0)")
+	}
+	for _, p := range []string{f.sweep, "flow_sweep_peers", "flow_sweep_unix"} {
 		if err := f.load(object, p); err != nil {
 			return f, err
 		}
@@ -164,6 +175,23 @@ func (f *Flows) find(object *ebpf.CollectionSpec) error {
 	delete(f.maps, "flow_listens")
 	return err
 }
+
+// sweepsFiles tells whether Sweep has to find sockets by the files that processes have of them: where a socket that is destroyed clears what the kernel's iterator over socket storage
+// follows (flow_sweep_files says more). Then an entry of local storage has a state.
+func (k *Kernel) sweepsFiles() (bool, error) {
+	kernel, err := k.types.Kernel()
+	if err != nil {
+		return false, fmt.Errorf("read the kernel's types: %w", err)
+	}
+	var entry *btf.Struct
+	if err := kernel.TypeByName("bpf_local_storage_elem", &entry); err != nil {
+		return false, fmt.Errorf("look for the kernel's socket storage: %w", err)
+	}
+	return slices.ContainsFunc(entry.Members, func(m btf.Member) bool { return m.Name == "state" }), nil
+}
+
+// Files tells whether Sweep finds only sockets that a process has a file of. One that has none any more, as while its last data and its FIN are on their way, is told of at its end.
+func (f *Flows) Files() bool { return f.files }
 
 // lacks tells whether a program cannot be had because the kernel has no such hook.
 func lacks(err error) bool {
@@ -346,7 +374,11 @@ func (f *Flows) Sweep(fn func(rec []byte) error) error {
 	if err := f.sweepNumber.Set(f.sweeps); err != nil {
 		return fmt.Errorf("number a sweep: %w", err)
 	}
-	if err := f.iterate("flow_sweep", link.IterOptions{Program: f.programs["flow_sweep"], Map: f.maps["flow_socks"]}, 0, fn); err != nil {
+	o := link.IterOptions{Program: f.programs[f.sweep]}
+	if !f.files {
+		o.Map = f.maps["flow_socks"]
+	}
+	if err := f.iterate(f.sweep, o, 0, fn); err != nil {
 		return err
 	}
 	if err := f.sweepPeers(fn); err != nil {

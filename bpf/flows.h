@@ -58,7 +58,7 @@ struct flow_sock {
 	__u32 base; /* TCP's sequence number of the first byte */
 	__u32 copied; /* how far from there was copied */
 	__u32 hello; /* how long the ClientHello is, with its record's head */
-	__u32 pad;
+	__u32 swept; /* the last sweep that told of it */
 	__u64 sk; /* where it is */
 	/* Of datagram sockets. */
 	__u32 claimed; /* who adds the first makes the claim */

@@ -208,7 +208,7 @@ type KernelFlowSock struct {
 	Base      uint32
 	Copied    uint32
 	Hello     uint32
-	Pad       uint32
+	Swept     uint32
 	_         [4]byte
 	Sk        uint64
 	Claimed   uint32
@@ -970,6 +970,7 @@ const (
 	KernelProgFlowStreamReceived = "flow_stream_received"
 	KernelProgFlowStreamSent     = "flow_stream_sent"
 	KernelProgFlowSweep          = "flow_sweep"
+	KernelProgFlowSweepFiles     = "flow_sweep_files"
 	KernelProgFlowSweepPeers     = "flow_sweep_peers"
 	KernelProgFlowSweepUnix      = "flow_sweep_unix"
 	KernelProgFlowTcp            = "flow_tcp"
@@ -1179,6 +1180,7 @@ type KernelProgramSpecs struct {
 	FlowStreamReceived *ebpf.ProgramSpec `ebpf:"flow_stream_received"`
 	FlowStreamSent     *ebpf.ProgramSpec `ebpf:"flow_stream_sent"`
 	FlowSweep          *ebpf.ProgramSpec `ebpf:"flow_sweep"`
+	FlowSweepFiles     *ebpf.ProgramSpec `ebpf:"flow_sweep_files"`
 	FlowSweepPeers     *ebpf.ProgramSpec `ebpf:"flow_sweep_peers"`
 	FlowSweepUnix      *ebpf.ProgramSpec `ebpf:"flow_sweep_unix"`
 	FlowTcp            *ebpf.ProgramSpec `ebpf:"flow_tcp"`
@@ -1581,6 +1583,7 @@ type KernelPrograms struct {
 	FlowStreamReceived *ebpf.Program `ebpf:"flow_stream_received"`
 	FlowStreamSent     *ebpf.Program `ebpf:"flow_stream_sent"`
 	FlowSweep          *ebpf.Program `ebpf:"flow_sweep"`
+	FlowSweepFiles     *ebpf.Program `ebpf:"flow_sweep_files"`
 	FlowSweepPeers     *ebpf.Program `ebpf:"flow_sweep_peers"`
 	FlowSweepUnix      *ebpf.Program `ebpf:"flow_sweep_unix"`
 	FlowTcp            *ebpf.Program `ebpf:"flow_tcp"`
@@ -1693,6 +1696,7 @@ func (p *KernelPrograms) Close() error {
 		p.FlowStreamReceived,
 		p.FlowStreamSent,
 		p.FlowSweep,
+		p.FlowSweepFiles,
 		p.FlowSweepPeers,
 		p.FlowSweepUnix,
 		p.FlowTcp,

@@ -77,7 +77,12 @@ func knock(from, to string, greeting bool) (string, error) {
 // unanswered expects that a SYN to a socket of an actor's is not answered.
 func unanswered(t *testing.T, a *actor, where, from, to string) {
 	t.Helper()
-	if _, err := knock(from, to, false); !errors.Is(err, unix.ETIMEDOUT) {
+	_, err := knock(from, to, false)
+	if err == nil && a != nil && skipped(t) {
+		a.do(t, "take-now", where)
+		_, err = knock(from, to, false)
+	}
+	if !errors.Is(err, unix.ETIMEDOUT) {
 		t.Errorf("connect from %q to %s: %v, want no answer", from, to, err)
 	}
 	if a != nil {

@@ -35,6 +35,8 @@ type effect struct {
 	other   *actor    // and not about this one
 	early   [2]*actor // the subject's program, from before the Enforcer
 
+	missed uint64 // see skipped
+
 	mu     sync.Mutex
 	events []pavise.Event
 }
@@ -54,6 +56,7 @@ func theEffect(t *testing.T) *effect {
 		t.Fatal(effects.err)
 	}
 	x := effects.x
+	x.missed = x.e.k.Missed()
 	t.Cleanup(func() {
 		if c, err := x.e.Counters(); t.Failed() || c.NoScratch+c.NoIdentity+c.NoTexts > 0 {
 			t.Errorf("no working memory %d, no identity %d, no texts %d, missed %d, %v %v", c.NoScratch, c.NoIdentity, c.NoTexts, c.Missed, c.Ops, err)
@@ -261,9 +264,32 @@ func atHook(r pavise.Rung) bool { return r == pavise.RungLSM || r == pavise.Rung
 // done does a deed and expects that it succeeds with this data.
 func done(t *testing.T, a *actor, data, deed string, args ...string) {
 	t.Helper()
-	if o := a.do(t, deed, args...); o.Killed || o.Err != "" || o.Data != data {
-		t.Errorf("%s %q: %s, want %q", deed, args, o, data)
+	o := a.do(t, deed, args...)
+	if o.Killed || o.Err != "" || o.Data != data {
+		if !skipped(t) {
+			t.Errorf("%s %q: %s, want %q", deed, args, o, data)
+		} else if o := a.do(t, deed, args...); o.Killed || o.Err != "" || o.Data != data {
+			t.Errorf("%s %q, once more: %s, want %q", deed, args, o, data)
+		}
 	}
+}
+
+// skipped tells whether the kernel has skipped a program since it was asked last, as it does at times with one that another process was in on the same CPU when it was preempted (from Linux 7.0 on
+// also at tracepoints). Who is not known by that is judged strictly, and a socket not before it is found: a test may try once more then.
+func skipped(t *testing.T) bool {
+	t.Helper()
+	x := effects.x
+	if x == nil {
+		return false
+	}
+	missed := x.e.k.Missed()
+	if missed == x.missed {
+		return false
+	}
+	t.Logf("the kernel skipped %d programs: once more", missed-x.missed)
+	x.missed = missed
+	must(t, x.e.Refresh())
+	return true
 }
 
 // event waits for a record of a verdict.

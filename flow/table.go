@@ -15,8 +15,8 @@ const (
 	DefaultMax = 1 << 17
 	// remembered is how many flows that have ended can still be found by those at their other ends, whose last reports come a moment later.
 	remembered = 4096
-	// forgotten is after how many sweeps that did not find a flow it is taken to have ended: the report of its end was lost.
-	forgotten = 2
+	// DefaultMissing is after how many sweeps that did not find a flow it is taken to have ended: the report of its end was lost.
+	DefaultMissing = 2
 )
 
 // Options are what a Table asks about others. Both are called with the Table's lock held, and must not call it.
@@ -26,6 +26,8 @@ type Options struct {
 	// Name is the name that an address was looked up by, if it can be by an executable, and the executable that did.
 	Name func(netns uint32, a netip.Addr, exe string) (name, askedBy string)
 	Max  int // 0: DefaultMax
+	// Missing is how many sweeps may not find a flow that goes on; 0: DefaultMissing.
+	Missing uint32
 }
 
 // Table follows flows from report to report: it tells what is new in each, whose the ends are, and what they are called.
@@ -93,6 +95,9 @@ func (e ends) other() ends { e.local, e.remote = e.remote, e.local; return e }
 func New(o Options) *Table {
 	if o.Max == 0 {
 		o.Max = DefaultMax
+	}
+	if o.Missing == 0 {
+		o.Missing = DefaultMissing
 	}
 	t := &Table{o: o, open: map[uint64]*entry{}, ends: map[ends]*entry{}, over: map[uint64]struct{}{}}
 	for i, name := range sumNames {
@@ -368,7 +373,7 @@ func (t *Table) Swept(now int64) (lost []*pavise.Flow) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, e := range t.open {
-		if t.sweep-e.seen < forgotten {
+		if t.sweep-e.seen < t.o.Missing {
 			continue
 		}
 		f := *e.flow

@@ -136,11 +136,11 @@ func TestTableSwept(t *testing.T) {
 	tb := testTable(0)
 	tb.Report(raw(1, client, server, 1, 5, 5, pavise.FlowOpen))
 	tb.Report(raw(2, server, client, 1, 5, 5, pavise.FlowOpen))
-	for i := range forgotten {
+	for i := range DefaultMissing {
 		tb.Sweep()
 		tb.Report(raw(2, server, client, 1, 5, 5, pavise.FlowOpen))
 		lost := tb.Swept(99)
-		if last := i == forgotten-1; last != (len(lost) == 1) {
+		if last := i == DefaultMissing-1; last != (len(lost) == 1) {
 			t.Fatalf("sweep %d: %d flows are over", i, len(lost))
 		} else if last && (lost[0].ID != 1 || lost[0].State != pavise.FlowClosed || lost[0].Time != 99 || lost[0].SentNew.Bytes != 0) {
 			t.Errorf("%+v", lost[0])
