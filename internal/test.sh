@@ -52,7 +52,7 @@ here() {
 	go test -json -count=1 -p 1 -run '^TestKernel' $packages | $results/sum -live $results/here.json
 }
 
-machines() { $results/vmrun -matrix -timeout 25m -json $results/machines.json ./...; }
+machines() { $results/vmrun -matrix -timeout 40m -json $results/machines.json ./...; }
 
 go build -o $results/ ./internal/testsum/sum ./internal/vmtest/vmrun || exit 1
 : >$results/steps.json
