@@ -133,21 +133,27 @@ func TestTableFull(t *testing.T) {
 }
 
 func TestTableSwept(t *testing.T) {
-	tb := testTable(0)
-	tb.Report(raw(1, client, server, 1, 5, 5, pavise.FlowOpen))
-	tb.Report(raw(2, server, client, 1, 5, 5, pavise.FlowOpen))
-	for i := range DefaultMissing {
-		tb.Sweep()
-		tb.Report(raw(2, server, client, 1, 5, 5, pavise.FlowOpen))
-		lost := tb.Swept(99)
-		if last := i == DefaultMissing-1; last != (len(lost) == 1) {
-			t.Fatalf("sweep %d: %d flows are over", i, len(lost))
-		} else if last && (lost[0].ID != 1 || lost[0].State != pavise.FlowClosed || lost[0].Time != 99 || lost[0].SentNew.Bytes != 0) {
-			t.Errorf("%+v", lost[0])
+	for _, missing := range []uint32{0, 5} {
+		tb := testTable(0)
+		want := uint32(DefaultMissing)
+		if missing != 0 {
+			tb.o.Missing, want = missing, missing
 		}
-	}
-	if s := tb.Stats(); s.EndsLost != 1 || s.Open != 1 {
-		t.Errorf("stats %+v", s)
+		tb.Report(raw(1, client, server, 1, 5, 5, pavise.FlowOpen))
+		tb.Report(raw(2, server, client, 1, 5, 5, pavise.FlowOpen))
+		for i := range want {
+			tb.Sweep()
+			tb.Report(raw(2, server, client, 1, 5, 5, pavise.FlowOpen))
+			lost := tb.Swept(99)
+			if last := i == want-1; last != (len(lost) == 1) {
+				t.Fatalf("sweep %d of %d: %d flows are over", i, want, len(lost))
+			} else if last && (lost[0].ID != 1 || lost[0].State != pavise.FlowClosed || lost[0].Time != 99 || lost[0].SentNew.Bytes != 0) {
+				t.Errorf("%+v", lost[0])
+			}
+		}
+		if s := tb.Stats(); s.EndsLost != 1 || s.Open != 1 {
+			t.Errorf("stats %+v", s)
+		}
 	}
 }
 

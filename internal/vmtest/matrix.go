@@ -65,8 +65,7 @@ func (m *Matrix) Run(ctx context.Context, jsonFile string) (status int, err erro
 	fail := func(what string, err error) error {
 		status = 1
 		fmt.Fprintf(m.Log, "FAIL\t%s: %v\n", what, err)
-		return write(record, testsum.Event{Action: "output", Package: what, Output: err.Error() + "\n"},
-			testsum.Event{Action: "fail", Package: what})
+		return write(record, failed(what, err)...)
 	}
 	for _, err := range broken {
 		if err := fail("tests for virtual machines", err); err != nil {
@@ -248,13 +247,19 @@ func (m *Matrix) boot(ctx context.Context, j job) (r result) {
 	r.place, r.log, r.sum = j.kernel.Name+" "+mode, &bytes.Buffer{}, &testsum.Summary{}
 	start := time.Now()
 	var events bytes.Buffer
-	failed := map[string]bool{} // the tests in which a machine failed
+	stuck := map[string]bool{} // the tests in which a machine failed
 	for boot, rest := 1, j.suites; len(rest) > 0; boot++ {
 		output, runErr := m.run(ctx, j, rest, r.log)
 		again := boot < boots && (errors.Is(runErr, ErrCrash) || errors.Is(runErr, ErrStill))
 		if runErr != nil && !again && !errors.Is(runErr, ErrBoot) && !errors.Is(runErr, ErrCrash) && !errors.Is(runErr, ErrTimeout) && !errors.Is(runErr, ErrStill) {
 			r.err = runErr
 			return r
+		}
+		if errors.Is(runErr, ErrOops) && again { // the rest is run, and this is told all the same: no emulator does that
+			if err := write(&events, failed("virtual machine ["+r.place+"]", runErr)...); err != nil {
+				r.err = err
+				return r
+			}
 		}
 		parts := strings.Split(output, beginMark)
 		var left []suite
@@ -273,7 +278,7 @@ func (m *Matrix) boot(ctx context.Context, j job) (r result) {
 			}
 			if !ended && again {
 				var later suite
-				if raw, s, later, err = split(raw, s, pkg, failed); err != nil {
+				if raw, s, later, err = split(raw, s, pkg, stuck); err != nil {
 					r.err = err
 					return r
 				}
@@ -312,6 +317,11 @@ func (m *Matrix) boot(ctx context.Context, j job) (r result) {
 	return r
 }
 
+// failed is the failure of what is no test.
+func failed(what string, err error) []testsum.Event {
+	return []testsum.Event{{Action: "output", Package: what, Output: err.Error() + "\n"}, {Action: "fail", Package: what}}
+}
+
 // run runs suites in one machine and returns what it printed.
 func (m *Matrix) run(ctx context.Context, j job, suites []suite, log io.Writer) (string, error) {
 	timeout := m.Timeout
@@ -334,9 +344,9 @@ func (m *Matrix) run(ctx context.Context, j job, suites []suite, log io.Writer) 
 	return output.String(), err
 }
 
-// split parts the events and the tests of a suite whose machine failed: what ended, and what is to be run again in another. A test that was running then is added to failed; one that
-// is in failed stays with what ended, and has failed.
-func split(raw []byte, s suite, pkg string, failed map[string]bool) (events []byte, done, later suite, err error) {
+// split parts the events and the tests of a suite whose machine failed: what ended, and what is to be run again in another. A test that was running then is added to stuck; one that
+// is in stuck stays with what ended, and has failed.
+func split(raw []byte, s suite, pkg string, stuck map[string]bool) (events []byte, done, later suite, err error) {
 	var sum testsum.Summary
 	if err := sum.Read(bytes.NewReader(raw), nil); err != nil {
 		return nil, done, later, err
@@ -346,9 +356,9 @@ func split(raw []byte, s suite, pkg string, failed map[string]bool) (events []by
 	for _, test := range s.tests {
 		r := sum.Result(pkg, test)
 		switch {
-		case r == nil, r.Action == "" && !failed[pkg+test]:
+		case r == nil, r.Action == "" && !stuck[pkg+test]:
 			later.tests = append(later.tests, test)
-			failed[pkg+test] = r != nil
+			stuck[pkg+test] = r != nil
 		default:
 			done.tests = append(done.tests, test)
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -22,10 +23,14 @@ var (
 	ErrTimeout = errors.New("the command did not end in time")
 	ErrCrash   = errors.New("the virtual machine ended before the command")
 	ErrStill   = errors.New("the virtual machine stood still")
+	ErrOops    = errors.New("its kernel followed a bad pointer") // beside one of the others
 )
 
 // bootTime is how long a boot may take. Some 8 s is usual; more on a loaded machine.
 const bootTime = 90 * time.Second
+
+// oops is what the kernel prints when it has read or written what is not there. An emulator that trips over patched code has it meet bad instructions.
+var oops = regexp.MustCompile(`BUG: (kernel NULL pointer dereference|unable to handle)`)
 
 // VM describes one run of one command in one kernel.
 type VM struct {
@@ -108,6 +113,9 @@ func (v *VM) run(ctx context.Context) (status int, err error) {
 		if _, err := v.Console.Write(console); err != nil {
 			return 0, fmt.Errorf("copy the console: %w", err)
 		}
+	}
+	if err != nil && oops.Match(console) {
+		err = fmt.Errorf("%w: %w", err, ErrOops)
 	}
 	if err != nil && ctx.Err() == nil {
 		cancel()

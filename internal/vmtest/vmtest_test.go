@@ -64,12 +64,12 @@ func TestSplit(t *testing.T) {
 {"Action":"fail","Package":"p"}
 `
 	s := suite{tests: []string{"TestKernelA", "TestKernelB", "TestKernelC"}}
-	failed := map[string]bool{}
+	stuck := map[string]bool{}
 	for _, want := range []struct{ done, later, failure string }{
 		{"TestKernelA", "TestKernelB TestKernelC", "p.TestKernelA"},
 		{"TestKernelA TestKernelB", "TestKernelC", "p.TestKernelA p.TestKernelB"},
 	} {
-		events, done, later, err := split([]byte(output), s, "p", failed)
+		events, done, later, err := split([]byte(output), s, "p", stuck)
 		if err != nil || strings.Join(done.tests, " ") != want.done || strings.Join(later.tests, " ") != want.later {
 			t.Errorf("%v then %v, %v: want %+v", done.tests, later.tests, err, want)
 		}
@@ -84,6 +84,27 @@ func TestSplit(t *testing.T) {
 		if strings.Join(names, " ") != want.failure {
 			t.Errorf("%q failed, want %s", names, want.failure)
 		}
+	}
+}
+
+// A kernel that followed a bad pointer is a failure, though all tests passed in another machine.
+func TestOops(t *testing.T) {
+	for text, want := range map[string]bool{
+		"[  486.4] BUG: kernel NULL pointer dereference, address: 0000000000000088\n": true,
+		"[    1.0] BUG: unable to handle page fault for address: ffff89d54bf6b900\n":  true,
+		"[    1.0] invalid opcode: 0000 [#1] PREEMPT SMP\n":                           false,
+	} {
+		if oops.MatchString(text) != want {
+			t.Errorf("%q: %v", text, !want)
+		}
+	}
+	var sum testsum.Summary
+	sum.Add(testsum.Event{Action: "pass", Package: "p [newest lsm]", Test: "TestKernelA"})
+	for _, e := range failed("virtual machine [newest lsm]", ErrOops) {
+		sum.Add(e)
+	}
+	if f := sum.Failures(); len(f) != 1 || f[0].Name() != "virtual machine [newest lsm]" {
+		t.Errorf("failures %v", f)
 	}
 }
 
